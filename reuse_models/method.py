@@ -1,0 +1,99 @@
+"""What every method is: frames of several streams in, embeddings and the work really done out.
+
+Shapes: B streams, F frames of one stream in this call, N tokens (CLS first where there is one), L layers,
+D width, E embedding width, P patches a side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from reuse_models.vit import Vit
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next frames of B streams, which advance in lockstep and may end at different times."""
+
+    pixels: tuple[Tensor, ...]
+    """Per stream [F, 3, H, W], normalised for the tower; F differs between streams and may be 0."""
+    codec: tuple[Tensor, ...] | None
+    """Per stream [F, 4, P, P] float32: class, motion x, motion y, quantiser, as decoded; None where no method reads it."""
+    ended: tuple[bool, ...]
+    """Per stream: no frame follows this chunk."""
+
+    @property
+    def num_streams(self) -> int:
+        """B."""
+        return len(self.pixels)
+
+
+@dataclass(slots=True)
+class Work:
+    """What was really executed, frame by frame: units put through each part of the tower or of a method's add-on.
+
+    Each part maps to an int64 tensor [G, K] over the G frames it describes; K is L for a part that runs in every
+    layer and 1 for one that runs once a frame. A unit is named in flops.py, the only place that turns units into FLOPs.
+    """
+
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What one call completed. A method may hold frames back until their group is full; order is display order."""
+
+    embeddings: tuple[Tensor, ...]
+    """Per stream [G, E] float32, not normalised: continues where the stream's last call ended."""
+    reuse: tuple[Tensor, ...]
+    """Per stream bool [G, L - 1, N]: reused at the boundary into layers 1..L-1; False for CLS and for merging methods."""
+    work: tuple[Work, ...]
+    """Per stream, G rows in each part."""
+    memory: Any
+    """Pass to the next call. The one passed in must not be used again: it may have been updated in place."""
+
+
+class Method(Protocol):
+    """A way to embed frames. Holds weights and settings, never the state of a stream."""
+
+    vit: Vit
+
+    def start(self, num_streams: int) -> Any:
+        """Return the memory of `num_streams` streams of which nothing has been seen."""
+        ...
+
+    def encode(self, chunk: Chunk, memory: Any) -> Encoded:
+        """Embed the next frames.
+
+        Raises:
+            ValueError: A frame or codec grid does not fit the tower, or memory is for another number of streams.
+        """
+        ...
+
+
+class MethodConfig(Protocol):
+    """A frozen dataclass beside each method; `registry.METHODS` maps its `method` name to it."""
+
+    method: ClassVar[str]
+
+    @property
+    def setting(self) -> str:
+        """The knob as a person reads it, such as `k=64`; with `method` it names one row of pareto.csv."""
+        ...
+
+    def build(self, vit: Vit) -> Method:
+        """Return the method on this tower.
+
+        Raises:
+            ValueError: The settings do not fit the tower, in one line.
+        """
+        ...
+
+
+def reuse_rate(reuse: Tensor) -> Tensor:
+    """Return [G]: tokens reused over all boundaries as a share of all tokens, CLS in the denominator (0..1)."""
+    return reuse.to(torch.float32).mean(dim=(1, 2))
