@@ -1,15 +1,37 @@
-"""A frozen vision tower cut at its joints."""
+"""A frozen vision tower cut at its joints, so that a method may enter and leave a layer where reuse needs it.
+
+Shapes: B frames (of any streams), N tokens (CLS first where there is one), M of them, L layers, D width, h heads,
+d head width, E embedding width, P patches a side; X stands for any leading dimensions.
+
+One layer is `qkv` → `split_heads` → `attend` → `project` → `mlp`; `close` is the last two. Methods that gather tokens
+put a packed [tokens, D] through `qkv` and `close`, since nothing but `attend` mixes tokens.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+
+QUICK_GELU_SLOPE = 1.702
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VitShape:
-    """Sizes of a tower. `embed_dim` is the projection's width, or `width` where there is no projection."""
+    """Sizes of a tower. `embed_dim` is the projection's width, or `width` where there is no projection.
+
+    A tower with CLS is CLIP's: normalised before the first layer, its embedding is CLS, normalised and projected.
+    One without is SigLIP's: its embedding is pooled from all tokens by one attention layer.
+    """
 
     image_px: int
     patch_px: int
@@ -19,6 +41,31 @@ class VitShape:
     mlp_width: int
     embed_dim: int
     has_cls: bool
+    has_projection: bool = True
+    """A linear map from width to embed_dim ends the tower. False in SigLIP and in a CLIP tower without projection."""
+    activation: Activation = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"tower: got width {self.width} and {self.num_heads} heads, expected a multiple; check the config"
+            )
+        if self.patches_per_side < 1 or self.num_layers < 1:
+            raise ValueError(
+                f"tower: got {self.image_px} px in patches of {self.patch_px} px and {self.num_layers} layers, "
+                "expected at least one of each; check the config"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"tower activation: got {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}; "
+                "choose another backbone"
+            )
+        if not self.has_projection and self.embed_dim != self.width:
+            raise ValueError(
+                f"tower: got embed_dim {self.embed_dim} without a projection, expected the width {self.width}; "
+                "check the config"
+            )
 
     @property
     def patches_per_side(self) -> int:
@@ -30,8 +77,321 @@ class VitShape:
         """N: P * P patches, and CLS where there is one."""
         return self.patches_per_side**2 + int(self.has_cls)
 
+    @property
+    def num_patches(self) -> int:
+        """P * P."""
+        return self.patches_per_side**2
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, d."""
+        return self.width // self.num_heads
+
+
+def _clip(image_px: int, patch_px: int, width: int, num_layers: int, embed_dim: int) -> VitShape:
+    return VitShape(
+        image_px=image_px,
+        patch_px=patch_px,
+        width=width,
+        num_heads=width // 64,
+        num_layers=num_layers,
+        mlp_width=4 * width,
+        embed_dim=embed_dim,
+        has_cls=True,
+    )
+
+
+def _siglip(image_px: int, patch_px: int, width: int, num_layers: int) -> VitShape:
+    return VitShape(
+        image_px=image_px,
+        patch_px=patch_px,
+        width=width,
+        num_heads=width // 64,
+        num_layers=num_layers,
+        mlp_width=4 * width,
+        embed_dim=width,
+        has_cls=False,
+        has_projection=False,
+        activation="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+    )
+
+
+KNOWN_SHAPES: dict[str, VitShape] = {
+    "openai/clip-vit-base-patch32": _clip(224, 32, 768, 12, 512),
+    "openai/clip-vit-base-patch16": _clip(224, 16, 768, 12, 512),
+    "openai/clip-vit-large-patch14": _clip(224, 14, 1024, 24, 768),
+    "openai/clip-vit-large-patch14-336": _clip(336, 14, 1024, 24, 768),
+    "google/siglip-base-patch16-224": _siglip(224, 16, 768, 12),
+    "google/siglip-large-patch16-256": _siglip(256, 16, 1024, 24),
+}
+"""Published towers whose sizes are known here, so that a benchmark on random weights needs no hub."""
+
+
+class VitLayer(nn.Module):
+    """The frozen weights of one layer; q, k and v are one product."""
+
+    def __init__(self, shape: VitShape) -> None:
+        super().__init__()
+        width, mlp_width = shape.width, shape.mlp_width
+        self.norm1_weight = _frozen(width)
+        self.norm1_bias = _frozen(width)
+        self.qkv_weight = _frozen(3 * width, width)
+        self.qkv_bias = _frozen(3 * width)
+        self.out_weight = _frozen(width, width)
+        self.out_bias = _frozen(width)
+        self.norm2_weight = _frozen(width)
+        self.norm2_bias = _frozen(width)
+        # Where the activation is quick_gelu, fc1 carries its slope and fc2 the inverse: see Vit.mlp.
+        self.fc1_weight = _frozen(mlp_width, width)
+        self.fc1_bias = _frozen(mlp_width)
+        self.fc2_weight = _frozen(width, mlp_width)
+        self.fc2_bias = _frozen(width)
+
 
 class Vit(nn.Module):
-    """Placeholder for the contract; see the engine."""
+    """A frozen tower in evaluation mode. Build it with `Vit.from_hf` or `Vit.random`."""
 
-    shape: VitShape
+    def __init__(self, shape: VitShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, embed_dim = shape.width, shape.embed_dim
+        self.patch_weight = _frozen(width, 3, shape.patch_px, shape.patch_px)
+        self.patch_bias = None if shape.has_cls else _frozen(width)
+        self.cls = _frozen(width) if shape.has_cls else None
+        self.position = _frozen(shape.num_tokens, width)
+        self.pre_norm_weight = _frozen(width) if shape.has_cls else None
+        self.pre_norm_bias = _frozen(width) if shape.has_cls else None
+        self.layers = nn.ModuleList(VitLayer(shape) for _ in range(shape.num_layers))
+        self.post_norm_weight = _frozen(width)
+        self.post_norm_bias = _frozen(width)
+        self.projection = _frozen(embed_dim, width) if shape.has_projection else None
+        self.pool = None if shape.has_cls else _PoolingHead(shape)
+        self.eval()
+
+    @staticmethod
+    def from_hf(model: PreTrainedModel) -> Vit:
+        """Copy the vision tower of a Hugging Face CLIP or SigLIP model.
+
+        Args:
+            model: CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, SiglipModel or SiglipVisionModel.
+
+        Raises:
+            ValueError: It is another model, or its activation or head is one this tower does not have.
+        """
+        # Imported here because that module builds on this one.
+        from reuse_models.hugging_face import tower_of  # noqa: PLC0415
+
+        return tower_of(model)
+
+    @staticmethod
+    def random(shape: VitShape, seed: int = 0) -> Vit:
+        """Return a tower with random weights that keep activations of order one: for tests and benchmarks."""
+        vit = Vit(shape)
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in vit.named_parameters():
+            if name.endswith(("norm1_weight", "norm2_weight", "norm_weight")):
+                weight.fill_(1.0)
+            elif weight.ndim > 1 and name != "position":
+                fan_in = weight[0].numel()
+                weight.normal_(0.0, fan_in**-0.5, generator=generator)
+            else:
+                weight.normal_(0.0, 0.02 if name.endswith("bias") else 0.5, generator=generator)
+        return vit
+
+    def layer(self, index: int) -> VitLayer:
+        """Return the weights of layer 0..L-1."""
+        layer = self.layers[index]
+        assert isinstance(layer, VitLayer)
+        return layer
+
+    def check_pixels(self, pixels_B3HW: Tensor) -> None:
+        """Refuse frames that do not fit the tower.
+
+        Raises:
+            ValueError: They are not [B, 3, image_px, image_px] floating point.
+        """
+        side = self.shape.image_px
+        if pixels_B3HW.ndim != 4 or tuple(pixels_B3HW.shape[1:]) != (3, side, side):
+            raise ValueError(
+                f"frames: got {list(pixels_B3HW.shape)}, expected [F, 3, {side}, {side}]; "
+                "scale the frames to the tower's size"
+            )
+        if not pixels_B3HW.is_floating_point():
+            raise ValueError(
+                f"frames: got {pixels_B3HW.dtype}, expected floating point; normalise with the tower's mean and std"
+            )
+
+    def embed(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return h_BND, the input of layer 0. No gradient reaches the pixels: the tower is frozen."""
+        pixels_B3HW = pixels_B3HW.detach()
+        patches_BND = F.conv2d(
+            pixels_B3HW.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias, stride=self.shape.patch_px
+        )
+        patches_BND = patches_BND.flatten(2).mT
+        if self.cls is None:
+            return patches_BND + self.position
+        h_BND = patches_BND.new_empty(len(patches_BND), self.shape.num_tokens, self.shape.width)
+        h_BND[:, 0] = self.cls + self.position[0]
+        torch.add(patches_BND, self.position[1:], out=h_BND[:, 1:])
+        return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias)
+
+    def norm1(self, index: int, h_XD: Tensor) -> Tensor:
+        """Return what layer `index` projects to q, k and v."""
+        layer = self.layer(index)
+        return self._norm(h_XD, layer.norm1_weight, layer.norm1_bias)
+
+    def norm2(self, index: int, h_XD: Tensor) -> Tensor:
+        """Return the input of layer `index`'s MLP, given the hidden state after attention."""
+        layer = self.layer(index)
+        return self._norm(h_XD, layer.norm2_weight, layer.norm2_bias)
+
+    def qkv(self, index: int, h_XD: Tensor) -> Tensor:
+        """Return q, k, v of layer `index` side by side, [X, 3D], given its input h_XD (before LN1)."""
+        layer = self.layer(index)
+        return F.linear(self.norm1(index, h_XD), layer.qkv_weight, layer.qkv_bias)
+
+    def query(self, index: int, h_XD: Tensor) -> Tensor:
+        """Return q alone, [X, D]."""
+        layer, width = self.layer(index), self.shape.width
+        return F.linear(self.norm1(index, h_XD), layer.qkv_weight[:width], layer.qkv_bias[:width])
+
+    def key_value(self, index: int, h_XD: Tensor) -> Tensor:
+        """Return k and v side by side, [X, 2D]: all that the last layer needs of a token that is not CLS."""
+        layer, width = self.layer(index), self.shape.width
+        return F.linear(self.norm1(index, h_XD), layer.qkv_weight[width:], layer.qkv_bias[width:])
+
+    def split_heads(self, x_BNC: Tensor) -> tuple[Tensor, ...]:
+        """Return C / D views [B, h, N, d] of tensors that lie side by side: (q, k, v) of qkv's result, and so on."""
+        num_frames, num_tokens, _ = x_BNC.shape
+        parts = x_BNC.view(num_frames, num_tokens, -1, self.shape.num_heads, self.shape.head_dim)
+        return torch.unbind(parts.permute(2, 0, 3, 1, 4))
+
+    def attend(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
+        """Return pre_proj_BMD: the heads' outputs side by side, before the output projection."""
+        return F.scaled_dot_product_attention(q_BhMd, k_BhNd, v_BhNd).transpose(1, 2).flatten(2)
+
+    def importance(self, q_BhNd: Tensor, k_BhNd: Tensor) -> Tensor:
+        """Return [B, N]: the attention each token receives, summed over heads.
+
+        From CLS where there is one; else the mean over all tokens' rows, which needs the whole matrix.
+        """
+        rows_BhMd = q_BhNd[:, :, :1] if self.shape.has_cls else q_BhNd
+        attention_BN = k_BhNd.new_empty(k_BhNd.shape[0], k_BhNd.shape[2])
+        # A frame at a time: [h, N, d] can be read where it lies, [B, h, N, d] of a fused qkv would be copied.
+        for frame, (rows_hMd, k_hNd) in enumerate(zip(rows_BhMd, k_BhNd, strict=True)):
+            scores_hMN = (rows_hMd * self.shape.head_dim**-0.5) @ k_hNd.mT
+            attention_BN[frame] = scores_hMN.softmax(-1).sum(0).mean(0)
+        return attention_BN
+
+    def project(self, index: int, h_XD: Tensor, pre_proj_XD: Tensor) -> Tensor:
+        """Return the hidden state after attention: output projection and residual."""
+        layer = self.layer(index)
+        return F.linear(pre_proj_XD, layer.out_weight, layer.out_bias).add_(h_XD)
+
+    def mlp(self, index: int, h_XD: Tensor) -> Tensor:
+        """Return the layer's output: LN2, MLP and residual, given the hidden state after attention."""
+        layer = self.layer(index)
+        hidden_XM = F.linear(self.norm2(index, h_XD), layer.fc1_weight, layer.fc1_bias)
+        return F.linear(self.activate(hidden_XM), layer.fc2_weight, layer.fc2_bias).add_(h_XD)
+
+    def activate(self, x_X: Tensor) -> Tensor:
+        """Apply the activation between fc1 and fc2, in place unless gradients are recorded.
+
+        quick_gelu(x) = x * sigmoid(s x) = silu(s x) / s with s = 1.702: fc1 carries s and fc2 carries 1 / s, so that
+        one pass over the widest buffer of the tower is left.
+        """
+        in_place = not torch.is_grad_enabled()
+        if self.shape.activation == "quick_gelu":
+            return F.silu(x_X, inplace=in_place)
+        approximate = "tanh" if self.shape.activation == "gelu_pytorch_tanh" else "none"
+        if in_place:
+            gelued_X: Tensor = torch.ops.aten.gelu_(x_X, approximate=approximate)
+            return gelued_X
+        return F.gelu(x_X, approximate=approximate)
+
+    def close(self, index: int, h_XD: Tensor, pre_proj_XD: Tensor) -> Tensor:
+        """Return layer `index`'s output for tokens whose attention is done: projection, residual, LN2, MLP."""
+        return self.mlp(index, self.project(index, h_XD, pre_proj_XD))
+
+    def head(self, h_BMD: Tensor) -> Tensor:
+        """Return embedding_BE from the last layer's output: of CLS alone ([B, 1, D] will do) or of all tokens."""
+        if self.pool is not None:
+            pooled_BE: Tensor = self.pool(self._norm(h_BMD, self.post_norm_weight, self.post_norm_bias), self)
+            return pooled_BE
+        cls_BD = self._norm(h_BMD[:, 0], self.post_norm_weight, self.post_norm_bias)
+        return cls_BD if self.projection is None else F.linear(cls_BD, self.projection)
+
+    def run_layer(self, index: int, h_BND: Tensor) -> Tensor:
+        """Return the output of layer `index` for all tokens."""
+        return self.close(index, h_BND, self.attend(*self.split_heads(self.qkv(index, h_BND))))
+
+    def finish(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, h_BND: Tensor) -> Tensor:
+        """Return embedding_BE from the last layer's q, k, v and its input.
+
+        Args:
+            q_BhMd: Queries of CLS (M = 1) or of all tokens, of which CLS alone is used; a tower without CLS needs all.
+            k_BhNd: Keys.
+            v_BhNd: Values.
+            h_BND: The last layer's input, of the same tokens as q or of all tokens.
+        """
+        last = self.shape.num_layers - 1
+        if self.shape.has_cls:
+            q_BhMd, h_BND = q_BhMd[:, :, :1], h_BND[:, :1]
+        return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd)))
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return embedding_BE of every frame, dense.
+
+        Equal to the Hugging Face tower, but in the last layer only CLS gets a query, a projection and an MLP, since
+        nothing else reaches the embedding.
+
+        Raises:
+            ValueError: The frames do not fit the tower.
+        """
+        self.check_pixels(pixels_B3HW)
+        h_BND = self.embed(pixels_B3HW)
+        last = self.shape.num_layers - 1
+        for index in range(last):
+            h_BND = self.run_layer(index, h_BND)
+        if not self.shape.has_cls:
+            q_BhNd, k_BhNd, v_BhNd = self.split_heads(self.qkv(last, h_BND))
+            return self.finish(q_BhNd, k_BhNd, v_BhNd, h_BND)
+        (q_Bh1d,) = self.split_heads(self.query(last, h_BND[:, :1]))
+        k_BhNd, v_BhNd = self.split_heads(self.key_value(last, h_BND))
+        return self.finish(q_Bh1d, k_BhNd, v_BhNd, h_BND)
+
+    def _norm(self, x_XD: Tensor, weight_D: Tensor | None, bias_D: Tensor | None) -> Tensor:
+        return F.layer_norm(x_XD, (self.shape.width,), weight_D, bias_D, self.shape.layer_norm_eps)
+
+
+class _PoolingHead(nn.Module):
+    """SigLIP's head: one learned query attends to all tokens, then an MLP with residual."""
+
+    def __init__(self, shape: VitShape) -> None:
+        super().__init__()
+        width, mlp_width = shape.width, shape.mlp_width
+        # The projected probe: it does not depend on the frame.
+        self.query = _frozen(width)
+        self.key_value_weight = _frozen(2 * width, width)
+        self.key_value_bias = _frozen(2 * width)
+        self.out_weight = _frozen(width, width)
+        self.out_bias = _frozen(width)
+        self.norm_weight = _frozen(width)
+        self.norm_bias = _frozen(width)
+        self.fc1_weight = _frozen(mlp_width, width)
+        self.fc1_bias = _frozen(mlp_width)
+        self.fc2_weight = _frozen(width, mlp_width)
+        self.fc2_bias = _frozen(width)
+
+    def forward(self, x_BND: Tensor, vit: Vit) -> Tensor:
+        k_BhNd, v_BhNd = vit.split_heads(F.linear(x_BND, self.key_value_weight, self.key_value_bias))
+        (q_Bh1d,) = vit.split_heads(self.query.expand(len(x_BND), 1, -1))
+        pooled_BD = F.linear(vit.attend(q_Bh1d, k_BhNd, v_BhNd)[:, 0], self.out_weight, self.out_bias)
+        normed_BD = vit._norm(pooled_BD, self.norm_weight, self.norm_bias)
+        hidden_BM = vit.activate(F.linear(normed_BD, self.fc1_weight, self.fc1_bias))
+        return F.linear(hidden_BM, self.fc2_weight, self.fc2_bias).add_(pooled_BD)
+
+
+def _frozen(*size: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(size), requires_grad=False)
