@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,3 +77,104 @@ class Failure:
     stage: str
     reason: str
     """First line of the error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a task head answered to one question."""
+
+    question_id: str
+    answer: int
+    """Index into the question's answers."""
+    span_s: tuple[float, float]
+    """Where it saw the answer: (start, end) in seconds, start <= end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRow:
+    """One scored question: what the bootstrap draws from. Order within a clip carries no meaning."""
+
+    question_id: str
+    clip_id: str
+    correct: bool
+    iop: float
+    """Overlap / predicted length, the best over the annotated spans; 0..1."""
+    iou: float
+    """Overlap / length of the hull of both, the best over the annotated spans; 0..1."""
+    grounded: bool
+    """Correct and iop at least one half: what Acc@GQA counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskScore:
+    """The metrics of NExT-GQA over one set of questions; all are shares of 1, not per cent."""
+
+    num_questions: int
+    """Questions that count."""
+    num_without_span: int
+    """Questions left out because nothing is annotated for them."""
+    num_clips: int
+    acc_qa: float
+    acc_gqa: float
+    miop: float
+    tiop_03: float
+    tiop_05: float
+    miou: float
+    tiou_03: float
+    tiou_05: float
+    by_type: Mapping[str, float]
+    """Accuracy of the answers for CW, CH, Bef&Aft (TN and TP), TC, C (CW and CH) and T (the three others).
+    A type without a question is absent."""
+    rows: tuple[EvalRow, ...]
+    """One per question that counts, in the order of the questions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """An estimate and where resampling puts it."""
+
+    low: float
+    high: float
+    mean: float
+    """The estimate on the data as they are, not the mean of the resamples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoPoint:
+    """One row of pareto.csv: a method setting, its quality and its cost. Fields stand in the order of the columns.
+
+    A value that was not measured, or that a dataset without answers cannot have, is None: an empty cell.
+    Accuracies are shares of 1.
+    """
+
+    method: str
+    setting: str
+    split: str
+    num_clips: int
+    reuse_rate: float | None = None
+    gflops_per_frame: float | None = None
+    """Executed, a multiply-accumulate being 2 FLOP."""
+    flops_reduction: float | None = None
+    """Original's executed FLOPs over this setting's."""
+    accuracy: float | None = None
+    """Acc@QA."""
+    acc_gqa: float | None = None
+    miop: float | None = None
+    miou: float | None = None
+    cosine_to_dense: float | None = None
+    """Mean over frames of the cosine to Original's embedding."""
+    ms_per_frame: float | None = None
+    accuracy_ci_low: float | None = None
+    """Original's accuracy plus the lower end of the paired 95 % interval of the difference to Original: where the
+    interval holds Original's accuracy, the two cannot be told apart. Original's own row has none."""
+    accuracy_ci_high: float | None = None
+    acc_gqa_ci_low: float | None = None
+    """As accuracy_ci_low, for Acc@GQA."""
+    acc_gqa_ci_high: float | None = None
+    flops_reduction_published: float | None = None
+    """By the artifact's formulas: only to stand beside the published figure."""
+    speedup: float | None = None
+    peak_memory_mb: float | None = None
+    trained: bool | None = None
+    """Whether the method's add-on weights were trained; None where it has none."""
+    on_frontier: bool | None = None

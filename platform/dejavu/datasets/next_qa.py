@@ -1,0 +1,242 @@
+"""NExT-QA's video folders with NExT-GQA's annotation files.
+
+`map_vid_vidorID.json` gives each video's place (`"2909445186": "0101/2909445186"`), `<split>.csv` the questions,
+`gsub_<split>.json` the annotated spans and durations, `frame2time_<split>.json` the times of 32 sampled frames.
+The train split has no spans and no frame times, and its CSV is not part of every download.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dejavu.records import Clip, Dataset, Question, Split
+
+ID_MAP = "map_vid_vidorID.json"
+CHOICES = ("a0", "a1", "a2", "a3", "a4")
+COLUMNS = ("video_id", "frame_count", "width", "height", "question", "answer", "qid", "type", *CHOICES)
+
+_Located = tuple[float, dict[str, tuple[tuple[float, float], ...]]]
+"""A video's duration in seconds, and annotated spans by question number."""
+
+
+def load_next_qa(videos: Path, annotations: Path, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+    """Join annotations with the videos that are there.
+
+    Args:
+        videos: Folder of `<place from the id map>.mp4`, or flat, of `<video id>.mp4`.
+        annotations: Folder of the files above.
+        splits: Those to load. A train split without a CSV gives no clips; a question without an annotated span is
+            kept, with no spans, and does not count when scored.
+
+    Returns:
+        Clips and questions of the videos that are there, ordered by split and then as in the CSV; the ids of the
+        other videos in `missing`.
+
+    Raises:
+        FileNotFoundError: A folder or an annotation file is missing.
+        ValueError: An annotation file does not read as expected, or an id points outside `videos`.
+    """
+    if not videos.is_dir():
+        raise FileNotFoundError(
+            f"videos: got {videos}, which is no folder, expected NExT-QA's videos; see docs/nextqa.md"
+        )
+    places = _places(annotations)
+    clips: dict[str, Clip] = {}
+    missing: dict[str, None] = {}  # a set that keeps the order
+    questions: list[Question] = []
+    for split in splits:
+        for question in load_questions(annotations, split):
+            clip_id = question.clip_id
+            if clip_id in clips and clips[clip_id].split != split:
+                raise ValueError(
+                    f"{split}.csv: got video {clip_id!r}, which {clips[clip_id].split}.csv has too, expected each in "
+                    "one split; take the CSVs of one download"
+                )
+            if clip_id not in clips and clip_id not in missing:
+                path = _video_path(videos, clip_id, places.get(clip_id))
+                if path is None:
+                    missing[clip_id] = None
+                else:
+                    clips[clip_id] = Clip(clip_id=clip_id, path=str(path), split=split)
+            if clip_id in clips:
+                questions.append(question)
+    return Dataset(name="next_qa", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
+
+
+def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
+    """Read one split's questions without looking for videos.
+
+    Args:
+        annotations: As in load_next_qa.
+        split: Of train there may be no CSV, and its questions have neither spans nor a duration (0).
+
+    Raises:
+        FileNotFoundError: An annotation file is missing.
+        ValueError: One does not read as expected.
+    """
+    path = annotations / f"{split}.csv"
+    if split == "train" and annotations.is_dir() and not path.exists():
+        return ()
+    spans = {} if split == "train" else _spans(annotations / f"gsub_{split}.json")
+    if split != "train":
+        load_frame_times(annotations, split)  # only to say now, not after hours of work, that it is missing
+    questions: dict[str, Question] = {}
+    with _existing(path).open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        _check_columns(path, reader.fieldnames or ())
+        for row in reader:
+            question = _question(f"{path.name} line {reader.line_num}", row, split, spans)
+            if question.question_id in questions:
+                raise ValueError(
+                    f"{path.name} line {reader.line_num}: got question {question.question_id!r} again, "
+                    "expected each once; remove one of them"
+                )
+            questions[question.question_id] = question
+    if not questions:
+        raise ValueError(f"{path.name}: got no questions, expected one a line; download it again")
+    return tuple(questions.values())
+
+
+def load_frame_times(annotations: Path, split: Split) -> dict[str, tuple[float, ...]]:
+    """Read the seconds of each video's uniformly sampled frames, by video id.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It does not map ids to ascending numbers.
+    """
+    path = annotations / f"frame2time_{split}.json"
+    times = {}
+    for clip_id, values in _object(path).items():
+        if not (isinstance(values, list) and all(map(_is_number, values)) and values == sorted(values)):
+            raise ValueError(
+                f"{path.name}: got {str(values)[:60]} for video {clip_id!r}, expected a list of ascending seconds; "
+                "download it again"
+            )
+        times[clip_id] = tuple(float(value) for value in values)
+    return times
+
+
+def _question(where: str, row: Mapping[str, str], split: Split, spans: Mapping[str, _Located]) -> Question:
+    if None in row.values() or None in row:
+        raise ValueError(
+            f"{where}: got another number of cells than columns, expected {len(COLUMNS)}; quote its commas"
+        )
+    clip_id, qid = row["video_id"], row["qid"]
+    check_id(where, clip_id)
+    answers = tuple(row[choice] for choice in CHOICES)
+    if row["answer"] not in answers:
+        raise ValueError(f"{where}: got answer {row['answer']!r}, expected one of {answers}; correct the row")
+    if split != "train" and clip_id not in spans:
+        raise ValueError(
+            f"{where}: got video {clip_id!r}, which gsub_{split}.json lacks, expected a duration and spans for it; "
+            "take both files from one download"
+        )
+    duration_s, located = spans.get(clip_id, (0.0, {}))
+    return Question(
+        question_id=f"{clip_id}_{qid}",
+        clip_id=clip_id,
+        split=split,
+        kind=row["type"],
+        text=row["question"],
+        answers=answers,
+        correct=answers.index(row["answer"]),
+        spans_s=located.get(qid, ()),
+        duration_s=duration_s,
+    )
+
+
+def check_id(where: str, clip_id: str) -> None:
+    """Refuse an id that is not one plain name, since it becomes part of paths.
+
+    Raises:
+        ValueError: It is empty, hidden, or has a separator in it.
+    """
+    if not clip_id or clip_id.startswith(".") or any(character in clip_id for character in "/\\\0"):
+        raise ValueError(
+            f"{where}: got video id {clip_id!r}, expected a plain name without a path, so that it stays inside the "
+            "folder; correct the annotation"
+        )
+
+
+def _places(annotations: Path) -> dict[str, PurePosixPath]:
+    path = annotations / ID_MAP
+    places = {}
+    for clip_id, value in _object(path).items():
+        place = PurePosixPath(value) if isinstance(value, str) else None
+        if place is None or not place.parts or place.is_absolute() or ".." in place.parts or "\\" in value:
+            raise ValueError(
+                f"{path.name}: got {value!r} for video {clip_id!r}, expected a place inside the videos folder such as "
+                '"0101/2909445186"; correct the annotation'
+            )
+        places[clip_id] = place
+    return places
+
+
+def _video_path(videos: Path, clip_id: str, place: PurePosixPath | None) -> Path | None:
+    candidates = [videos / f"{clip_id}.mp4"] if place is None else [videos / f"{place}.mp4", videos / f"{clip_id}.mp4"]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _spans(path: Path) -> dict[str, _Located]:
+    """Read duration and annotated spans by question number, by video id."""
+    spans = {}
+    for clip_id, entry in _object(path).items():
+        try:
+            duration_s = float(entry["duration"])
+            located = {
+                qid: tuple((float(start), float(end)) for start, end in pairs)
+                for qid, pairs in entry["location"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path.name}: got {str(entry)[:80]} for video {clip_id!r}, expected duration and location, a list of "
+                "[start, end] for each question; download it again"
+            ) from error
+        for qid, pairs in located.items():
+            # An end past the duration, or a start a tenth before 0, occurs in the published files and is harmless.
+            if any(not start <= end for start, end in pairs):
+                raise ValueError(
+                    f"{path.name}: got spans {pairs} for question {clip_id}_{qid}, expected start <= end; correct them"
+                )
+        spans[clip_id] = (duration_s, located)
+    return spans
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    lacking = [column for column in COLUMNS if column not in columns]
+    unknown = [column for column in columns if column not in COLUMNS]
+    if lacking or unknown:
+        faults = [
+            f"{what} {', '.join(map(repr, names))}" for what, names in (("no", lacking), ("unknown", unknown)) if names
+        ]
+        raise ValueError(
+            f"{path.name} columns: got {' and '.join(faults)}, expected exactly {','.join(COLUMNS)}; "
+            "take the CSV from NExT-GQA, not from NExT-QA"
+        )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # malformed JSON or text
+        raise ValueError(f"{path.name}: got {error}, expected JSON; download it again") from error
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{path.name}: got {str(value)[:40]}, expected an object by video id; download it again")
+    return value
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"annotations: got no file {path.name} in {path.parent}, expected NExT-GQA's annotation files there; "
+            "see docs/nextqa.md"
+        )
+    return path
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

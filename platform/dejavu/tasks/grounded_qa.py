@@ -1,0 +1,138 @@
+"""Grounded video question answering as NExT-GQA scores it: the right answer, seen at the right time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from dejavu.records import EvalRow, Prediction, Question, TaskScore
+
+Span = tuple[float, float]
+
+TYPE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "CW": ("CW",),
+    "CH": ("CH",),
+    "Bef&Aft": ("TN", "TP"),
+    "TC": ("TC",),
+    "C": ("CW", "CH"),
+    "T": ("TN", "TP", "TC"),
+}
+"""NExT-QA's question types as its papers report them."""
+
+
+def overlap_of(predicted_s: Span, annotated_s: Span) -> tuple[float, float]:
+    """Compare one predicted with one annotated span.
+
+    Args:
+        predicted_s: (start, end) in seconds, start <= end.
+        annotated_s: The same, for one annotated span.
+
+    Returns:
+        IoP, the overlap's share of the predicted span, and IoU, its share of the hull of both; 0..1. A predicted
+        span of no length inside the annotated one has IoP 1: all of it is right, though it covers nothing.
+    Source: NExT-GQA (arXiv:2309.01327).
+    """
+    start, end = max(predicted_s[0], annotated_s[0]), min(predicted_s[1], annotated_s[1])
+    if start > end:
+        return 0.0, 0.0
+    predicted_length = predicted_s[1] - predicted_s[0]
+    hull = max(predicted_s[1], annotated_s[1]) - min(predicted_s[0], annotated_s[0])
+    iop = (end - start) / predicted_length if predicted_length > 0 else 1.0
+    iou = (end - start) / hull if hull > 0 else 0.0
+    return iop, iou
+
+
+def score(questions: Sequence[Question], predictions: Sequence[Prediction]) -> TaskScore:
+    """Score one prediction for each question that has an annotated span.
+
+    Args:
+        questions: Those to be scored, of any number of clips; one without an annotated span is counted and left out.
+        predictions: Exactly one for each of the others, in any order.
+
+    Raises:
+        ValueError: A question has no prediction or several, a prediction has no question, an answer or a span is
+            impossible, or nothing is left to score.
+    Source: NExT-GQA (arXiv:2309.01327); thresholds are inclusive.
+    """
+    by_id = _by_question(questions, predictions)
+    scored = [question for question in questions if question.spans_s]
+    if not scored:
+        raise ValueError(
+            f"questions: got {len(questions)}, none with an annotated span, expected one; score fidelity instead"
+        )
+    rows = tuple(_row(question, by_id[question.question_id]) for question in scored)
+    return TaskScore(
+        num_questions=len(rows),
+        num_without_span=len(questions) - len(rows),
+        num_clips=len({row.clip_id for row in rows}),
+        acc_qa=fmean(row.correct for row in rows),
+        acc_gqa=fmean(row.grounded for row in rows),
+        miop=fmean(row.iop for row in rows),
+        tiop_03=fmean(row.iop >= 0.3 for row in rows),
+        tiop_05=fmean(row.iop >= 0.5 for row in rows),
+        miou=fmean(row.iou for row in rows),
+        tiou_03=fmean(row.iou >= 0.3 for row in rows),
+        tiou_05=fmean(row.iou >= 0.5 for row in rows),
+        by_type=_accuracy_by_type(scored, rows),
+        rows=rows,
+    )
+
+
+def _row(question: Question, prediction: Prediction) -> EvalRow:
+    overlaps = [overlap_of(prediction.span_s, annotated) for annotated in question.spans_s]
+    # The best IoP and the best IoU may be of different annotated spans. Neither is rounded, although tenths of seconds
+    # make 2.1 s of 4.2 s fall just below one half: NExT-GQA's numbers count it so, and ours stand beside them.
+    iop = max(iop for iop, _ in overlaps)
+    iou = max(iou for _, iou in overlaps)
+    correct = prediction.answer == question.correct
+    return EvalRow(
+        question_id=question.question_id,
+        clip_id=question.clip_id,
+        correct=correct,
+        iop=iop,
+        iou=iou,
+        grounded=correct and iop >= 0.5,
+    )
+
+
+def _accuracy_by_type(questions: Sequence[Question], rows: Sequence[EvalRow]) -> dict[str, float]:
+    accuracy = {}
+    for name, kinds in TYPE_GROUPS.items():
+        correct = [row.correct for question, row in zip(questions, rows, strict=True) if question.kind in kinds]
+        if correct:
+            accuracy[name] = fmean(correct)
+    return accuracy
+
+
+def _by_question(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, Prediction]:
+    """Pair them one to one, or say what does not pair."""
+    by_id = {prediction.question_id: prediction for prediction in predictions}
+    asked = {question.question_id: question for question in questions}
+    faults = {
+        "questions given twice": _repeated(question.question_id for question in questions),
+        "questions predicted twice": _repeated(prediction.question_id for prediction in predictions),
+        "predictions without a question": sorted(by_id.keys() - asked.keys()),
+        "questions without a prediction": sorted(
+            question_id for question_id, question in asked.items() if question.spans_s and question_id not in by_id
+        ),
+        "answers outside the choices": sorted(
+            question_id
+            for question_id in by_id.keys() & asked.keys()
+            if not 0 <= by_id[question_id].answer < len(asked[question_id].answers)
+        ),
+        "spans that end before they start or are not numbers": sorted(
+            question_id for question_id, prediction in by_id.items() if not prediction.span_s[0] <= prediction.span_s[1]
+        ),
+    }
+    found = [f"{len(ids)} {what} (first {ids[0]!r})" for what, ids in faults.items() if ids]
+    if found:
+        raise ValueError(
+            f"predictions: got {'; '.join(found)}, expected one prediction for each of the {len(asked)} questions; "
+            "leave a clip that failed out of both for every method alike"
+        )
+    return by_id
+
+
+def _repeated(question_ids: Iterable[str]) -> list[str]:
+    return sorted(question_id for question_id, count in Counter(question_ids).items() if count > 1)

@@ -1,0 +1,93 @@
+"""Spans in seconds from what a grounding head gives: a Gaussian, frame attention, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PosthocConfig:
+    """Walk from the most attended frame outwards while frames stay well above the mean."""
+
+    threshold: float = 1.3
+    """A frame passes at this many times the mean of the normalised attention."""
+    fade_s: float = 10.0
+    """Seconds from the peak at which a score counts half."""
+    patience_s: float = 10.0
+    """A failing frame this close to the peak is stepped over; a failing one further away ends the walk."""
+
+    def __post_init__(self) -> None:
+        if not (self.threshold > 0 and self.fade_s > 0 and self.patience_s >= 0):
+            raise ValueError(f"post-hoc span: got {self}, expected positive numbers; use the defaults of NExT-GQA")
+
+
+def gaussian_span(fraction: Span, duration_s: float) -> Span:
+    """Turn a span in fractions of a clip into seconds.
+
+    Args:
+        fraction: (start, end) of the Gaussian, each a fraction of the duration.
+        duration_s: The annotation's duration of the clip.
+
+    Returns:
+        (start, end) rounded to 0.1 s, as NExT-GQA does before every use.
+    """
+    return round(fraction[0] * duration_s, 1), round(fraction[1] * duration_s, 1)
+
+
+def posthoc_span(attention: Sequence[float], times_s: Sequence[float], config: PosthocConfig = PosthocConfig()) -> Span:
+    """Find the span around the most attended frame.
+
+    Args:
+        attention: One non-negative weight per sampled frame.
+        times_s: Its time, ascending; as many as weights.
+        config: How far the walk goes.
+
+    Returns:
+        (start, end): the times of the left-most and right-most frames that passed; both the peak's if none did.
+
+    Raises:
+        ValueError: The two differ in length, are empty, or hold a value that is not finite.
+    Source: NExT-GQA (arXiv:2309.01327), post-hoc grounding.
+    """
+    weights_F = np.asarray(attention, dtype=np.float64)
+    times_F = np.asarray(times_s, dtype=np.float64)
+    if weights_F.ndim != 1 or weights_F.shape != times_F.shape or not weights_F.size:
+        raise ValueError(
+            f"attention: got shape {weights_F.shape} and times {times_F.shape}, expected one time per frame; "
+            "pass the frames that the head saw"
+        )
+    if not (np.isfinite(weights_F).all() and np.isfinite(times_F).all()):
+        raise ValueError("attention: got a value that is not finite, expected finite weights and times; check the head")
+    spread = float(np.ptp(weights_F))
+    score_F = (weights_F - weights_F.min()) / spread if spread > 0 else np.zeros_like(weights_F)
+    peak = int(weights_F.argmax())
+    distance_F = np.abs(times_F - times_F[peak])
+    passes_F = score_F / (1 + distance_F / config.fade_s) >= config.threshold * score_F.mean()
+    if spread == 0:  # every frame alike says nothing about where to look
+        passes_F[:] = False
+    far_F = distance_F > config.patience_s
+    # Frame 0 is never taken on the left, the last one may be on the right: NExT-GQA's own ranges.
+    left = _furthest(range(peak - 1, 0, -1), passes_F, far_F, peak)
+    right = _furthest(range(peak + 1, len(times_F)), passes_F, far_F, peak)
+    return float(times_F[left]), float(times_F[right])
+
+
+def combined_span(gaussian_s: Span, posthoc_s: Span) -> Span:
+    """Return the intersection of both spans, one touching point included, else the post-hoc one."""
+    start, end = max(gaussian_s[0], posthoc_s[0]), min(gaussian_s[1], posthoc_s[1])
+    return (start, end) if start <= end else posthoc_s
+
+
+def _furthest(walk: range, passes_F: np.ndarray, far_F: np.ndarray, peak: int) -> int:
+    furthest = peak
+    for frame in walk:
+        if passes_F[frame]:
+            furthest = frame
+        elif far_F[frame]:
+            break
+    return furthest
