@@ -1,0 +1,114 @@
+"""The codec net: a small U-Net that scores each patch from what the video codec decided about it.
+
+Shapes: B frames, C channels, T codec steps (oldest first), P patches a side, S side of an inner map.
+
+Kernels never span time, so the steps ride in the batch of a 2-D convolution; only normalisation and the temporal mixing
+see them together. Source: paper, section on codec metadata; layer by layer as in the artifact's network.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CODEC_CHANNELS = 4
+CODEC_STEPS = 4
+ENCODER_CHANNELS = (16, 32, 64)
+DECODER_CHANNELS = ((64, 32), (64, 16), (32, 16))
+LAST_CLASS = 6.0
+LAST_QUANTISER = 51.0
+DROPOUT = 0.2
+
+
+def codec_history(before_T4PP: Tensor, codec_F4PP: Tensor) -> Tensor:
+    """Return [F, 4, T, P, P]: for each frame the three before it and itself, oldest first.
+
+    Args:
+        before_T4PP: The T - 1 grids before the first frame, zeros where the stream had not begun.
+        codec_F4PP: The frames' own grids in display order.
+    """
+    joined = torch.cat([before_T4PP, codec_F4PP])
+    return joined.unfold(0, CODEC_STEPS, 1).permute(0, 1, 4, 2, 3)
+
+
+def check_codec(codec_F4PP: Tensor, side: int) -> None:
+    """Refuse codec grids that do not fit the tower.
+
+    Raises:
+        ValueError: They are not [F, 4, side, side].
+    """
+    expected = (CODEC_CHANNELS, side, side)
+    if codec_F4PP.ndim != 4 or tuple(codec_F4PP.shape[1:]) != expected:
+        raise ValueError(
+            f"codec grid: got {list(codec_F4PP.shape)}, expected [F, 4, {side}, {side}], a macroblock to a patch; "
+            f"transcode to {16 * side} px"
+        )
+
+
+class CodecNet(nn.Module):
+    """Scores in (-1, 1), one per patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (CODEC_CHANNELS, *ENCODER_CHANNELS[:-1])
+        self.encoder = nn.ModuleList(_Down(a, b) for a, b in zip(inputs, ENCODER_CHANNELS, strict=True))
+        self.decoder = nn.ModuleList(_Up(a, b, normed=index < 2) for index, (a, b) in enumerate(DECODER_CHANNELS))
+        self.final = nn.Conv2d(DECODER_CHANNELS[-1][1], 1, 1)
+
+    def forward(self, history_B4TPP: Tensor) -> Tensor:
+        """Return score_BPP from the grids as decoded: `codec_history` gives them their order."""
+        grid = history_B4TPP.abs()
+        scale = grid.new_tensor([1 / LAST_CLASS, 1.0, 1.0, 1 / LAST_QUANTISER])
+        limit = grid.new_tensor([LAST_CLASS, torch.inf, torch.inf, torch.inf])
+        x_BTCSS = (torch.minimum(grid, limit[:, None, None, None]) * scale[:, None, None, None]).transpose(1, 2)
+        # The decoder sees the oldest step alone.
+        oldest = []
+        for down in self.encoder:
+            x_BTCSS = down(x_BTCSS)
+            oldest.append(x_BTCSS[:, 0])
+        x_BCSS = oldest.pop()
+        for up in self.decoder:
+            x_BCSS = up(x_BCSS)
+            if oldest:
+                beside = oldest.pop()
+                side = beside.shape[-1]
+                x_BCSS = torch.cat([x_BCSS[..., :side, :side], beside], dim=1)
+        side = history_B4TPP.shape[-1]
+        score: Tensor = torch.tanh(self.final(x_BCSS))[:, 0, :side, :side]
+        return score
+
+
+class _Down(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 2)
+        self.norm = nn.GroupNorm(1, channels_out)
+        self.mix = nn.ModuleList(nn.Linear(CODEC_STEPS, CODEC_STEPS, bias=False) for _ in range(2))
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x_BTCSS: Tensor) -> Tensor:
+        batch, steps = x_BTCSS.shape[:2]
+        # `same` for an even kernel: one row below and one column to the right.
+        x = F.relu(self.conv(F.pad(x_BTCSS.flatten(0, 1), (0, 1, 0, 1))))
+        odd = x.shape[-1] % 2
+        x = F.pad(x, (0, odd, 0, odd)).unflatten(0, (batch, steps))
+        # One group: mean and deviation are those of all channels, steps and places of a frame.
+        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        x_BTCSS = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (batch, steps))
+        mixed = x_BTCSS.movedim(1, -1)
+        for mix in self.mix:
+            mixed = self.dropout(F.relu(mix(mixed)))
+        return F.relu(mixed.movedim(-1, 1) + x_BTCSS)
+
+
+class _Up(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int, normed: bool) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(DROPOUT)
+        self.conv = nn.ConvTranspose2d(channels_in, channels_out, 2, stride=2)
+        self.norm = nn.GroupNorm(1, channels_out) if normed else None
+
+    def forward(self, x_BCSS: Tensor) -> Tensor:
+        x: Tensor = self.conv(self.dropout(F.relu(x_BCSS)))
+        return x if self.norm is None else self.norm(x)
