@@ -1,0 +1,13 @@
+"""Lets a job find the project's packages where the project is not installed: `import _bootstrap` is its first line.
+
+`dejavu.cluster` does the same for the workers, which do not see the driver's `sys.path`.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+for path in (str(ROOT), str(ROOT / "platform")):
+    if path not in sys.path:
+        sys.path.insert(0, path)

@@ -1,0 +1,119 @@
+"""The Ray cluster: attach or start, make the project importable on every worker, and size stages to what is there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+PACKAGES_ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds platform/ and reuse_models/ (Ray's unpacked copy of it in a submitted job)."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot do what was asked; one line says why and what to do."""
+
+
+def in_submitted_job() -> bool:
+    """Whether this driver runs inside `ray job submit`: its directory may then be Ray's own copy of the project."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def connect(num_cpus: int | None = None) -> None:
+    """Attach to the running cluster, or start one on this machine that listens on loopback alone.
+
+    Workers get PYTHONPATH through the runtime environment, since they do not see the driver's `sys.path`; it is
+    relative to the working directory where the job has one, so that it also holds on other nodes.
+
+    Args:
+        num_cpus: CPUs of a cluster started here; ignored when attaching.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    variables: dict[str, str] = {}
+    if "PYTHONPATH" not in (job.get("env_vars") or {}):
+        absolute = os.pathsep.join((str(PACKAGES_ROOT / "platform"), str(PACKAGES_ROOT)))
+        variables["PYTHONPATH"] = "platform" if job.get("working_dir") else absolute
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address,
+            num_cpus=None if address else num_cpus,
+            runtime_env={"env_vars": variables} if variables else None,
+            log_to_driver=True,
+            logging_level="warning",
+        )
+    except ConnectionError as error:
+        raise ClusterError(
+            f"Ray: got no answer from {address}, expected a running cluster; start it or unset RAY_ADDRESS"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """How many actors encode, and what each of them holds."""
+
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+
+def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
+    """Fit the encoding actors to the cluster, leaving one CPU to the tasks that decode.
+
+    On CPUs alone there is an actor for each CPU, each holding a little less than one: decoding is cheap and shares
+    the machine. Ray Data would wait half an hour before it says that actors leave no CPU for its readers.
+
+    Args:
+        num_workers: Actors wanted, or None for as many as fit.
+        gpus_per_worker: GPUs an actor holds, or None for one where the cluster has any.
+
+    Raises:
+        ClusterError: More is asked for than the cluster can ever give.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    gpus_each = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
+    if gpus_each > gpus:
+        raise ClusterError(
+            f"gpus_per_worker: got {gpus_each:g}, expected at most the cluster's {gpus:g}; lower --gpus-per-worker"
+        )
+    num_actors = num_workers or (int(gpus / gpus_each) if gpus_each else max(1, int(cpus)))
+    if gpus_each and num_actors * gpus_each > gpus:
+        raise ClusterError(
+            f"num_workers: got {num_actors} with {gpus_each:g} GPUs each, expected at most {gpus:g} GPUs in all; "
+            "lower --num-workers"
+        )
+    # A quarter step below the even share keeps the sum under cpus - 1 whatever the rounding.
+    share = 0.5 if cpus < 2 else min(1.0, math.floor((cpus - 1) / num_actors * 100) / 100)
+    if share < 0.01:
+        raise ClusterError(
+            f"num_workers: got {num_actors} on {cpus:g} CPUs, expected at most {cpus:g}; lower --num-workers"
+        )
+    return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each)
+
+
+def hardware() -> str:
+    """Name this machine's processor for keying measured times, such as `x86_64 2 cpus` or `NVIDIA H200`."""
+    import platform  # noqa: PLC0415  the standard library's
+
+    import torch  # noqa: PLC0415  heavy, and needed here alone
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return f"{_processor_name() or platform.machine()} x{os.cpu_count()}"
+
+
+def _processor_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

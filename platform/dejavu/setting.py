@@ -1,0 +1,75 @@
+"""One method setting on one backbone: what it is called, and the identity that names its results."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import reuse_models
+from dejavu.store import file_sha256, identity
+from reuse_models.method import MethodConfig
+from reuse_models.registry import config_from_dict, config_to_dict
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A method's config with the identity of everything that its embeddings depend on but the clip."""
+
+    config: MethodConfig
+    setting_id: str
+
+    @property
+    def method(self) -> str:
+        """The method's name, as in pareto.csv."""
+        return self.config.method
+
+    @property
+    def label(self) -> str:
+        """The knob as a person reads it."""
+        return self.config.setting
+
+    def to_row(self) -> dict[str, Any]:
+        """Return plain values that `from_row` reads back on a worker."""
+        return {"id": self.setting_id, "config": config_to_dict(self.config)}
+
+    @staticmethod
+    def from_row(row: dict[str, Any]) -> Setting:
+        """Read what `to_row` wrote."""
+        return Setting(config_from_dict(row["config"]), row["id"])
+
+
+def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[str, Any]) -> Setting:
+    """Name a setting by its config, its add-on weights' content, the backbone, how frames are cut, and the code.
+
+    Args:
+        config: The method's config; a `weights` field is a path whose content counts, not its name.
+        backbone_identity: Of the tower's weights and config.
+        embedding: Whatever else shapes the result, such as the length of a segment.
+    """
+    row = config_to_dict(config)
+    weights = row.get("weights")
+    if weights:
+        row["weights"] = file_sha256(Path(weights)) if Path(weights).is_file() else _folder_sha256(Path(weights))
+    parts = {"config": row, "backbone": backbone_identity, "embedding": embedding, "code": kernel_version()}
+    return Setting(config, identity(parts))
+
+
+@cache
+def kernel_version() -> str:
+    """Hash the code that computes embeddings: the methods, the decoder and the preprocessing, comments left out."""
+    here = Path(__file__).resolve().parent
+    sources = [*Path(reuse_models.__file__).parent.glob("*.py"), *(here / "video").glob("*.py")]
+    sources += [here / "backbones" / "preprocess.py", *(here / "stages" / name for name in ("batch.py", "encode.py"))]
+    digest = hashlib.sha256()
+    for path in sorted(sources):
+        digest.update(path.name.encode())
+        digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
+    return digest.hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    return identity({path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()})

@@ -1,0 +1,105 @@
+"""Embed every clip under several method settings with Ray Data: manifest, decode, encode in actors, Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from dejavu.cluster import Pool
+from dejavu.records import Failure, Transcoded
+from dejavu.setting import Setting
+from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
+from dejavu.stages.encode import BatchEncoder
+from dejavu.stages.spread import Row, configure, report_progress
+from dejavu.video.decode import DecodedFrames
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """What the stage did."""
+
+    num_clips: int
+    """Clips embedded now, under one setting or more; 0 where nothing was missing."""
+    failures: tuple[Failure, ...]
+
+
+def embed_clips(
+    clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: Embedding, pool: Pool
+) -> EmbedResult:
+    """Embed every clip under every setting, skipping what the store holds."""
+    batches = plan(clips, settings, embedding)
+    if not batches:
+        embedding.store.write_failures(STAGE, ())
+        return EmbedResult(0, ())
+    configure()
+    # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
+    results = (
+        ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
+        .map(_DecodeRow(embedding), num_cpus=1)
+        .map_batches(
+            _EncodeRow,
+            fn_constructor_args=(embedding,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(batches))),
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor or None,
+        )
+    )
+    failures: list[Failure] = []
+    for row in report_progress(results.iter_rows(), total=len(batches), stage=STAGE, unit="batches"):
+        failures += [Failure(**failure) for failure in json.loads(str(row["failures"]))]
+    embedding.store.write_failures(STAGE, failures)
+    failed = {failure.clip_id for failure in failures}
+    touched = {segment.clip_id for batch in batches for segment in batch.segments}
+    return EmbedResult(len(touched - failed), tuple(failures))
+
+
+class _DecodeRow:
+    """A row of ids becomes a row of frames: [F, H, W, 3] of all segments one after the other."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.embedding = embedding
+
+    def __call__(self, row: Row) -> Row:
+        decoded = decode_batch(Batch.from_row(row), self.embedding)
+        empty = np.zeros((0, 1, 1, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
+        return {
+            "segments": json.dumps([asdict(segment) for segment in decoded.segments]),
+            "settings": row["settings"],
+            "failures": json.dumps([asdict(failure) for failure in decoded.failures]),
+            "rgb": np.concatenate([f.rgb_FHWC for f in decoded.frames]) if decoded.frames else empty[0],
+            "codec": np.concatenate([f.codec_F4PP for f in decoded.frames]) if decoded.frames else empty[1],
+            "seconds": np.concatenate([f.seconds_F for f in decoded.frames]) if decoded.frames else np.zeros(0),
+        }
+
+
+class _EncodeRow:
+    """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.encoder = BatchEncoder(embedding)
+
+    def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        row = {name: column[0] for name, column in rows.items()}
+        batch = Batch.from_row(row)
+        frames, start = [], 0
+        for segment in batch.segments:
+            stop = start + segment.num_frames
+            frames.append(
+                DecodedFrames(
+                    rgb_FHWC=row["rgb"][start:stop],
+                    codec_F4PP=row["codec"][start:stop],
+                    seconds_F=row["seconds"][start:stop],
+                    picture_types="",
+                    codec_metadata=True,
+                )
+            )
+            start = stop
+        self.encoder.encode(batch.settings, DecodedBatch(batch.segments, tuple(frames), ()))
+        return {"failures": [str(row["failures"])]}

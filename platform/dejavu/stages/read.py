@@ -1,0 +1,66 @@
+"""Read stored embeddings back, clip by clip.
+
+Shapes: F frames of one clip, E embedding width, R stored rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dejavu.records import Transcoded
+from dejavu.setting import Setting
+from dejavu.stages.batch import Embedding, cut
+from dejavu.store import identity
+
+
+@dataclass(frozen=True, slots=True)
+class ClipEmbeddings:
+    """All frames of one clip under one setting, in display order."""
+
+    seconds_F: NDArray[np.float64]
+    embeddings_FE: NDArray[np.float32]
+    reuse_rate_F: NDArray[np.float32]
+    flops_F: NDArray[np.float64]
+
+
+def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, ClipEmbeddings]:
+    """Read the stored embeddings of the clips that are complete under a setting: clip id -> frames.
+
+    Equal contents are stored once and handed to every clip that has them.
+    """
+    done = embedding.store.done(setting.setting_id)
+    units: dict[str, list[str]] = defaultdict(list)
+    for segment in cut(clips, embedding.config.segment_frames):
+        units[segment.content_id].append(segment.unit_id)
+    complete = {content for content, ids in units.items() if all(unit in done for unit in ids)}
+    tables = [pq.read_table(path) for path in sorted({done[u] for c in complete for u in units[c]})]
+    by_content: dict[str, ClipEmbeddings] = {}
+    if tables:
+        table = pa.concat_tables(tables)
+        width = table.schema.field("embedding").type.list_size
+        content_R = np.asarray(table["content_id"].to_pylist())
+        embedding_RE = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        frame_R, seconds_R = table["frame"].to_numpy(), table["seconds"].to_numpy()
+        rate_R, flops_R = table["reuse_rate"].to_numpy(), table["flops"].to_numpy()
+        order_R = np.lexsort((frame_R, content_R))
+        names, starts = np.unique(content_R[order_R], return_index=True)
+        for name, rows_F in zip(names, np.split(order_R, starts[1:]), strict=True):
+            # Two shards may hold the same segment after a kill between runs of different batches: each frame once.
+            _, first = np.unique(frame_R[rows_F], return_index=True)
+            rows = rows_F[first]
+            by_content[str(name)] = ClipEmbeddings(
+                seconds_R[rows], embedding_RE[rows].astype(np.float32), rate_R[rows], flops_R[rows]
+            )
+    return {clip.clip_id: by_content[clip.content_id] for clip in clips if clip.content_id in complete}
+
+
+def clips_identity(clips: Iterable[Transcoded]) -> str:
+    """Name a set of clips by content."""
+    return identity({"clips": sorted((clip.clip_id, clip.content_id) for clip in clips)})

@@ -1,0 +1,112 @@
+"""Transcode every clip once to the backbone's frame size and rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dejavu.records import Clip, Failure, Transcoded
+from dejavu.stages.spread import Row, spread
+from dejavu.store import Store, file_sha256, identity, write_json
+from dejavu.video.mp4 import TranscodeConfig, transcode
+
+STAGE = "transcode"
+
+
+@dataclass(frozen=True, slots=True)
+class TranscodeResult:
+    """What the stage leaves: the clips that can be used, and how many of them it had to make."""
+
+    clips: dict[str, Transcoded]
+    num_made: int
+    failures: tuple[Failure, ...]
+
+
+def transcode_clips(clips: Sequence[Clip], store: Store, config: TranscodeConfig, frame_px: int) -> TranscodeResult:
+    """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
+
+    A source is known again by its id, size and time of change; what is made is named by its content, so two equal
+    files share one mp4.
+    """
+    done: dict[str, Transcoded] = {}
+    pending: list[Row] = []
+    failures: list[Failure] = []
+    known = {path.stem for path in store.transcoded_path("x").parent.glob("*.json")}
+    for clip in clips:
+        try:
+            key = source_key(clip, config, frame_px)
+        except OSError as error:
+            failures.append(
+                Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {error.strerror or error}")
+            )
+            continue
+        if key in known:
+            record = Transcoded(**json.loads(store.transcoded_path(key).read_text(encoding="utf-8")))
+            if (store.root / record.path).is_file():
+                done[clip.clip_id] = record
+                continue
+        pending.append(
+            {"clip": asdict(clip), "key": key, "store": str(store.root), "px": frame_px, "config": asdict(config)}
+        )
+    for result in spread(transcode_one, pending, stage=STAGE):
+        if result["error"]:
+            failures.append(Failure(clip_id=result["clip_id"], stage=STAGE, reason=result["error"]))
+        else:
+            done[result["clip_id"]] = Transcoded(**json.loads(result["record"]))
+    store.write_failures(STAGE, failures)
+    made = len(pending) - sum(row["clip"]["clip_id"] not in done for row in pending)
+    return TranscodeResult(
+        {clip.clip_id: done[clip.clip_id] for clip in clips if clip.clip_id in done}, made, tuple(failures)
+    )
+
+
+def source_key(clip: Clip, config: TranscodeConfig, frame_px: int) -> str:
+    """Name a source without reading it.
+
+    Raises:
+        OSError: The file is gone or cannot be looked at.
+    """
+    stat = Path(clip.path).stat()
+    return identity(
+        {"clip": clip.clip_id, "bytes": stat.st_size, "ns": stat.st_mtime_ns, "px": frame_px, "config": asdict(config)}
+    )
+
+
+def transcode_one(row: Row) -> Row:
+    """Transcode one clip into the store; return its record as JSON, or the first line of what went wrong."""
+    clip = Clip(**row["clip"])
+    try:
+        record = _transcode(clip, Store(Path(row["store"])), TranscodeConfig(**row["config"]), row)
+    except Exception as error:  # any clip may be broken in any way; the run goes on and the table says so
+        return {"clip_id": clip.clip_id, "record": "", "error": first_line(error)}
+    return {"clip_id": clip.clip_id, "record": json.dumps(asdict(record)), "error": ""}
+
+
+def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: dict[str, Any]) -> Transcoded:
+    source = Path(clip.path)
+    content_id = identity({"sha256": file_sha256(source), "config": asdict(config), "px": row["px"]})
+    target = store.mp4_path(content_id)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    info = transcode(source, target, frame_px=row["px"], config=config)
+    record = Transcoded(
+        clip_id=clip.clip_id,
+        content_id=content_id,
+        path=str(target.relative_to(store.root)),
+        num_frames=info.num_frames,
+        frame_px=info.frame_px,
+        fps=info.fps,
+        duration_s=info.duration_s,
+        codec_metadata=info.codec_metadata,
+    )
+    write_json(store.transcoded_path(row["key"]), asdict(record))
+    return record
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, with its type where the message alone does not say what went wrong."""
+    text = str(error).strip().splitlines()
+    line = text[0] if text else ""
+    return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")

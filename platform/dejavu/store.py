@@ -1,0 +1,144 @@
+"""Where artifacts lie: atomic writes, an index of what is done, and the manifest of failures.
+
+    <root>/mp4/<content id>.mp4                     transcoded clips
+    <root>/transcoded/<source key>.json             what is known of each, written after its mp4
+    <root>/embeddings/<setting id>/<shard id>.parquet   one row per frame; the footer names the identities inside
+    <root>/failures/<stage>/<part>.json             what could not be done, replaced whenever the stage runs again
+
+Everything is written to a temporary file beside its target and renamed, so that a file is either absent or whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dejavu.records import Failure
+
+IDENTITIES_KEY = b"dejavu.identities"
+"""Parquet footer entry: JSON list of the identities that a shard holds completely."""
+
+
+class StoreError(RuntimeError):
+    """The results folder cannot be used; one line says why and what to do."""
+
+
+def identity(parts: Mapping[str, Any]) -> str:
+    """Return 24 hex digits that name a result by everything that made it (SHA-256 of its canonical JSON)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success sync it and move it there, on failure leave nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a small text file atomically, UTF-8."""
+    with atomic(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The artifacts of one results folder. Holds only a path, so that it travels to any worker."""
+
+    root: Path
+
+    @staticmethod
+    def open(root: Path) -> Store:
+        """Create the folder, or say in one line why it cannot be used.
+
+        Raises:
+            StoreError: The path lies below a file, is read-only, or the disk is full.
+        """
+        probe = root / f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe.write_text("x", encoding="utf-8")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"results folder: got {root} ({error.strerror or error}), expected a folder that can be written; "
+                "choose another with --results"
+            ) from error
+        return Store(root)
+
+    # ------------------------------------------------------------------------------------------------ transcoded clips
+    @property
+    def mp4_dir(self) -> Path:
+        """Transcoded clips."""
+        return self.root / "mp4"
+
+    def mp4_path(self, content_id: str) -> Path:
+        """Where the transcoded clip of this content lies."""
+        return self.mp4_dir / f"{content_id}.mp4"
+
+    def transcoded_path(self, source_key: str) -> Path:
+        """Where the record of a transcoded source lies; written after the mp4, so it exists only when both do."""
+        return self.root / "transcoded" / f"{source_key}.json"
+
+    # ------------------------------------------------------------------------------------------------------ embeddings
+    def embeddings_dir(self, setting_id: str) -> Path:
+        """Shards of one method setting."""
+        return self.root / "embeddings" / setting_id
+
+    def write_embeddings(self, setting_id: str, table: pa.Table, identities: Iterable[str]) -> Path:
+        """Write one shard; its name follows from the identities inside, so writing it again replaces it."""
+        names = sorted(identities)
+        target = self.embeddings_dir(setting_id) / f"{identity({'shard': names})}.parquet"
+        metadata = {**(table.schema.metadata or {}), IDENTITIES_KEY: json.dumps(names).encode()}
+        with atomic(target) as temporary:
+            pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+        return target
+
+    def done(self, setting_id: str) -> dict[str, Path]:
+        """Index what is embedded under one setting: identity -> shard, read from the footers alone."""
+        index: dict[str, Path] = {}
+        for path in sorted(self.embeddings_dir(setting_id).glob("*.parquet")):
+            metadata = pq.read_schema(path).metadata or {}
+            index.update(dict.fromkeys(json.loads(metadata.get(IDENTITIES_KEY, b"[]")), path))
+        return index
+
+    # -------------------------------------------------------------------------------------------------------- failures
+    def write_failures(self, stage: str, failures: Iterable[Failure], *, part: str = "all") -> None:
+        """Replace what is known to have failed in one part of a stage: every run tries failed clips again."""
+        write_json(self.root / "failures" / stage / f"{part}.json", [asdict(failure) for failure in failures])
+
+    def failures(self) -> list[Failure]:
+        """List what could not be done, by stage and clip, each once."""
+        notes = sorted((self.root / "failures").glob("*/*.json"))
+        found = {Failure(**row) for note in notes for row in json.loads(note.read_text(encoding="utf-8"))}
+        return sorted(found, key=lambda failure: (failure.stage, failure.clip_id, failure.reason))
