@@ -226,7 +226,7 @@ class Vit(nn.Module):
         """Return h_BND, the input of layer 0. No gradient reaches the pixels: the tower is frozen."""
         pixels_B3HW = pixels_B3HW.detach()
         patches_BND = F.conv2d(
-            pixels_B3HW.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias, stride=self.shape.patch_px
+            pixels_B3HW.to(self.patch_weight), self.patch_weight, self.patch_bias, stride=self.shape.patch_px
         )
         patches_BND = patches_BND.flatten(2).mT
         if self.cls is None:

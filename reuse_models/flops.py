@@ -1,0 +1,105 @@
+"""From work to FLOPs: 2 per multiply-accumulate, of everything that is executed.
+
+A method reports units (tokens, pairs, frames) put through each part; this table, and nothing else, says what a unit
+costs. Elementwise work (norms, activations, softmax, distances that are not products) is left out.
+
+Shapes: G frames, K layers or 1, D width, d head width, M MLP width, E embedding width, P patches a side.
+Source: METHODS of the Déjà Vu paper; checked against the executed operators by `counting.ExecutedFlops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reuse_models.method import Work
+from reuse_models.vit import VitShape
+
+FLOPS_PER_MAC = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind of work: what is counted, and the multiply-accumulates of one."""
+
+    unit: str
+    macs: Callable[[VitShape], int]
+    per_layer: bool
+    """Whether a method reports it layer by layer ([G, L]) or once a frame ([G, 1])."""
+
+
+def _head_macs(shape: VitShape) -> int:
+    if shape.has_cls:
+        return shape.width * shape.embed_dim if shape.has_projection else 0
+    # The pooling head: k and v of every token, one query, output projection and MLP of the pooled token.
+    return 2 * shape.num_tokens * shape.width * (shape.width + 1) + shape.width**2 + 2 * shape.width * shape.mlp_width
+
+
+PARTS: dict[str, Part] = {
+    "patch_embedding": Part(
+        "frames", lambda shape: 3 * shape.patch_px**2 * shape.width * shape.num_patches, per_layer=False
+    ),
+    "query": Part("tokens", lambda shape: shape.width**2, per_layer=True),
+    "key_value": Part("tokens", lambda shape: 2 * shape.width**2, per_layer=True),
+    "attention": Part("query-key pairs, scores and values, all heads", lambda shape: 2 * shape.width, per_layer=True),
+    "projection": Part("tokens", lambda shape: shape.width**2, per_layer=True),
+    "mlp": Part("tokens", lambda shape: 2 * shape.width * shape.mlp_width, per_layer=True),
+    "head": Part("frames", _head_macs, per_layer=False),
+    # What methods add. K is a layer's index: the boundary l-1 -> l is filed under layer l.
+    "importance": Part("query-key pairs, scores alone, all heads", lambda shape: shape.width, per_layer=True),
+    "similarity": Part("pairs of rows of width D", lambda shape: shape.width, per_layer=True),
+    "key_similarity": Part("pairs of keys of one head's width", lambda shape: shape.head_dim, per_layer=True),
+    "decision": Part("tokens x hidden units, 6 numbers in and 2 out", lambda _: 6 + 2, per_layer=True),
+    "restoration": Part("rows x rank, of each MLP D -> rank -> D", lambda shape: 2 * shape.width, per_layer=True),
+    "codec_net": Part("multiply-accumulates", lambda _: 1, per_layer=False),
+}
+"""Every part that a method may report. A part's name is its key in `Work.parts`."""
+
+
+def flops_per_frame(shape: VitShape, work: Work) -> Tensor:
+    """Return [G] float64: FLOPs of each frame that `work` describes.
+
+    Raises:
+        ValueError: Work names a part that PARTS does not, or its tensors disagree on G or K.
+    """
+    total_G: Tensor | None = None
+    for name, units_GK in work.parts.items():
+        part = PARTS.get(name)
+        if part is None:
+            raise ValueError(f"work: got part {name!r}, expected one of {', '.join(PARTS)}; add it to flops.PARTS")
+        columns = shape.num_layers if part.per_layer else 1
+        if units_GK.ndim != 2 or units_GK.shape[1] != columns:
+            raise ValueError(f"work {name}: got {list(units_GK.shape)}, expected [G, {columns}]; report every layer")
+        if total_G is not None and len(units_GK) != len(total_G):
+            raise ValueError(f"work {name}: got {len(units_GK)} frames, expected {len(total_G)} as in the parts before")
+        flops_G = units_GK.to(torch.float64).sum(1) * (FLOPS_PER_MAC * part.macs(shape))
+        total_G = flops_G if total_G is None else total_G + flops_G
+    return torch.zeros(0, dtype=torch.float64) if total_G is None else total_G
+
+
+def dense_work(shape: VitShape, num_frames: int = 1) -> Work:
+    """Return the work of `Vit.forward`: the strongest dense tower, which ends with CLS alone in its last layer."""
+    tokens_GL = torch.full((num_frames, shape.num_layers), shape.num_tokens, dtype=torch.int64)
+    queries_GL = tokens_GL.clone()
+    if shape.has_cls:
+        queries_GL[:, -1] = 1
+    frames_G1 = torch.ones(num_frames, 1, dtype=torch.int64)
+    return Work(
+        {
+            "patch_embedding": frames_G1,
+            "query": queries_GL,
+            "key_value": tokens_GL,
+            "attention": queries_GL * shape.num_tokens,
+            "projection": queries_GL.clone(),
+            "mlp": queries_GL.clone(),
+            "head": frames_G1.clone(),
+        }
+    )
+
+
+def dense_flops(shape: VitShape) -> float:
+    """Return the FLOPs of one frame through `Vit.forward`: the denominator of every reduction."""
+    return float(flops_per_frame(shape, dense_work(shape))[0])

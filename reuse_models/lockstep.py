@@ -1,0 +1,118 @@
+"""Streams that advance together: checking a chunk, walking it, and writing down what came out.
+
+Shapes: B streams, F frames of a stream, S streams that have a frame at a step, R frames of all streams, L layers,
+N tokens, D width, E embedding width, P patches a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reuse_models.flops import PARTS
+from reuse_models.method import Chunk, Encoded, Work
+from reuse_models.vit import Vit, VitShape
+
+
+def check_chunk(chunk: Chunk, vit: Vit, num_streams: int) -> None:
+    """Refuse a chunk that does not fit the tower or the memory, before any work.
+
+    Raises:
+        ValueError: A frame or codec grid of another size, or another number of streams.
+    """
+    if not len(chunk.pixels) == len(chunk.ended) == num_streams:
+        raise ValueError(
+            f"chunk: got {len(chunk.pixels)} streams of frames and {len(chunk.ended)} flags, expected {num_streams} "
+            "as in the memory; start a memory for this many streams"
+        )
+    for pixels_F3HW in chunk.pixels:
+        vit.check_pixels(pixels_F3HW)
+    if chunk.codec is None:
+        return
+    if len(chunk.codec) != num_streams:
+        raise ValueError(f"chunk: got codec grids of {len(chunk.codec)} streams, expected {num_streams}; pass one each")
+    side = vit.shape.patches_per_side
+    for pixels_F3HW, codec_F4PP in zip(chunk.pixels, chunk.codec, strict=True):
+        expected = (len(pixels_F3HW), 4, side, side)
+        if tuple(codec_F4PP.shape) != expected:
+            raise ValueError(
+                f"codec grid: got {list(codec_F4PP.shape)}, expected {list(expected)}; "
+                "transcode to 16 px a patch of this tower"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One frame of every stream that still has one in this chunk."""
+
+    streams_S: Tensor
+    """int64: which streams, ascending."""
+    rows_S: Tensor
+    """int64: their rows in the record."""
+    frames_S3HW: Tensor
+    whole: bool
+    """All B streams take part, so that state may be used where it lies."""
+
+
+def steps(chunk: Chunk, device: torch.device) -> Iterator[Step]:
+    """Walk a chunk frame by frame over all its streams; indices and frames lie on the tower's device."""
+    lengths = [len(pixels) for pixels in chunk.pixels]
+    starts = _starts(lengths)
+    for index in range(max(lengths, default=0)):
+        streams = [stream for stream, length in enumerate(lengths) if index < length]
+        yield Step(
+            streams_S=torch.tensor(streams, device=device),
+            rows_S=torch.tensor([starts[stream] + index for stream in streams], device=device),
+            frames_S3HW=torch.stack([chunk.pixels[stream][index] for stream in streams]).to(device),
+            whole=len(streams) == len(lengths),
+        )
+
+
+class Record:
+    """What a call produces for R frames of B streams, stream after stream, preallocated."""
+
+    def __init__(self, shape: VitShape, chunk: Chunk, device: torch.device) -> None:
+        self._shape = shape
+        self._device = device
+        self._lengths = [len(pixels) for pixels in chunk.pixels]
+        num_rows = sum(self._lengths)
+        self.embeddings_RE = torch.zeros(num_rows, shape.embed_dim, device=device)
+        self.reuse_RLN = torch.zeros(num_rows, shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=device)
+        self._units: dict[str, Tensor] = {}
+
+    def add_work(self, part: str, rows_S: Tensor | slice, units_S: Tensor | int, layer: int = 0) -> None:
+        """Add units to a part of some rows; `layer` stays 0 for what runs once a frame."""
+        self._part(part)[rows_S, layer] += units_S
+
+    def add_dense(self, work: Work, rows_S: Tensor | slice) -> None:
+        """Add the same work, given for one frame, to some rows."""
+        for part, units_1K in work.parts.items():
+            self._part(part)[rows_S] += units_1K.to(self._device)
+
+    def encoded(self, memory: Any) -> Encoded:
+        """Split by stream."""
+        units = {name: torch.split(units_RK.cpu(), self._lengths) for name, units_RK in self._units.items()}
+        return Encoded(
+            embeddings=torch.split(self.embeddings_RE, self._lengths),
+            reuse=torch.split(self.reuse_RLN, self._lengths),
+            work=tuple(
+                Work({name: by_stream[stream] for name, by_stream in units.items()})
+                for stream in range(len(self._lengths))
+            ),
+            memory=memory,
+        )
+
+    def _part(self, part: str) -> Tensor:
+        if part not in self._units:
+            columns = self._shape.num_layers if PARTS[part].per_layer else 1
+            rows = len(self.embeddings_RE)
+            self._units[part] = torch.zeros(rows, columns, dtype=torch.int64, device=self._device)
+        return self._units[part]
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    return [sum(lengths[:stream]) for stream in range(len(lengths))]

@@ -1,0 +1,44 @@
+"""The methods by name, and their configs to and from plain dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from reuse_models.cmc import CmcConfig
+from reuse_models.eventful import EventfulConfig
+from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.method import MethodConfig
+from reuse_models.original import OriginalConfig
+
+METHODS: dict[str, type[MethodConfig]] = {
+    config.method: config for config in (OriginalConfig, FrameSkipConfig, EventfulConfig, CmcConfig)
+}
+"""Config class by method name. Adding a method is its file and its name in this tuple."""
+
+
+def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
+    """Build the config that `config_to_dict` wrote; lists become tuples, as JSON has none.
+
+    Raises:
+        ValueError: The method or a field is unknown, or the config refuses a value.
+    """
+    fields = dict(values)
+    name = fields.pop("method", None)
+    if name not in METHODS:
+        raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}; check the name")
+    config = METHODS[name]
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(
+            f"{name}: got unknown {', '.join(unknown)}, expected {', '.join(sorted(known)) or 'no fields'}; "
+            "check the names"
+        )
+    return config(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def config_to_dict(config: MethodConfig) -> dict[str, Any]:
+    """Return the config as JSON can hold it, with its method's name."""
+    values = dataclasses.asdict(config)  # type: ignore[call-overload]
+    return {"method": config.method} | {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
