@@ -85,17 +85,13 @@ def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
     if split != "train":
         load_frame_times(annotations, split)  # only to say now, not after hours of work, that it is missing
     questions: dict[str, Question] = {}
-    with _existing(path).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or ())
-        for row in reader:
-            question = _question(f"{path.name} line {reader.line_num}", row, split, spans)
-            if question.question_id in questions:
-                raise ValueError(
-                    f"{path.name} line {reader.line_num}: got question {question.question_id!r} again, "
-                    "expected each once; remove one of them"
-                )
-            questions[question.question_id] = question
+    for where, row in _rows(path):
+        question = _question(where, row, split, spans)
+        if question.question_id in questions:
+            raise ValueError(
+                f"{where}: got question {question.question_id!r} again, expected each once; remove one of them"
+            )
+        questions[question.question_id] = question
     if not questions:
         raise ValueError(f"{path.name}: got no questions, expected one a line; download it again")
     return tuple(questions.values())
@@ -121,20 +117,11 @@ def load_frame_times(annotations: Path, split: Split) -> dict[str, tuple[float, 
 
 
 def _question(where: str, row: Mapping[str, str], split: Split, spans: Mapping[str, _Located]) -> Question:
-    if None in row.values() or None in row:
-        raise ValueError(
-            f"{where}: got another number of cells than columns, expected {len(COLUMNS)}; quote its commas"
-        )
     clip_id, qid = row["video_id"], row["qid"]
     check_id(where, clip_id)
     answers = tuple(row[choice] for choice in CHOICES)
     if row["answer"] not in answers:
         raise ValueError(f"{where}: got answer {row['answer']!r}, expected one of {answers}; correct the row")
-    if split != "train" and clip_id not in spans:
-        raise ValueError(
-            f"{where}: got video {clip_id!r}, which gsub_{split}.json lacks, expected a duration and spans for it; "
-            "take both files from one download"
-        )
     duration_s, located = spans.get(clip_id, (0.0, {}))
     return Question(
         question_id=f"{clip_id}_{qid}",
@@ -206,17 +193,29 @@ def _spans(path: Path) -> dict[str, _Located]:
     return spans
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
+def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Read a CSV with exactly NExT-GQA's columns: for each row where it stands, and its cells by column."""
+    try:
+        with _existing(path).open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            rows = [(f"{path.name} line {reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name}: got {error}, expected a CSV in UTF-8; download it again") from error
     lacking = [column for column in COLUMNS if column not in columns]
     unknown = [column for column in columns if column not in COLUMNS]
     if lacking or unknown:
-        faults = [
-            f"{what} {', '.join(map(repr, names))}" for what, names in (("no", lacking), ("unknown", unknown)) if names
-        ]
         raise ValueError(
-            f"{path.name} columns: got {' and '.join(faults)}, expected exactly {','.join(COLUMNS)}; "
+            f"{path.name} columns: got {unknown} too many and {lacking} missing, expected exactly {','.join(COLUMNS)}; "
             "take the CSV from NExT-GQA, not from NExT-QA"
         )
+    for where, row in rows:
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{where}: got another number of cells than columns, expected {len(COLUMNS)}; put texts with commas in "
+                "quotes"
+            )
+    return rows
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Any folder of videos: no annotations, so every clip is a test clip and the score is fidelity to Original."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from dejavu.records import Clip, Dataset
+
+# fmt: off
+EXTENSIONS = frozenset({
+    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "h264", "264", "h265", "265", "hevc", "ivf", "m2ts", "m2v",
+    "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "nut", "ogm", "ogv", "rm", "rmvb", "ts",
+    "vob", "webm", "wmv", "y4m",
+})
+# fmt: on
+"""Containers and raw streams that FFmpeg reads, in small letters; other files in the folder are not videos to us."""
+
+_LONGEST_ID = 100
+"""Characters: an id becomes a file name, and file systems allow 255 bytes with suffixes."""
+
+
+def load_video_folder(root: Path) -> Dataset:
+    """Find all videos below a folder, by extension; hidden files and folders are left out.
+
+    Args:
+        root: The folder. A link to a file that lies inside it is followed, a linked folder is not entered, and a link
+            that leads out of it is refused.
+
+    Returns:
+        Clips in the order of their paths, all of split `test`, named after their place in the folder: a clip keeps its
+        id when other files come and go.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no video in it.
+        ValueError: A link leads out of the folder, or a name is not text.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"videos: got {root}, no folder, expected one with videos; check --videos")
+    clips: dict[str, Clip] = {}
+    for path in _videos(root):
+        name = path.relative_to(root).as_posix()
+        clip_id = clip_id_of(name)
+        if clip_id in clips:
+            raise ValueError(
+                f"videos: got {name!r} and {clips[clip_id].path!r}, which both become {clip_id!r}, expected ids that "
+                "differ; rename one of them"
+            )
+        clips[clip_id] = Clip(clip_id=clip_id, path=str(path), split="test")
+    if not clips:
+        raise FileNotFoundError(
+            f"videos: got no video in {root}, expected files ending in .mp4, .mkv, .webm, .avi or another container "
+            "that FFmpeg reads; check --videos"
+        )
+    return Dataset(name="video_folder", clips=tuple(clips.values()), questions=())
+
+
+def clip_id_of(name: str) -> str:
+    """Turn a path relative to the folder into a name of letters, digits, `.`, `_` and `-`.
+
+    What the name cannot say (folders, spaces, quotes, other alphabets, great length) is said by 10 digits of a hash
+    of the whole path, so that `a b.mp4` and `a_b.mp4` stay two clips.
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip("._-")
+    if plain == name and len(plain) <= _LONGEST_ID:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    return f"{plain[:_LONGEST_ID]}-{digest}"
+
+
+def _videos(root: Path) -> list[Path]:
+    home = root.resolve()
+    found = []
+    for folder, folders, files in os.walk(root, onerror=_refuse_unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(folder)
+        for name in folders:
+            _check_inside(here / name, home)  # a linked folder is not entered, but one that leaves is worth a word
+        for name in sorted(files):
+            if name.startswith(".") or Path(name).suffix[1:].lower() not in EXTENSIONS:
+                continue
+            _check_inside(here / name, home)
+            if (here / name).is_file() or (here / name).is_symlink():  # a link to nothing fails later, as a clip
+                found.append(here / name)
+    return found
+
+
+def _check_inside(path: Path, home: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"videos: got the name {str(path)!r}, expected UTF-8; rename the file") from error
+    if path.is_symlink() and not path.resolve().is_relative_to(home):
+        raise ValueError(
+            f"videos: got {path}, a link to {path.resolve()}, expected files inside the folder; put a copy or a hard "
+            "link in its place, or give the folder that it leads to"
+        )
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise error

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from dejavu.datasets.video_folder import clip_id_of, load_video_folder
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def test_videos_are_found_by_extension_in_all_folders(tmp_path: Path) -> None:
+    put(tmp_path, "b.mp4", "a.MKV", "deep/er/c.webm", "notes.txt", "noextension", ".hidden.mp4", ".cache/d.mp4")
+    dataset = load_video_folder(tmp_path)
+    assert sorted(Path(clip.path).name for clip in dataset.clips) == ["a.MKV", "b.mp4", "c.webm"]
+    assert {clip.split for clip in dataset.clips} == {"test"}
+    assert (dataset.questions, dataset.missing) == ((), ())
+
+
+def test_any_name_becomes_a_safe_and_unique_id(tmp_path: Path) -> None:
+    names = [
+        "a b.mp4",
+        "a_b.mp4",
+        "a/b.mp4",
+        "día.mp4",
+        "dia.mp4",
+        "日本.mp4",
+        'it\'s "q".mp4',
+        "-x.mp4",
+        "b.mp4",
+        "b.avi",
+        "n\nl.mp4",
+    ]
+    put(tmp_path, *names)
+    clips = load_video_folder(tmp_path).clips
+    ids = {clip.clip_id for clip in clips}
+    assert len(ids) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", clip_id) for clip_id in ids)
+    assert {str(Path(clip.path).relative_to(tmp_path)) for clip in clips} == set(names)
+
+
+def test_a_plain_name_stays_and_an_id_does_not_depend_on_other_files(tmp_path: Path) -> None:
+    assert clip_id_of("bikes.mp4") == "bikes.mp4"
+    put(tmp_path, "x/a b.mp4")
+    (alone,) = load_video_folder(tmp_path).clips
+    put(tmp_path, "a.mp4", "x/a_b.mp4")
+    assert alone in load_video_folder(tmp_path).clips
+
+
+def test_a_long_name_stays_usable_as_a_file_name() -> None:
+    long = clip_id_of("x" * 250 + ".mp4")
+    assert len(long) < 130
+    assert long != clip_id_of("x" * 251 + ".mp4")
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "outside.mp4", "root/inside.mp4")
+    (tmp_path / "root" / "link.mp4").symlink_to(tmp_path / "root" / "inside.mp4")
+    assert len(load_video_folder(tmp_path / "root").clips) == 2
+    (tmp_path / "root" / "escape.mp4").symlink_to(tmp_path / "outside.mp4")
+    with pytest.raises(ValueError, match=r"escape.mp4, a link to .*outside.mp4, expected files inside"):
+        load_video_folder(tmp_path / "root")
+
+
+def test_a_linked_folder_that_leaves_is_refused_and_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    put(tmp_path, "other/a.mp4", "root/b.mp4")
+    (tmp_path / "alias").symlink_to(tmp_path / "root")
+    assert len(load_video_folder(tmp_path / "alias").clips) == 1
+    (tmp_path / "root" / "folder").symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="a link to"):
+        load_video_folder(tmp_path / "root")
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes no names outside UTF-8")
+    with pytest.raises(ValueError, match="expected UTF-8"):
+        load_video_folder(tmp_path)
+
+
+def test_an_empty_or_absent_folder_is_one_clear_line(tmp_path: Path) -> None:
+    put(tmp_path, "notes.txt")
+    with pytest.raises(FileNotFoundError, match=r"got no video in .*check --videos"):
+        load_video_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_video_folder(tmp_path / "nowhere")
+
+
+def test_the_real_clips_are_found(shared_dir: Path) -> None:
+    clips = load_video_folder(shared_dir / "data" / "videos").clips
+    assert "world.mp4" in {clip.clip_id for clip in clips}
