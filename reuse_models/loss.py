@@ -1,0 +1,107 @@
+"""The training loss: stay close to the dense tower, and reuse at least the target share.
+
+Shapes: C clips, F frames in computing order, K the last three of them, N tokens, b boundaries, D width, E embedding.
+Source: paper, section on training; METHODS 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reuse_models.gate import check_rate
+from reuse_models.masked import MaskedOutput
+
+COUNTED_FRAMES = 3
+"""Only the last three frames of the pattern enter: the ones before exist to give them references."""
+RATE_LIMIT = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights of the loss's terms."""
+
+    target_rate: float
+    """Reuse rate from which on more reuse is not rewarded."""
+    second_last_weight: float = 1.5
+    """Of the second-to-last layer's hidden states; NExT-QA's published experiment sets it to 0."""
+    last_weight: float = 0.0
+    rate_weight: float = 0.35
+
+    def __post_init__(self) -> None:
+        check_rate(self.target_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The dense tower on the same frames, in computing order."""
+
+    embeddings_CFE: Tensor
+    second_last_CFND: Tensor | None = None
+    """Output of layer L-2; None where its weight is 0."""
+    last_CFND: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The loss and what it is made of."""
+
+    total: Tensor
+    rate: Tensor
+    """The rate that the target is compared with."""
+    embedding_error: Tensor
+    """Plain mean of 1 - cosine over the counted frames."""
+    second_last_error: Tensor | None
+    """The same over frames and tokens; None without a teacher's hidden states."""
+    last_error: Tensor | None
+    rate_per_frame_CK: Tensor
+    """Mean over boundaries of reused / N, unclamped."""
+
+
+def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Loss:
+    """Compare a training forward with its teacher.
+
+    Raises:
+        ValueError: A hidden layer has a weight but no teacher or was not computed.
+    """
+    rate, per_frame_CK = counted_rate(output.reuse_CFbN)
+    embedding_CK = _cosine(output.embeddings_CFE, teacher.embeddings_CFE)
+    total = 1 - embedding_CK.min(dim=1).values.mean() + config.rate_weight * torch.relu(config.target_rate - rate)
+    errors: list[Tensor | None] = []
+    for name, weight, student, dense in (
+        ("second-to-last", config.second_last_weight, output.second_last_CFND, teacher.second_last_CFND),
+        ("last", config.last_weight, output.last_CFND, teacher.last_CFND),
+    ):
+        if student is None or dense is None:
+            if weight:
+                raise ValueError(
+                    f"loss: got weight {weight} for the {name} layer without its hidden states, expected them of "
+                    "student and teacher; pass them or set the weight to 0"
+                )
+            errors.append(None)
+            continue
+        cosine_CKN = _cosine(student, dense)
+        errors.append(1 - cosine_CKN.mean())
+        if weight:
+            total = total + weight * (1 - cosine_CKN.min(dim=1).values.mean())
+    return Loss(total, rate, 1 - embedding_CK.mean(), errors[0], errors[1], per_frame_CK)
+
+
+def counted_rate(reuse_CFbN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rate as the loss counts it, and rate_per_frame_CK.
+
+    Every entry above 0.95 earns nothing more; the last frame, closest to both of its references, counts twice, the
+    second time unclamped.
+    """
+    rate_CKb = reuse_CFbN[:, -COUNTED_FRAMES:].float().mean(dim=-1)
+    num_clips, num_frames, num_boundaries = rate_CKb.shape
+    per_frame_CK = rate_CKb.mean(dim=-1)
+    total = rate_CKb.clamp(max=RATE_LIMIT).sum() + per_frame_CK[:, -1].sum()
+    return total / (num_clips * num_frames * num_boundaries + num_clips), per_frame_CK
+
+
+def _cosine(student_CFX: Tensor, teacher_CFX: Tensor) -> Tensor:
+    counted = slice(-COUNTED_FRAMES, None)
+    return torch.cosine_similarity(student_CFX[:, counted].float(), teacher_CFX[:, counted].float(), dim=-1)
