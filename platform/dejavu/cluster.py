@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def connect(num_cpus: int | None = None) -> None:
             num_cpus=None if address else num_cpus,
             runtime_env={"env_vars": variables} if variables else None,
             log_to_driver=True,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     except ConnectionError as error:
         raise ClusterError(

@@ -30,12 +30,20 @@ class EmbedResult:
 
 
 def embed_clips(
-    clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: Embedding, pool: Pool
+    clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: Embedding, pool: Pool, part: str
 ) -> EmbedResult:
-    """Embed every clip under every setting, skipping what the store holds."""
+    """Embed every clip under every setting, skipping what the store holds.
+
+    Args:
+        clips: Transcoded clips, of one split.
+        settings: What each of them is embedded under.
+        embedding: Backbone, store and how clips are cut.
+        pool: The encoding actors.
+        part: Names this call in the failures table, such as the split: what failed in it before is replaced.
+    """
     batches = plan(clips, settings, embedding)
     if not batches:
-        embedding.store.write_failures(STAGE, ())
+        embedding.store.write_failures(STAGE, (), part=part)
         return EmbedResult(0, ())
     configure()
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
@@ -54,7 +62,7 @@ def embed_clips(
     failures: list[Failure] = []
     for row in report_progress(results.iter_rows(), total=len(batches), stage=STAGE, unit="batches"):
         failures += [Failure(**failure) for failure in json.loads(str(row["failures"]))]
-    embedding.store.write_failures(STAGE, failures)
+    embedding.store.write_failures(STAGE, failures, part=part)
     failed = {failure.clip_id for failure in failures}
     touched = {segment.clip_id for batch in batches for segment in batch.segments}
     return EmbedResult(len(touched - failed), tuple(failures))

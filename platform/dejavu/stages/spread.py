@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -36,7 +36,7 @@ def spread(kernel: Callable[[Row], Row], rows: Sequence[Row], *, stage: str, uni
     yield from report_progress(results.iter_rows(), total=len(rows), stage=stage, unit=unit)
 
 
-def report_progress(results: Iterator[Row], *, total: int, stage: str, unit: str) -> Iterator[Row]:
+def report_progress(results: Iterable[Row], *, total: int, stage: str, unit: str) -> Iterator[Row]:
     """Pass results on, printing how many are done and how long the rest will take, every ten seconds."""
     start = printed = time.monotonic()
     for count, result in enumerate(results, 1):

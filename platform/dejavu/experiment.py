@@ -1,0 +1,193 @@
+"""One experiment as typed values: recipes, and the command line that overrides them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+import yaml
+
+from dejavu.cluster import in_submitted_job
+from dejavu.datasets.synthetic import SyntheticConfig
+from dejavu.stages.batch import EmbedConfig
+from dejavu.stages.measure import MeasureConfig
+from dejavu.video.mp4 import TranscodeConfig
+from tune_spaces.study import SweepConfig
+
+Stage = Literal["transcode", "sweep", "embed", "measure", "score"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+DatasetName = Literal["synthetic", "next_qa", "video_folder"]
+
+
+class ExperimentError(ValueError):
+    """The configuration does not make sense; one line says what and what to do."""
+
+
+def _stages(text: str) -> tuple[Stage, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in STAGES]:
+        raise ValueError(f"stages: got {unknown[0]!r}, expected some of {', '.join(STAGES)}; separate them by commas")
+    return tuple(stage for stage in STAGES if stage in names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """Everything that a run of the pipeline depends on."""
+
+    recipe: tyro.conf.Suppress[str] = "demo"
+    dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
+    videos: Path | None = None
+    """Folder of videos (recipes folder and nextqa)."""
+    annotations: Path | None = None
+    """Folder of NExT-GQA's annotation files (recipe nextqa)."""
+    backbone: str = "embedded"
+    """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
+    results: Path | None = None
+    """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
+    submitted job."""
+    stages: Annotated[
+        tuple[Stage, ...],
+        tyro.conf.arg(
+            constructor=tyro.constructors.PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="STAGE[,STAGE...]",
+                instance_from_str=lambda texts: _stages(texts[0]),
+                is_instance=lambda value: isinstance(value, tuple),
+                str_from_instance=lambda value: [",".join(value)],
+            )
+        ),
+    ] = STAGES
+    """Stages to run, in their own order; what is already in the store is not done again."""
+    num_workers: int | None = None
+    """Encoding actors; as many as the cluster fits unless given."""
+    gpus_per_worker: float | None = None
+    """GPUs that an encoding actor holds; one where there are any unless given."""
+    max_failed_fraction: float = 0.01
+    """Share of clips that may fail before the run ends with an error, 0..1."""
+    prompt: str = "{answer}"
+    """How a question and a candidate answer become the text that frames are compared with."""
+    seed: int = 0
+    """Of the bootstrap."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+
+    def __post_init__(self) -> None:
+        """Check what no single part can.
+
+        Raises:
+            ExperimentError: A value is out of range, or the recipe lacks a folder.
+        """
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ExperimentError(
+                f"max_failed_fraction: got {self.max_failed_fraction}, expected 0..1; 0.01 lets one clip in 100 fail"
+            )
+        try:
+            self.prompt.format(question="", answer="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ExperimentError(
+                f"prompt: got {self.prompt!r} ({error}), expected {{question}} and {{answer}} alone in braces; mend it"
+            ) from None
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ExperimentError(f"num_workers: got {self.num_workers}, expected 1 or more; leave it out to fit all")
+
+    def check_folders(self) -> None:
+        """Refuse to start without the folders that the recipe reads.
+
+        Raises:
+            ExperimentError: One of them is not given or not there.
+        """
+        needed = {"video_folder": ("videos",), "next_qa": ("videos", "annotations")}.get(self.dataset, ())
+        for name in needed:
+            folder: Path | None = getattr(self, name)
+            if folder is None or not folder.is_dir():
+                got = "nothing" if folder is None else f"{folder}, which is no folder"
+                raise ExperimentError(f"--{name}: got {got}, expected a folder; recipe {self.recipe} reads it")
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as a person reads it."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
+
+
+RECIPES: dict[str, tuple[str, Experiment]] = {
+    "demo": ("a synthetic world of 220 videos on the embedded backbone: minutes on a laptop", Experiment()),
+    "tiny": (
+        "the same with 22 videos and two settings per method: for tests and notebooks",
+        Experiment(
+            recipe="tiny",
+            synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
+            sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),
+            measure=MeasureConfig(num_clips=2, num_frames=16, num_rounds=3),
+        ),
+    ),
+    "folder": (
+        "a folder of your own videos, no answers needed: the score is fidelity to Original",
+        Experiment(recipe="folder", dataset="video_folder"),
+    ),
+    "nextqa": (
+        "NExT-QA videos with NExT-GQA annotations, at the paper's settings",
+        Experiment(
+            recipe="nextqa",
+            dataset="next_qa",
+            backbone="openai/clip-vit-large-patch14",
+            prompt="{question} {answer}",
+            sweep=SweepConfig(density="paper", chosen_per_method=6),
+        ),
+    ),
+}
+
+
+def parse(arguments: Sequence[str]) -> Experiment:
+    """Read the command line: a recipe's name, `demo` unless given, and overrides of its values.
+
+    Exits with tyro's own message on an unknown flag or a value of the wrong type.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+    words = list(arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "demo")
+    return tyro.extras.overridable_config_cli(
+        RECIPES,
+        prog="python jobs/pipeline.py",
+        description="From video files to a Pareto plot. Without a recipe, `demo` runs.",
+        args=words,
+    )
+
+
+def results_folder(experiment: Experiment) -> Path:
+    """Return where this run writes, absolute.
+
+    A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
+
+    Raises:
+        ExperimentError: A submitted job was given a relative path.
+    """
+    if experiment.results is not None:
+        if in_submitted_job() and not experiment.results.is_absolute():
+            raise ExperimentError(
+                f"--results: got {experiment.results}, expected an absolute path in a submitted job, "
+                "whose own directory is deleted; write it in full"
+            )
+        return experiment.results.absolute()
+    if configured := os.environ.get("DEJAVU_RESULTS"):
+        return Path(configured).expanduser().absolute() / experiment.recipe
+    if in_submitted_job():
+        return Path.home() / "dejavu-results" / experiment.recipe
+    return Path.cwd() / "results" / experiment.recipe
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

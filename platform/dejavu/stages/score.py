@@ -1,0 +1,129 @@
+"""Score stored embeddings: zero-shot grounded questions where there are answers, fidelity to Original always."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dejavu.backbones.load import Backbone
+from dejavu.records import EvalRow, Prediction, Question, TaskScore, Transcoded
+from dejavu.setting import Setting
+from dejavu.stages.batch import Embedding
+from dejavu.stages.read import ClipEmbeddings, read_embeddings
+from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
+from dejavu.tasks.grounded_qa import score
+from dejavu.tasks.zero_shot import zero_shot
+
+
+@dataclass(frozen=True, slots=True)
+class SettingScore:
+    """What one setting is worth and what it costs, over one set of clips. Costs are means over frames."""
+
+    setting: Setting
+    num_clips: int
+    num_frames: int
+    reuse_rate: float
+    gflops_per_frame: float
+    fidelity: Fidelity
+    task: TaskScore | None
+    """None where the dataset has no answers."""
+
+    @property
+    def rows(self) -> tuple[EvalRow, ...]:
+        """Scored questions, for the bootstrap."""
+        return self.task.rows if self.task else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """What is asked, and of which clips: the same for every setting that is compared."""
+
+    clips: tuple[Transcoded, ...]
+    questions: tuple[Question, ...]
+    answers_AE: Mapping[str, NDArray[np.float32]]
+    """Question id -> [A, E], the candidates' text embeddings, normalised."""
+
+
+def set_exam(clips: Sequence[Transcoded], questions: Sequence[Question], backbone: Backbone, prompt: str) -> Exam:
+    """Embed the candidates of all questions about these clips, each text once.
+
+    Args:
+        clips: Those every setting is scored on.
+        questions: Questions about other clips are left out.
+        backbone: Its text tower is used; not at all where there are no questions.
+        prompt: How question and answer become a text, such as `{answer}` or `{question} {answer}`.
+    """
+    names = {clip.clip_id for clip in clips}
+    asked = tuple(question for question in questions if question.clip_id in names)
+    texts = {
+        question.question_id: [prompt.format(question=question.text, answer=answer) for answer in question.answers]
+        for question in asked
+    }
+    unique = sorted({text for candidates in texts.values() for text in candidates})
+    if not unique:
+        return Exam(tuple(clips), (), {})
+    embeddings_TE = backbone.embed_texts(unique).float().cpu().numpy()
+    row_of = {text: row for row, text in enumerate(unique)}
+    return Exam(
+        tuple(clips),
+        asked,
+        {name: embeddings_TE[[row_of[text] for text in candidates]] for name, candidates in texts.items()},
+    )
+
+
+def score_settings(
+    settings: Sequence[Setting], original: Setting, exam: Exam, embedding: Embedding
+) -> list[SettingScore]:
+    """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
+
+    Args:
+        settings: Those to score, `original` among them or not.
+        original: What fidelity is measured against; its embeddings must be in the store.
+        exam: Clips and questions.
+        embedding: Where embeddings lie and how clips were cut.
+
+    Raises:
+        ValueError: No clip has embeddings under every setting.
+    """
+    everyone = [original, *(setting for setting in settings if setting != original)]
+    read = {setting: read_embeddings(embedding, setting, exam.clips) for setting in everyone}
+    shared = set.intersection(*(set(clips) for clips in read.values()))
+    if not shared:
+        raise ValueError(
+            f"score: got no clip with embeddings under all {len(everyone)} settings, expected one or more; "
+            "run the embed stage, and see failures.csv"
+        )
+    questions = [question for question in exam.questions if question.clip_id in shared]
+    return [_score(setting, read[setting], read[original], sorted(shared), questions, exam) for setting in settings]
+
+
+def _score(  # noqa: PLR0913, PLR0917  one call, in one place
+    setting: Setting,
+    clips: Mapping[str, ClipEmbeddings],
+    dense: Mapping[str, ClipEmbeddings],
+    shared: Sequence[str],
+    questions: Sequence[Question],
+    exam: Exam,
+) -> SettingScore:
+    cosines = {clip_id: frame_cosines(clips[clip_id].embeddings_FE, dense[clip_id].embeddings_FE) for clip_id in shared}
+    predictions = [
+        _predict(question, clips[question.clip_id], exam.answers_AE[question.question_id]) for question in questions
+    ]
+    flops_F = np.concatenate([clips[clip_id].flops_F for clip_id in shared])
+    return SettingScore(
+        setting=setting,
+        num_clips=len(shared),
+        num_frames=len(flops_F),
+        reuse_rate=float(np.concatenate([clips[clip_id].reuse_rate_F for clip_id in shared]).mean()),
+        gflops_per_frame=float(flops_F.mean()) / 1e9,
+        fidelity=score_fidelity(cosines).overall,
+        task=score(questions, predictions) if any(question.spans_s for question in questions) else None,
+    )
+
+
+def _predict(question: Question, clip: ClipEmbeddings, answers_AE: NDArray[np.float32]) -> Prediction:
+    result = zero_shot(clip.embeddings_FE, clip.seconds_F, answers_AE)
+    return Prediction(question_id=question.question_id, answer=result.answer, span_s=result.span_s)

@@ -1,0 +1,107 @@
+"""MLflow: one parent run for a run of the pipeline, one child for each method setting. The only importer of mlflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT = "dejavu"
+
+
+class TrackingError(RuntimeError):
+    """The tracking server cannot be used; one line says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Where runs are logged."""
+
+    uri: str
+    experiment_id: str
+
+    @staticmethod
+    def open(results: Path) -> Tracking:
+        """Connect, and create database and experiment before anything runs at the same time as this.
+
+        `MLFLOW_TRACKING_URI` is honoured; else a sqlite file in the results folder is used.
+
+        Raises:
+            TrackingError: The server does not answer.
+        """
+        # Both are read when mlflow is imported, which takes seconds: so it is imported here, not above.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        import mlflow  # noqa: PLC0415
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
+        mlflow.set_tracking_uri(uri)
+        try:
+            known = mlflow.get_experiment_by_name(EXPERIMENT)
+            if known is not None:
+                return Tracking(uri, known.experiment_id)
+            local = uri.startswith("sqlite:")
+            location = (results.resolve() / "mlartifacts").as_uri() if local else None
+            return Tracking(uri, mlflow.create_experiment(EXPERIMENT, artifact_location=location))
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise TrackingError(
+                f"MLflow: got no answer from {without_secrets(uri)} ({reason}), expected a tracking server; "
+                "start it or unset MLFLOW_TRACKING_URI"
+            ) from error
+
+    def log(self, parent: Run, children: Sequence[Run]) -> str:
+        """Log one parent run and its children, each finished; return the parent's id."""
+        from mlflow import MlflowClient  # noqa: PLC0415
+
+        client = MlflowClient(self.uri)
+        parent_id = self._log(client, parent, {})
+        for child in children:
+            self._log(client, child, {"mlflow.parentRunId": parent_id})
+        return parent_id
+
+    def _log(self, client: Any, run: Run, tags: Mapping[str, str]) -> str:
+        from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
+
+        created = client.create_run(self.experiment_id, run_name=run.name, tags={**run.tags, **tags})
+        run_id: str = created.info.run_id
+        now = created.info.start_time
+        client.log_batch(
+            run_id,
+            metrics=[Metric(name, float(value), now, 0) for name, value in run.metrics.items() if value is not None],
+            params=[Param(name, str(value)[:6000]) for name, value in run.params.items()],
+            tags=[RunTag(name, value) for name, value in run.tags.items()],
+        )
+        for path in run.artifacts:
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, status=run.status)
+        return run_id
+
+    @property
+    def ui_command(self) -> str:
+        """What a person types to see the runs."""
+        if self.uri.startswith("http"):
+            return f"open {without_secrets(self.uri)}"
+        return f"mlflow ui --backend-store-uri {self.uri} --port 5000"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What one MLflow run holds."""
+
+    name: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float | None]
+    """None is left out."""
+    tags: Mapping[str, str]
+    artifacts: tuple[Path, ...] = ()
+    status: str = "FINISHED"
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI without the user and password it may carry."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri

@@ -1,0 +1,17 @@
+"""CMC: how far a token may move before it is computed again."""
+
+from reuse_models.cmc import CmcConfig
+from tune_spaces.tower import Density, Tower, thin
+
+THRESHOLDS = tuple(range(3, 46, 3))
+"""The paper's grid; thresholds grow with the width, so it holds for the paper's towers."""
+QUANTILES = (0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
+"""Of the distances seen on validation clips, on any other tower."""
+
+
+def grid(tower: Tower, density: Density) -> tuple[CmcConfig, ...]:
+    """Return the settings to try; three digits of a threshold are enough, and keep its name readable."""
+    if tower.in_paper and density == "paper":
+        return tuple(CmcConfig(threshold=float(threshold)) for threshold in THRESHOLDS)
+    distances = tower.distance_quantiles(thin(QUANTILES, density))
+    return tuple(CmcConfig(threshold=threshold) for threshold in dict.fromkeys(float(f"{d:.3g}") for d in distances))

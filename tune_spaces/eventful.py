@@ -1,0 +1,17 @@
+"""Eventful: how many tokens are refreshed at each boundary."""
+
+from reuse_models.eventful import EventfulConfig
+from tune_spaces.tower import Density, Tower, thin
+
+REFRESHED_TOKENS = tuple(range(10, 151, 10))
+"""The paper's grid, for its towers of 196 and 256 patches."""
+SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+"""Of the patches, on any other tower."""
+
+
+def grid(tower: Tower, density: Density) -> tuple[EventfulConfig, ...]:
+    """Return the settings to try."""
+    if tower.in_paper and density == "paper":
+        return tuple(EventfulConfig(refreshed_tokens=tokens) for tokens in REFRESHED_TOKENS)
+    counts = dict.fromkeys(max(1, round(share * tower.shape.num_patches)) for share in thin(SHARES, density))
+    return tuple(EventfulConfig(refreshed_tokens=count) for count in counts)

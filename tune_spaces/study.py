@@ -1,0 +1,193 @@
+"""Sweep the grids with Ray Tune on validation clips, and choose what is worth measuring on test clips.
+
+A trial is one setting: it embeds the validation clips that lack it, in its own process, and scores them. What a trial
+computes lies in the store by identity, so a sweep that was killed goes on where it stopped and a finished one starts
+no trial.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from dejavu.backbones.load import Backbone
+from ray import tune
+
+from dejavu.cluster import Pool
+from dejavu.records import Transcoded
+from dejavu.setting import Setting
+from dejavu.stages.batch import Batch, Embedding, cut, decode_batch, plan
+from dejavu.stages.encode import BatchEncoder
+from dejavu.stages.read import clips_identity
+from dejavu.stages.score import Exam, SettingScore, score_settings
+from dejavu.store import identity
+from reuse_models.cmc import distance_quantiles
+from reuse_models.method import MethodConfig
+from tune_spaces.grids import GRIDS
+from tune_spaces.tower import Density, Tower
+
+STAGE = "sweep"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """Which settings are tried, and how many of each method go on to the test clips."""
+
+    methods: tuple[str, ...] = ("frame_skip", "eventful", "cmc")
+    """In the order of tune_spaces/grids.py."""
+    density: Density = "demo"
+    chosen_per_method: int = 4
+    """Settings per method measured on test clips, spread over the method's own frontier on validation clips."""
+    probe_clips: int = 8
+    """Validation clips on which CMC's distances are looked at."""
+
+    def __post_init__(self) -> None:
+        """Check names and counts.
+
+        Raises:
+            ValueError: A method has no grid, or a count is below 1.
+        """
+        if unknown := sorted(set(self.methods) - set(GRIDS)):
+            raise ValueError(f"sweep.methods: got {unknown}, expected some of {', '.join(GRIDS)}; check the names")
+        for name in ("chosen_per_method", "probe_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sweep.{name}: got {getattr(self, name)}, expected 1 or more; raise it")
+
+
+def list_configs(
+    backbone: Backbone, clips: Sequence[Transcoded], embedding: Embedding, config: SweepConfig
+) -> list[MethodConfig]:
+    """Return the settings of all methods that this tower can run; a method that refuses it is named in one line.
+
+    Args:
+        backbone: The tower.
+        clips: Validation clips, of which the first few show how far tokens move.
+        embedding: Where the clips lie.
+        config: Which methods, and how many settings.
+    """
+
+    def quantiles(shares: Sequence[float]) -> list[float]:
+        probes = sorted(clips, key=lambda clip: clip.content_id)[: config.probe_clips]
+        segments = [segment for segment in cut(probes, embedding.config.chunk_frames * 4) if segment.start == 0]
+        frames = decode_batch(Batch(tuple(segments), ()), embedding).frames
+        return distance_quantiles(
+            backbone.vit, [backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1], shares
+        )
+
+    tower = Tower(backbone.vit.shape, quantiles)
+    configs: list[MethodConfig] = []
+    for method in config.methods:
+        try:
+            for candidate in GRIDS[method](tower, config.density):
+                candidate.build(backbone.vit)
+                configs.append(candidate)
+        except ValueError as error:
+            print(f"  sweep: {method} is left out: {error}", flush=True)
+    return configs
+
+
+def sweep(settings: Sequence[Setting], original: Setting, exam: Exam, embedding: Embedding, pool: Pool) -> int:
+    """Embed the exam's clips under every setting with Ray Tune; return how many settings lacked something.
+
+    Args:
+        settings: Those to try.
+        original: Dense; its embeddings of these clips must be in the store.
+        exam: Validation clips and their questions.
+        embedding: Backbone, store and how clips are cut.
+        pool: GPUs that a trial holds.
+
+    Raises:
+        RuntimeError: A trial failed.
+    """
+    pending = [setting for setting in settings if plan(exam.clips, [setting], embedding)]
+    if not pending:
+        return 0
+    name = identity({"settings": [setting.setting_id for setting in pending], "clips": clips_identity(exam.clips)})
+    held = {"gpu": pool.gpus_per_actor} if pool.gpus_per_actor else {"cpu": 1.0}
+    trial = tune.with_parameters(_trial, exam=exam, embedding=embedding, original=original.to_row())
+    results = tune.Tuner(
+        tune.with_resources(trial, held),
+        param_space={"setting": tune.grid_search([setting.to_row() for setting in pending])},
+        tune_config=tune.TuneConfig(metric="quality", mode="max", reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"sweep-{name}", storage_path=str(embedding.store.root.resolve() / "tune"), verbose=0
+        ),
+    ).fit()
+    if results.errors:
+        reason = str(results.errors[0]).strip().splitlines()[-1]
+        raise RuntimeError(f"sweep: got {len(results.errors)} of {len(pending)} trials failed, expected none; {reason}")
+    return len(pending)
+
+
+def _trial(config: dict[str, Any], exam: Exam, embedding: Embedding, original: dict[str, Any]) -> None:
+    """One setting: embed what it lacks, score, report."""
+    setting = Setting.from_row(config["setting"])
+    encoder = _encoder(embedding)
+    start, failures = time.monotonic(), []
+    for batch in plan(exam.clips, [setting], embedding):
+        decoded = decode_batch(batch, embedding)
+        failures += decoded.failures
+        encoder.encode([setting], decoded)
+    embedding.store.write_failures(STAGE, failures, part=setting.setting_id)
+    score = score_settings([setting], Setting.from_row(original), exam, embedding)[0]
+    tune.report({**validation_metrics(score), "embed_s": time.monotonic() - start})
+
+
+@lru_cache(maxsize=1)
+def _encoder(embedding: Embedding) -> BatchEncoder:
+    """Trials that share a process share its backbone."""
+    return BatchEncoder(embedding)
+
+
+def quality(score: SettingScore) -> float:
+    """What settings are chosen by: Acc@GQA where there are questions, else the mean cosine to Original."""
+    return score.task.acc_gqa if score.task else score.fidelity.mean
+
+
+def validation_metrics(score: SettingScore) -> dict[str, float]:
+    """Return what Tune and the sweep's table show of a setting."""
+    metrics = {
+        "quality": quality(score),
+        "gflops_per_frame": score.gflops_per_frame,
+        "reuse_rate": score.reuse_rate,
+        "cosine_to_dense": score.fidelity.mean,
+    }
+    if score.task:
+        metrics |= {"accuracy": score.task.acc_qa, "acc_gqa": score.task.acc_gqa, "miop": score.task.miop}
+    return metrics
+
+
+def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
+    """Choose the settings that are measured on test clips: each method's own frontier, spread evenly over its cost.
+
+    Args:
+        scores: On validation clips alone: test clips must not choose.
+        per_method: At most so many of each method. A method of which nothing else is left keeps its best setting.
+    """
+    by_method: dict[str, list[SettingScore]] = defaultdict(list)
+    for score in scores:
+        by_method[score.setting.method].append(score)
+    chosen: list[Setting] = []
+    for members in by_method.values():
+        front = sorted(_own_frontier(members), key=lambda score: score.gflops_per_frame)
+        picks = np.unique(np.linspace(0, len(front) - 1, min(per_method, len(front))).round().astype(int))
+        chosen += [front[pick].setting for pick in picks]
+    return chosen
+
+
+def _own_frontier(scores: Sequence[SettingScore]) -> list[SettingScore]:
+    return [
+        score
+        for score in scores
+        if not any(
+            other.gflops_per_frame <= score.gflops_per_frame
+            and quality(other) >= quality(score)
+            and (other.gflops_per_frame < score.gflops_per_frame or quality(other) > quality(score))
+            for other in scores
+        )
+    ]

@@ -1,0 +1,36 @@
+"""What a method's grid may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reuse_models.vit import VitShape
+
+Density = Literal["paper", "demo", "tiny"]
+"""How many points a grid has: the paper's, a handful, or two."""
+
+PAPER_WIDTHS = (768, 1024)
+"""Widths of CLIP ViT-B/16 and ViT-L/14, the towers that the paper's knobs were written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """The backbone that a sweep runs on."""
+
+    shape: VitShape
+    distance_quantiles: Callable[[Sequence[float]], list[float]]
+    """Quantiles of CMC's distance between consecutive frames of validation clips."""
+
+    @property
+    def in_paper(self) -> bool:
+        """Whether the paper's grids apply as they are."""
+        return self.shape.has_cls and self.shape.width in PAPER_WIDTHS and self.shape.num_tokens in (197, 257)
+
+
+def thin(values: Sequence[float], density: Density) -> tuple[float, ...]:
+    """Return all values, or for `tiny` the second and the second to last."""
+    if density == "tiny" and len(values) > 2:
+        return (values[1], values[-2])
+    return tuple(values)
