@@ -1,6 +1,6 @@
 """FrameSkip(n): embed every n-th frame and repeat it. What every sceptic asks for first.
 
-Shapes: B streams, F frames of a stream, S streams at a step, E embedding width.
+Shapes: B streams, R frames of all streams, X of them computed, E embedding width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from reuse_models.flops import dense_work
-from reuse_models.lockstep import Record, check_chunk
+from reuse_models.lockstep import Record, batches, check_chunk
 from reuse_models.method import Chunk, Encoded, Method
-from reuse_models.original import FRAMES_PER_BATCH
 from reuse_models.vit import Vit
 
 
@@ -61,23 +60,26 @@ class FrameSkip:
         check_chunk(chunk, self.vit, len(memory.num_seen))
         every = self.config.every
         record = Record(self.vit.shape, chunk, self.vit.position.device)
-        start = 0
-        for stream, pixels_F3HW in enumerate(chunk.pixels):
-            num_frames, seen = len(pixels_F3HW), memory.num_seen[stream]
-            first = -seen % every
-            computed_GE = [
-                self.vit(batch).float() for batch in torch.split(pixels_F3HW[first::every], FRAMES_PER_BATCH)
-            ]
-            known_GE = torch.cat([memory.last_BE[stream, None], *computed_GE])
-            # Frame f shows the last computed one at or before it: known_GE[0] until the first of this chunk.
-            source_F = (torch.arange(num_frames) - first).div(every, rounding_mode="floor") + 1
-            record.embeddings_RE[start : start + num_frames] = known_GE[source_F]
-            record.add_dense(dense_work(self.vit.shape), slice(start + first, start + num_frames, every))
-            repeated_F = (torch.arange(num_frames) - first) % every != 0
-            record.reuse_RLN[start : start + num_frames, :, int(self.vit.shape.has_cls) :] = repeated_F.to(
-                record.reuse_RLN.device
-            )[:, None, None]
-            memory.last_BE[stream] = known_GE[-1]
-            memory.num_seen[stream] = seen + num_frames
-            start += num_frames
+        num_seen_R, stream_R = _numbered(chunk, memory.num_seen)
+        computed = [row for row, seen in enumerate(num_seen_R) if seen % every == 0]
+        for place, frames_X3HW in batches(chunk, computed, record.device):
+            record.embeddings_RE[computed[place]] = self.vit(frames_X3HW).float()
+        record.add_dense(dense_work(self.vit.shape), computed)
+        for row, (seen, stream) in enumerate(zip(num_seen_R, stream_R, strict=True)):
+            if seen % every == 0:
+                memory.last_BE[stream] = record.embeddings_RE[row]
+            else:
+                record.embeddings_RE[row] = memory.last_BE[stream]
+                record.reuse_RLN[row, :, int(self.vit.shape.has_cls) :] = True
+            memory.num_seen[stream] = seen + 1
         return record.encoded(memory)
+
+
+def _numbered(chunk: Chunk, num_seen: list[int]) -> tuple[list[int], list[int]]:
+    """Per row: the frame's number in its stream from the stream's start, and the stream."""
+    numbered = [
+        (num_seen[stream] + index, stream)
+        for stream, pixels_F3HW in enumerate(chunk.pixels)
+        for index in range(len(pixels_F3HW))
+    ]
+    return [number for number, _ in numbered], [stream for _, stream in numbered]

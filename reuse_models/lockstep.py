@@ -6,7 +6,7 @@ N tokens, D width, E embedding width, P patches a side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,26 +72,50 @@ def steps(chunk: Chunk, device: torch.device) -> Iterator[Step]:
         )
 
 
+FRAMES_PER_BATCH = 16
+"""Frames put through a frame-wise method at once: keeps ViT-L's widest buffer near 70 MB."""
+
+
+def batches(chunk: Chunk, rows: Sequence[int], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Walk chosen rows of the record in batches over all streams, for methods to which a frame is a frame.
+
+    Args:
+        chunk: The frames.
+        rows: Which of them, by row, ascending.
+        device: Where the frames of a batch are to lie.
+
+    Returns:
+        Per batch: its place in `rows`, and [batch, 3, H, W].
+    """
+    frames = [frame_3HW for pixels_F3HW in chunk.pixels for frame_3HW in pixels_F3HW]
+    for start in range(0, len(rows), FRAMES_PER_BATCH):
+        place = slice(start, min(start + FRAMES_PER_BATCH, len(rows)))
+        yield place, torch.stack([frames[row] for row in rows[place]]).to(device)
+
+
+Rows = Tensor | slice | list[int]
+
+
 class Record:
     """What a call produces for R frames of B streams, stream after stream, preallocated."""
 
     def __init__(self, shape: VitShape, chunk: Chunk, device: torch.device) -> None:
         self._shape = shape
-        self._device = device
+        self.device = device
         self._lengths = [len(pixels) for pixels in chunk.pixels]
-        num_rows = sum(self._lengths)
+        num_rows = self.num_rows = sum(self._lengths)
         self.embeddings_RE = torch.zeros(num_rows, shape.embed_dim, device=device)
         self.reuse_RLN = torch.zeros(num_rows, shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=device)
         self._units: dict[str, Tensor] = {}
 
-    def add_work(self, part: str, rows_S: Tensor | slice, units_S: Tensor | int, layer: int = 0) -> None:
+    def add_work(self, part: str, rows_S: Rows, units_S: Tensor | int, layer: int = 0) -> None:
         """Add units to a part of some rows; `layer` stays 0 for what runs once a frame."""
         self._part(part)[rows_S, layer] += units_S
 
-    def add_dense(self, work: Work, rows_S: Tensor | slice) -> None:
+    def add_dense(self, work: Work, rows_S: Rows) -> None:
         """Add the same work, given for one frame, to some rows."""
         for part, units_1K in work.parts.items():
-            self._part(part)[rows_S] += units_1K.to(self._device)
+            self._part(part)[rows_S] += units_1K.to(self.device)
 
     def encoded(self, memory: Any) -> Encoded:
         """Split by stream."""
@@ -110,7 +134,7 @@ class Record:
         if part not in self._units:
             columns = self._shape.num_layers if PARTS[part].per_layer else 1
             rows = len(self.embeddings_RE)
-            self._units[part] = torch.zeros(rows, columns, dtype=torch.int64, device=self._device)
+            self._units[part] = torch.zeros(rows, columns, dtype=torch.int64, device=self.device)
         return self._units[part]
 
 

@@ -1,6 +1,6 @@
 """Original: every frame through the whole tower.
 
-Shapes: B streams, F frames of a stream, R frames of all streams, E embedding width.
+Shapes: B streams, R frames of all streams, E embedding width.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from typing import ClassVar
 import torch
 
 from reuse_models.flops import dense_work
-from reuse_models.lockstep import Record, check_chunk
+from reuse_models.lockstep import Record, batches, check_chunk
 from reuse_models.method import Chunk, Encoded, Method
 from reuse_models.vit import Vit
-
-FRAMES_PER_BATCH = 16
-"""Frames put through a frame-wise method at once: keeps ViT-L's widest buffer near 70 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +50,7 @@ class Original:
     def encode(self, chunk: Chunk, memory: StreamCount) -> Encoded:
         check_chunk(chunk, self.vit, memory.num_streams)
         record = Record(self.vit.shape, chunk, self.vit.position.device)
-        start = 0
-        for pixels_F3HW in chunk.pixels:
-            for batch_F3HW in torch.split(pixels_F3HW, FRAMES_PER_BATCH):
-                rows = slice(start, start + len(batch_F3HW))
-                record.embeddings_RE[rows] = self.vit(batch_F3HW).float()
-                start = rows.stop
+        for rows, frames_R3HW in batches(chunk, range(record.num_rows), record.device):
+            record.embeddings_RE[rows] = self.vit(frames_R3HW).float()
         record.add_dense(dense_work(self.vit.shape), slice(None))
         return record.encoded(memory)

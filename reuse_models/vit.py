@@ -263,8 +263,10 @@ class Vit(nn.Module):
 
     def split_heads(self, x_BNC: Tensor) -> tuple[Tensor, ...]:
         """Return C / D views [B, h, N, d] of tensors that lie side by side: (q, k, v) of qkv's result, and so on."""
-        num_frames, num_tokens, _ = x_BNC.shape
-        parts = x_BNC.view(num_frames, num_tokens, -1, self.shape.num_heads, self.shape.head_dim)
+        num_frames, num_tokens, channels = x_BNC.shape
+        parts = x_BNC.view(
+            num_frames, num_tokens, channels // self.shape.width, self.shape.num_heads, self.shape.head_dim
+        )
         return torch.unbind(parts.permute(2, 0, 3, 1, 4))
 
     def attend(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
