@@ -1,0 +1,155 @@
+"""Transcode: any video to a small H.264 mp4 whose macroblocks are the patches of the backbone.
+
+The settings are METHODS 1: constant frame rate, centre square of min(width, height) pixels, one macroblock per patch,
+three B-frames in a fixed pattern, no scene-cut key frames, cheap motion search, no sound.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+import av
+from av.video.frame import VideoFrame
+
+from dejavu.video.decode import decode
+from dejavu.video.sample import sample
+from dejavu.video.source import VideoError, one_clear_line, open_video
+
+__all__ = ["Mp4Info", "TranscodeConfig", "VideoError", "probe", "transcode"]
+
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+_X264 = "bframes=3:b-adapt=0:scenecut=0:subme=0:me=dia:ref=2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranscodeConfig:
+    """What, besides the backbone's patches, decides the bytes of a transcoded video."""
+
+    fps: float = 2.0
+    """Frames per second, constant; at most 120."""
+    crf: float = 22.0
+    """x264's quality, 0 (lossless) to 51 (worst)."""
+    preset: str = "slow"
+    """x264's effort."""
+    key_frame_interval: int = 250
+    """Frames from one key frame to the next: what a far segment has to decode before it at most."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 120:
+            raise ValueError(f"fps: got {self.fps}, expected more than 0 and at most 120; the published value is 2")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf: got {self.crf}, expected 0..51; the published value is 22")
+        if self.preset not in _PRESETS:
+            raise ValueError(f"preset: got {self.preset!r}, expected one of {', '.join(_PRESETS)}; pass one of them")
+        if self.key_frame_interval < 1:
+            raise ValueError(f"key_frame_interval: got {self.key_frame_interval}, expected at least 1; pass 250")
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second as the container stores them."""
+        return Fraction(self.fps).limit_denominator(1001)
+
+
+@dataclass(frozen=True, slots=True)
+class Mp4Info:
+    """What lies in a transcoded mp4."""
+
+    num_frames: int
+    frame_px: int
+    fps: float
+    duration_s: float
+    codec_metadata: bool
+    """False where decoding will give the fallback grid."""
+
+
+def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeConfig) -> Mp4Info:
+    """Write `source` as `target`, whole or not at all, and read it back before it counts.
+
+    The crop is in coded pixels, whatever their aspect, as in the published artifact. Depth beyond 8 bits is scaled
+    down, transparency dropped, high dynamic range not tone-mapped.
+
+    Args:
+        source: Any video FFmpeg reads.
+        target: Replaced if it exists; its folder must exist.
+        frame_px: Side of the written square, 16 times the patches a side of the backbone.
+        config: Rate and quality.
+
+    Returns:
+        What was read back.
+
+    Raises:
+        VideoError: Something is wrong with the source.
+        OSError: Writing failed (a full disk, a folder without permission); nothing is left behind.
+        ValueError: frame_px is not a multiple of 16.
+    """
+    if frame_px < 16 or frame_px % 16:
+        raise ValueError(f"frame_px: got {frame_px}, expected a multiple of 16; pass 16 times the patches a side")
+    unfinished = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            num_frames = _encode(sample(source, frame_px=frame_px, rate=config.rate), file, frame_px, config)
+            file.flush()
+            os.fsync(file.fileno())
+        info = probe(unfinished)
+        expected_s = num_frames / config.rate
+        if info.num_frames != num_frames or abs(info.duration_s - expected_s) > 0.5 / config.rate:
+            raise OSError(
+                f"{target.name}: got {info.num_frames} frames and {info.duration_s:.3f} s when read back, "
+                f"expected {num_frames} and {float(expected_s):.3f}; check the disk and run again"
+            )
+        unfinished.replace(target)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    return info
+
+
+def probe(path: Path) -> Mp4Info:
+    """Describe a transcoded mp4, counting its packets and decoding its first frame.
+
+    Raises:
+        VideoError: The file is missing, damaged or not square.
+    """
+    with open_video(path) as (container, stream), one_clear_line(path):
+        width, height = stream.codec_context.width, stream.codec_context.height
+        rate, time_base = stream.average_rate, stream.time_base
+        num_frames = sum(1 for packet in container.demux(stream) if packet.size)
+        if width != height or not rate or not time_base or not stream.duration:
+            raise VideoError(
+                f"{path.name}: got {width}x{height} pixels at {rate} frames per second, expected a square of constant "
+                "rate; transcode it first"
+            )
+        duration = stream.duration * time_base
+    codec_metadata = all(piece.codec_metadata for piece in decode(path, count=1))
+    return Mp4Info(num_frames, width, float(rate), float(duration), codec_metadata)
+
+
+def _encode(frames: Iterator[VideoFrame], file: IO[bytes], frame_px: int, config: TranscodeConfig) -> int:
+    """Write the frames, one every 1 / rate seconds, and return their number."""
+    num_frames = 0
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=config.rate)
+        stream.width = stream.height = frame_px
+        stream.pix_fmt = "yuv420p"
+        codec = stream.codec_context
+        codec.time_base = 1 / config.rate
+        codec.thread_count = 1  # the bytes depend on it
+        codec.gop_size = config.key_frame_interval
+        codec.options = {"preset": config.preset, "crf": str(config.crf), "a53cc": "0", "x264-params": _X264}
+        for frame in frames:
+            if num_frames == 0:
+                codec.color_range, codec.colorspace = frame.color_range, frame.colorspace
+                codec.color_primaries, codec.color_trc = frame.color_primaries, frame.color_trc
+            frame.pts = num_frames
+            frame.time_base = codec.time_base
+            frame.pict_type = 0  # the source's own choice must not force ours
+            container.mux(stream.encode(frame))
+            num_frames += 1
+        container.mux(stream.encode(None))
+    return num_frames

@@ -1,0 +1,58 @@
+"""Encode drawn frames as a real H.264 file."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int, crf: int) -> int:
+    """Write an MP4 that is either absent or whole.
+
+    Args:
+        path: Where to write; its folder is made.
+        frames: RGB [H, W, 3] of even sides, all of one size, taken one at a time.
+        fps: Frames per second, constant.
+        crf: H.264 quality; 18 is visually lossless, higher is smaller.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        ValueError: There is no frame, or a side is odd.
+        OSError: The file cannot be written.
+    """
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"frames of {path.name}: got none, expected at least one; draw something")
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(f"frames of {path.name}: got {width}x{height} px, expected even sides; choose another size")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        num_frames = 0
+        with av.open(str(temporary), "w", format="mp4") as container:
+            # One thread: the same frames give the same bytes, and clips are drawn side by side anyway.
+            options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+            stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for rgb in chain([first], frames):
+                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+                frame.pts, frame.time_base = num_frames, Fraction(1, fps)
+                container.mux(stream.encode(frame))
+                num_frames += 1
+            container.mux(stream.encode(None))
+        temporary.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    return num_frames
