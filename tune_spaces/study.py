@@ -7,9 +7,10 @@ no trial.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,15 +20,17 @@ from dejavu.backbones.load import Backbone
 from ray import tune
 
 from dejavu.cluster import Pool
+from dejavu.frontier import non_dominated
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Batch, Embedding, cut, decode_batch, plan
 from dejavu.stages.encode import BatchEncoder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.score import Exam, SettingScore, score_settings
-from dejavu.store import identity
+from dejavu.store import Store, identity, write_json
 from reuse_models.cmc import distance_quantiles
 from reuse_models.method import MethodConfig
+from reuse_models.registry import config_from_dict, config_to_dict
 from tune_spaces.grids import GRIDS
 from tune_spaces.tower import Density, Tower
 
@@ -174,20 +177,27 @@ def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
         by_method[score.setting.method].append(score)
     chosen: list[Setting] = []
     for members in by_method.values():
-        front = sorted(_own_frontier(members), key=lambda score: score.gflops_per_frame)
+        kept = non_dominated([-score.gflops_per_frame for score in members], [quality(score) for score in members])
+        front = sorted(
+            (score for score, keep in zip(members, kept, strict=True) if keep), key=lambda score: score.gflops_per_frame
+        )
         picks = np.unique(np.linspace(0, len(front) - 1, min(per_method, len(front))).round().astype(int))
         chosen += [front[pick].setting for pick in picks]
     return chosen
 
 
-def _own_frontier(scores: Sequence[SettingScore]) -> list[SettingScore]:
-    return [
-        score
-        for score in scores
-        if not any(
-            other.gflops_per_frame <= score.gflops_per_frame
-            and quality(other) >= quality(score)
-            and (other.gflops_per_frame < score.gflops_per_frame or quality(other) > quality(score))
-            for other in scores
-        )
-    ]
+def write_chosen(store: Store, chosen: Sequence[Setting]) -> None:
+    """Keep the choice, so that later stages can run by themselves."""
+    write_json(store.root / "chosen.json", [config_to_dict(setting.config) for setting in chosen])
+
+
+def read_chosen(store: Store, name: Callable[[MethodConfig], Setting]) -> list[Setting]:
+    """Return the settings that the last sweep chose.
+
+    Raises:
+        FileNotFoundError: No sweep has run in this results folder.
+    """
+    path = store.root / "chosen.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first")
+    return [name(config_from_dict(row)) for row in json.loads(path.read_text(encoding="utf-8"))]

@@ -29,7 +29,7 @@ def transcode_clips(clips: Sequence[Clip], store: Store, config: TranscodeConfig
     """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
 
     A source is known again by its id, size and time of change; what is made is named by its content, so two equal
-    files share one mp4.
+    files share one mp4. With `make` off, only what is there already is returned.
     """
     done: dict[str, Transcoded] = {}
     pending: list[Row] = []
@@ -48,6 +48,8 @@ def transcode_clips(clips: Sequence[Clip], store: Store, config: TranscodeConfig
             if (store.root / record.path).is_file():
                 done[clip.clip_id] = record
                 continue
+        if not make:
+            continue
         pending.append(
             {"clip": asdict(clip), "key": key, "store": str(store.root), "px": frame_px, "config": asdict(config)}
         )
@@ -56,7 +58,8 @@ def transcode_clips(clips: Sequence[Clip], store: Store, config: TranscodeConfig
             failures.append(Failure(clip_id=result["clip_id"], stage=STAGE, reason=result["error"]))
         else:
             done[result["clip_id"]] = Transcoded(**json.loads(result["record"]))
-    store.write_failures(STAGE, failures)
+    if make:
+        store.write_failures(STAGE, failures)
     made = len(pending) - sum(row["clip"]["clip_id"] not in done for row in pending)
     return TranscodeResult(
         {clip.clip_id: done[clip.clip_id] for clip in clips if clip.clip_id in done}, made, tuple(failures)

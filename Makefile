@@ -1,0 +1,37 @@
+# Everything runs in .venv, which both targets make and share.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RECIPE ?= demo
+# The CUDA build of torch is several GB: where there is no GPU, PyTorch's own CPU index is used too, if it answers.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
+	{ curl -fsIL -m 5 $(CPU_INDEX)/torch/ >/dev/null 2>&1 && echo --extra-index-url $(CPU_INDEX); })
+
+.PHONY: pipeline test lint install clean
+
+## pipeline: install, start a Ray cluster of our own, run the main job on it (RECIPE=demo), stop the cluster
+pipeline: install
+	$(BIN)/python jobs/submit.py $(RECIPE) $(ARGS)
+
+## test: install, then all tests
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+## lint: format, lint and types
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+## install: the environment, pinned by constraints.txt
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(TORCH_INDEX) -c constraints.txt -e ".[dev,notebooks]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache

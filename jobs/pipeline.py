@@ -1,0 +1,189 @@
+"""From video files to a Pareto plot: `python jobs/pipeline.py [demo|tiny|folder|nextqa] [--help]`.
+
+One call per stage; what is in the store already is not done again.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dejavu import cluster
+from dejavu.backbones.load import Backbone, BackboneError, load_backbone
+from dejavu.experiment import Experiment, ExperimentError, Stage, parse, results_folder
+from dejavu.records import Dataset, Question, Split, Transcoded
+from dejavu.setting import Setting, name_setting
+from dejavu.stages.batch import Embedding
+from dejavu.stages.embed import embed_clips
+from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
+from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
+from dejavu.stages.measure import measure_settings
+from dejavu.stages.prepare import prepare
+from dejavu.stages.read import clips_identity
+from dejavu.stages.score import score_settings, set_exam
+from dejavu.stages.transcode import transcode_clips
+from dejavu.store import Store, StoreError, identity, write_text
+from dejavu.tracking import Tracking, TrackingError
+from reuse_models.original import OriginalConfig
+from tune_spaces.study import choose, list_configs, read_chosen, sweep, write_chosen
+
+ONE_LINE_ERRORS = (
+    BackboneError,
+    ExperimentError,
+    StoreError,
+    TrackingError,
+    TooManyFailures,
+    cluster.ClusterError,
+    FileNotFoundError,
+    OSError,
+    ValueError,
+)
+
+
+@dataclass
+class Job:
+    """What a run has in hand between its stages."""
+
+    experiment: Experiment
+    results: Path
+    store: Store
+    tracking: Tracking
+    backbone: Backbone
+    dataset: Dataset
+    embedding: Embedding
+    clips: dict[str, Transcoded] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def runs(self, stage: Stage) -> bool:
+        """Whether this stage was asked for."""
+        return stage in self.experiment.stages
+
+    def of_split(self, split: Split) -> list[Transcoded]:
+        """Transcoded clips of one split."""
+        names = [clip.clip_id for clip in self.dataset.clips if clip.split == split]
+        return [self.clips[name] for name in names if name in self.clips]
+
+    def questions(self, split: Split) -> list[Question]:
+        """Questions of one split."""
+        return [question for question in self.dataset.questions if question.split == split]
+
+    def name(self, config: object) -> Setting:
+        """Name a method's config on this backbone."""
+        return name_setting(config, self.backbone.identity, self.experiment.embed.shaping())
+
+    def say(self, text: str) -> None:
+        """Print a line with the time since the start."""
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+    def check(self) -> None:
+        """Write failures.csv, and end the run where too much failed."""
+        failures = write_failures_csv(self.store, self.results / "failures.csv")
+        limit = self.experiment.max_failed_fraction
+        check_failures(failures, len(self.dataset.clips), len(self.of_split("test")), limit)
+
+
+def start(experiment: Experiment) -> Job:
+    """Check everything that can be checked before hours of work."""
+    results = results_folder(experiment)
+    print(f"results: {results}", flush=True)
+    experiment.check_folders()
+    store = Store.open(results / "store")
+    write_text(results / "config.yaml", experiment.to_yaml())
+    print(experiment.to_yaml(), flush=True)
+    backbone = load_backbone(experiment.backbone)
+    tracking = Tracking.open(results)
+    cluster.connect()
+    dataset = prepare(experiment.dataset, experiment.synthetic, experiment.videos, experiment.annotations, results)
+    if dataset.missing:
+        names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
+        print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")
+    return Job(
+        experiment, results, store, tracking, backbone, dataset, Embedding(experiment.backbone, store, experiment.embed)
+    )
+
+
+def run(job: Job) -> None:
+    """Run the stages that were asked for, in their order."""
+    experiment = job.experiment
+    job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
+    transcoded = transcode_clips(
+        job.dataset.clips, job.store, experiment.transcode, job.backbone.frame_px, make=job.runs("transcode")
+    )
+    job.clips = transcoded.clips
+    job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
+    job.check()
+
+    original = job.name(OriginalConfig())
+    chosen = choose_settings(job, original) if job.runs("sweep") else read_chosen(job.store, job.name)
+    if job.runs("embed"):
+        pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+        embedded = embed_clips(job.of_split("test"), [original, *chosen], job.embedding, pool, "test")
+        job.say(f"embedded {embedded.num_clips} clips under {1 + len(chosen)} settings")
+        job.check()
+    timings = {}
+    if job.runs("measure"):
+        timings, num_timed = measure_settings(
+            [original, *chosen], original, job.of_split("test"), job.embedding, experiment.measure
+        )
+        job.say(f"timed {num_timed} settings")
+    if job.runs("score"):
+        exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt)
+        scores = score_settings([original, *chosen], original, exam, job.embedding)
+        points = gather_points(Evidence(scores, timings, experiment.seed))
+        title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
+        draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa")
+        log_frontier(points, job.tracking, tags(job), job.results)
+        job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
+        print(f"\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
+        print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}", flush=True)
+
+
+def choose_settings(job: Job, original: Setting) -> list[Setting]:
+    """Sweep the grids on validation clips and choose; without validation clips, every setting goes on."""
+    experiment, validation = job.experiment, job.of_split("val")
+    probes = validation or job.of_split("test")
+    configs = list_configs(job.backbone, probes, job.embedding, experiment.sweep)
+    settings = [job.name(config) for config in configs]
+    if not validation:
+        job.say(f"no validation clips: all {len(settings)} settings are measured")
+        write_chosen(job.store, settings)
+        return settings
+    pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    embed_clips(validation, [original], job.embedding, pool, "val")
+    exam = set_exam(validation, job.questions("val"), job.backbone, experiment.prompt)
+    num_trials = sweep(settings, original, exam, job.embedding, pool)
+    scores = score_settings(settings, original, exam, job.embedding)
+    chosen = choose(scores, experiment.sweep.chosen_per_method)
+    write_chosen(job.store, chosen)
+    job.say(f"swept {num_trials} of {len(settings)} settings on {len(validation)} validation clips, chose {len(chosen)}")
+    return chosen
+
+
+def tags(job: Job) -> dict[str, str]:
+    """Return what names this run in MLflow."""
+    config = (job.results / "config.yaml").read_text(encoding="utf-8")
+    return {
+        "recipe": job.experiment.recipe,
+        "git_commit": git_commit(os.environ.get("DEJAVU_GIT_COMMIT")),
+        "config_hash": identity({"config": config}),
+        "data_hash": clips_identity(job.clips.values()),
+        "backbone": f"{job.backbone.name} {job.backbone.identity[:12]}",
+        "hardware": cluster.hardware(),
+    }
+
+
+def main() -> int:
+    """Run the pipeline; return the exit status."""
+    try:
+        run(start(parse(sys.argv[1:])))
+    except ONE_LINE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Start a Ray cluster of this project's own on this machine, submit the pipeline to it, and stop exactly that cluster.
+
+`python jobs/submit.py demo` does what `make pipeline` does after installation. It takes free ports, so that it stands
+beside any other cluster, and ends only the processes that it started, by their process group.
+"""
+
+import _bootstrap
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from dejavu.stages.frontier import git_commit
+
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 20
+
+
+def main(arguments: list[str]) -> int:
+    """Submit the pipeline with these arguments; return the job's exit status."""
+    ray = Path(sys.executable).with_name("ray")
+    results = Path.cwd() / "results"
+    with cluster(ray) as address:
+        variables = {
+            "PYTHONPATH": "platform",
+            "DEJAVU_RESULTS": str(results),
+            "DEJAVU_GIT_COMMIT": git_commit(None),
+        }
+        command = [ray, "job", "submit", "--address", address, "--working-dir", _bootstrap.ROOT]
+        command += ["--runtime-env-json", json.dumps({"env_vars": variables})]
+        command += ["--", "python", "jobs/pipeline.py", *arguments]
+        print("$", shlex.join(map(str, command)), flush=True)
+        return subprocess.run(list(map(str, command)), env=environment(), check=False).returncode
+
+
+@contextlib.contextmanager
+def cluster(ray: Path) -> Iterator[str]:
+    """Run a one-node cluster on loopback; yield its dashboard's address."""
+    # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
+    folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
+    ports = free_ports(6)
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    options = [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
+    options += [f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}"]
+    command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", *options]
+    log = folder / "start.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=output, env=environment(), start_new_session=True
+        )
+    address = f"http://127.0.0.1:{ports[1]}"
+    try:
+        wait(address, process, log)
+        print(f"Ray dashboard {address}", flush=True)
+        yield address
+    finally:
+        stop(process, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment() -> dict[str, str]:
+    """Return this environment without another cluster's address; the cluster listens on loopback and asks no token."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return kept | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free on loopback now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the dashboard takes jobs."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+    sys.exit(f"Ray: got no dashboard within {START_TIMEOUT_S} s, expected a cluster; it said: {lines[-1]}")
+
+
+def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """End the cluster's own processes: those of its process group, and those that name its folder."""
+    for name in (signal.SIGTERM, signal.SIGKILL):
+        for pid in [process.pid, *members(process.pid, folder)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, name)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            process.poll()
+            if not members(process.pid, folder):
+                return
+            time.sleep(0.2)
+
+
+def members(session: int, folder: Path) -> list[int]:
+    """List live processes that were started in our session or whose command line names our folder."""
+    found = []
+    for process in psutil.process_iter(["pid", "status", "cmdline"]):
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            named = any(str(folder) in word for word in process.info["cmdline"] or ())
+            if process.info["status"] != psutil.STATUS_ZOMBIE and (named or os.getsid(process.pid) == session):
+                found.append(process.pid)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""Gather accuracy, computation and time of every setting into points: CSV, plot and MLflow."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dejavu.cluster import PACKAGES_ROOT
+from dejavu.frontier import best_within, mark_frontier, quality_of
+from dejavu.pareto_csv import write_pareto_csv
+from dejavu.plots import plot_pareto
+from dejavu.records import EvalRow, ParetoPoint
+from dejavu.stages.measure import Timing
+from dejavu.stages.score import SettingScore
+from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
+from dejavu.tracking import Run, Tracking
+
+TEXT_FIELDS = ("method", "setting", "split")
+FLAG_FIELDS = ("trained", "on_frontier")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that was measured on test clips. The first score is Original's."""
+
+    scores: Sequence[SettingScore]
+    timings: Mapping[str, Timing]
+    """By setting id; a setting that was not timed is absent."""
+    seed: int
+    """Of the bootstrap."""
+
+
+def gather_points(evidence: Evidence) -> list[ParetoPoint]:
+    """Turn scores and timings into points, Original first, each with its intervals."""
+    original = evidence.scores[0]
+    return mark_frontier([_point(score, original, evidence) for score in evidence.scores])
+
+
+def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> ParetoPoint:
+    timing, task = evidence.timings.get(score.setting.setting_id), score.task
+    return ParetoPoint(
+        method=score.setting.method,
+        setting=score.setting.label,
+        split="test",
+        num_clips=score.num_clips,
+        reuse_rate=score.reuse_rate,
+        gflops_per_frame=score.gflops_per_frame,
+        flops_reduction=original.gflops_per_frame / score.gflops_per_frame,
+        accuracy=task.acc_qa if task else None,
+        acc_gqa=task.acc_gqa if task else None,
+        miop=task.miop if task else None,
+        miou=task.miou if task else None,
+        cosine_to_dense=score.fidelity.mean,
+        ms_per_frame=timing.ms_per_frame if timing else None,
+        speedup=timing.speedup if timing else None,
+        peak_memory_mb=timing.peak_memory_mb if timing else None,
+        trained=getattr(score.setting.config, "trained", None),
+        **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
+        **_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed),
+    )
+
+
+def _intervals(
+    name: str, metric: Metric, rows: Sequence[EvalRow], dense: Sequence[EvalRow], seed: int
+) -> dict[str, float]:
+    """Return the interval of the metric itself and of its paired difference to Original; none without questions."""
+    if not rows:
+        return {}
+    alone, difference = bootstrap(rows, metric, seed=seed), paired_bootstrap(rows, dense, metric, seed=seed)
+    return {
+        f"{name}_ci_low": alone.low,
+        f"{name}_ci_high": alone.high,
+        f"{name}_loss_ci_low": difference.low,
+        f"{name}_loss_ci_high": difference.high,
+    }
+
+
+def draw_frontier(points: Sequence[ParetoPoint], results: Path, *, title: str, published: bool) -> None:
+    """Write pareto.csv, pareto.png and pareto.svg."""
+    write_pareto_csv(results / "pareto.csv", points)
+    plot_pareto(points, results / "pareto.png", results / "pareto.svg", published=published, title=title)
+
+
+def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mapping[str, str], results: Path) -> str:
+    """Log one parent run with the plot and the summary, and one child for each point; return the parent's id."""
+    quality = quality_of(points)
+    summary: dict[str, float | None] = {}
+    for method, best in best_within(points, quality, "flops_reduction").items():
+        summary[f"best_flops_reduction_within_2pct.{method}"] = best.flops_reduction
+    for method, best in best_within(points, quality, "speedup").items():
+        summary[f"best_speedup_within_2pct.{method}"] = best.speedup
+    artifacts = tuple(
+        results / name for name in ("pareto.png", "pareto.svg", "pareto.csv", "config.yaml", "failures.csv")
+    )
+    parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
+    parent = Run(name=tags["recipe"], params=parameters, metrics=summary, tags=tags, artifacts=artifacts)
+    children = [_child(point, tags) for point in points]
+    return tracking.log(parent, children)
+
+
+def _child(point: ParetoPoint, tags: Mapping[str, str]) -> Run:
+    metrics = {
+        field.name: getattr(point, field.name)
+        for field in fields(point)
+        if field.name not in TEXT_FIELDS + FLAG_FIELDS
+    }
+    flags = {name: str(getattr(point, name)).lower() for name in FLAG_FIELDS if getattr(point, name) is not None}
+    return Run(
+        name=f"{point.method} {point.setting}",
+        params={"method": point.method, "setting": point.setting, "split": point.split},
+        metrics=metrics,
+        tags={**tags, **flags},
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def git_commit(configured: str | None) -> str:
+    """Return the commit that runs: as handed to the job, else asked of git, else `unknown`."""
+    if configured:
+        return configured
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PACKAGES_ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return asked.stdout.strip()
