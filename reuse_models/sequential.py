@@ -93,10 +93,10 @@ def _encode_step(vit: Vit, choose: Choose, step: Step, memory: Anchors, record: 
     fresh_S1 = fresh_S1.to(step.streams_S.device)
     _record_fixed_work(vit, step, record)
 
-    h_SND = vit.embed(step.frames_S3HW)
-    if shape.num_layers == 1:
+    if shape.num_layers == 1:  # no boundary, so nothing to reuse
         record.embeddings_RE[step.rows_S] = vit(step.frames_S3HW).float()
         return
+    h_SND = vit.embed(step.frames_S3HW)
     projected_SNC = vit.qkv(0, h_SND)
     h_before_XD, h_here = h_SND.flatten(0, 1), True
     for layer in range(1, shape.num_layers):
