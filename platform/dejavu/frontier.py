@@ -1,0 +1,140 @@
+"""Which settings are worth choosing: nothing else is both cheaper and better. Pure arithmetic on points.
+
+Everything here is "larger is better" on both axes: gain (a FLOP reduction or a speed-up) and quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from dejavu.records import ParetoPoint
+
+Quality = Literal["acc_gqa", "accuracy", "cosine_to_dense"]
+Gain = Literal["flops_reduction", "speedup"]
+
+ORIGINAL = "original"
+"""The method's name of the dense tower, which all others are compared with."""
+MAX_LOSS = 0.02
+"""The share of Original's quality that a summary may lose: the published claim is within 2 %, and ours is relative."""
+
+
+def quality_of(points: Sequence[ParetoPoint]) -> Quality:
+    """Return the strictest measure that every point has: Acc@GQA, else Acc@QA, else fidelity to Original.
+
+    Raises:
+        ValueError: There is none, or no point.
+    """
+    measures: tuple[Quality, ...] = ("acc_gqa", "accuracy", "cosine_to_dense")
+    for measure in measures:
+        if points and all(getattr(point, measure) is not None for point in points):
+            return measure
+    raise ValueError(
+        f"points: got {len(points)} without a measure that all of them have, expected one of {', '.join(measures)}; "
+        "score all settings on the same clips"
+    )
+
+
+def non_dominated(gains: Sequence[float], qualities: Sequence[float]) -> list[bool]:
+    """Say of each point whether no other is at least as good on both axes and better on one.
+
+    Points equal on both axes stand or fall together.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    order = sorted(zip(gains, qualities, range(len(gains)), strict=True), key=lambda point: (-point[0], -point[1]))
+    kept = [False] * len(gains)
+    best_quality = float("-inf")
+    best_gain = float("inf")
+    for gain, quality, index in order:
+        if quality > best_quality:
+            best_quality, best_gain = quality, gain
+        kept[index] = (gain, quality) == (best_gain, best_quality)
+    return kept
+
+
+def hypervolume(gains: Sequence[float], qualities: Sequence[float], *, worst: tuple[float, float]) -> float:
+    """Measure the area that the points dominate: one number by which two frontiers can be compared.
+
+    Args:
+        gains: One per point.
+        qualities: One per point.
+        worst: The corner (gain, quality) from which the area is measured, such as Original's gain of 1 and the quality
+            of chance. Points that are not better than it on both axes add nothing.
+
+    Returns:
+        Area in units of gain times quality, at least 0.
+    """
+    inside = [(g, q) for g, q in zip(gains, qualities, strict=True) if g > worst[0] and q > worst[1]]
+    area, reached = 0.0, worst[1]
+    for gain, quality in sorted(inside, reverse=True):
+        if quality > reached:  # a strip, from the largest gain down, that no earlier point covered
+            area += (gain - worst[0]) * (quality - reached)
+            reached = quality
+    return area
+
+
+def mark_frontier(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+    """Return the points with `on_frontier` set, by FLOP reduction and quality, each split for itself.
+
+    A point without either value is not on the frontier.
+    """
+    marked: dict[int, bool] = {}
+    for split in {point.split for point in points}:
+        members = [(i, point) for i, point in enumerate(points) if point.split == split]
+        quality = quality_of([point for _, point in members])
+        placed = [(i, point) for i, point in members if point.flops_reduction is not None]
+        kept = non_dominated(
+            [_value(point, "flops_reduction") for _, point in placed], [_value(point, quality) for _, point in placed]
+        )
+        marked |= {i: on for (i, _), on in zip(placed, kept, strict=True)}
+    return [replace(point, on_frontier=marked.get(i, False)) for i, point in enumerate(points)]
+
+
+def best_within(
+    points: Sequence[ParetoPoint], quality: Quality, gain: Gain, *, max_loss: float = MAX_LOSS
+) -> dict[str, ParetoPoint]:
+    """Choose each method's setting of the largest gain that loses little against Original.
+
+    Args:
+        points: Those of one split, Original among them.
+        quality: What must not be lost.
+        gain: What is wanted.
+        max_loss: The share of Original's quality that may be lost.
+
+    Returns:
+        By method; one that has no such setting, or no measured gain, is absent.
+
+    Raises:
+        ValueError: There is not exactly one Original with that quality.
+    """
+    least = (1 - max_loss) * original_quality(points, quality)
+    best: dict[str, ParetoPoint] = {}
+    for point in points:
+        reached, gained = getattr(point, quality), getattr(point, gain)
+        if reached is None or gained is None or reached < least:
+            continue
+        if point.method not in best or gained > _value(best[point.method], gain):
+            best[point.method] = point
+    return best
+
+
+def original_quality(points: Sequence[ParetoPoint], quality: Quality) -> float:
+    """Return the quality of the one Original among the points.
+
+    Raises:
+        ValueError: There is not exactly one that has it.
+    """
+    values = [getattr(point, quality) for point in points if point.method == ORIGINAL]
+    if len(values) != 1 or values[0] is None:
+        raise ValueError(
+            f"points: got {len(values)} settings of {ORIGINAL!r} with {quality} {values}, expected exactly one with a "
+            "value; score Original once on each split"
+        )
+    return float(values[0])
+
+
+def _value(point: ParetoPoint, name: Quality | Gain) -> float:
+    return float(getattr(point, name))
