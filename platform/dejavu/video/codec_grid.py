@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from av.buffer import Buffer
 from numpy.typing import NDArray
 
 MotionBinning = Literal["destination", "published"]
@@ -24,6 +25,7 @@ MID_QUANTISER = 26.0
 _MOTION_VECTOR_INT16 = 20
 """An AVMotionVector is 40 bytes; src_x, src_y, dst_x, dst_y are int16 at byte 6."""
 _H264_PARAMETERS = 1
+_PARAMETER_HEADER_BYTES = 32
 
 
 def fallback_grid(num_frames: int, rows: int, cols: int) -> NDArray[np.float32]:
@@ -77,64 +79,128 @@ def macroblock_classes(rows_text: Sequence[str], rows: int, cols: int) -> NDArra
     return class_FRC
 
 
-def mean_motion(vectors: Sequence[bytes], rows: int, cols: int, binning: MotionBinning) -> NDArray[np.float32]:
+def mean_motion(
+    vectors_M4: NDArray[np.int16], frame_M: NDArray[np.intp], shape: tuple[int, int, int], binning: MotionBinning
+) -> NDArray[np.float32]:
     """Average the vectors of each macroblock, both reference lists together, not weighted by size.
 
     Args:
-        vectors: Per frame its AVMotionVector array; empty where it has none.
-        rows: R.
-        cols: C.
+        vectors_M4: src_x, src_y, dst_x, dst_y of the centre of each predicted partition, in pixels.
+        frame_M: The frame 0..F-1 that each vector belongs to.
+        shape: F, R, C.
         binning: Which macroblock a vector belongs to.
 
     Returns:
         [F, 2, R, C]: (destination − source) / 16 in x and y; 0 where there is none.
     """
-    num_frames = len(vectors)
-    counts_F = [len(buffer) // (2 * _MOTION_VECTOR_INT16) for buffer in vectors]
-    fields_M = np.frombuffer(b"".join(vectors), np.int16).reshape(-1, _MOTION_VECTOR_INT16)
-    src_M2 = fields_M[:, 3:5].astype(np.int64)
-    dst_M2 = fields_M[:, 5:7].astype(np.int64)
-    block_M2 = dst_M2 >> 4 if binning == "destination" else (src_M2 - 8) >> 4
+    num_frames, rows, cols = shape
+    block_M2 = vectors_M4[:, 2:] >> 4 if binning == "destination" else (vectors_M4[:, :2] - 8) >> 4
+    moved_M2 = np.subtract(vectors_M4[:, 2:], vectors_M4[:, :2], dtype=np.float64)
     col_M, row_M = block_M2[:, 0], block_M2[:, 1]
+    cell_M = (frame_M * rows + row_M) * cols + col_M
     inside_M = (col_M >= 0) & (col_M < cols) & (row_M >= 0) & (row_M < rows)
-    cell_M = (np.repeat(np.arange(num_frames), counts_F) * rows + row_M) * cols + col_M
-    cell_M, moved_M2 = cell_M[inside_M], (dst_M2 - src_M2)[inside_M]
+    if not inside_M.all():
+        cell_M, moved_M2 = cell_M[inside_M], moved_M2[inside_M]
     num_cells = num_frames * rows * cols
     divisor = 16.0 * np.maximum(np.bincount(cell_M, minlength=num_cells), 1)
-    mean = [np.bincount(cell_M, moved_M2[:, axis], num_cells) / divisor for axis in (0, 1)]
-    return np.stack([axis.reshape(num_frames, rows, cols) for axis in mean], axis=1).astype(np.float32)
+    motion_F2RC = np.empty((num_frames, 2, rows, cols), np.float32)
+    for axis in (0, 1):
+        mean = np.bincount(cell_M, moved_M2[:, axis], num_cells) / divisor
+        motion_F2RC[:, axis] = mean.reshape(num_frames, rows, cols)
+    return motion_F2RC
 
 
-def quantisers(parameters: Sequence[bytes], rows: int, cols: int) -> NDArray[np.float32]:
+def quantisers(parameters_FB: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
     """Read each macroblock's quantiser.
 
     Args:
-        parameters: Per frame its AVVideoEncParams; empty where the decoder exported none.
+        parameters_FB: Per frame the B bytes of its AVVideoEncParams.
         rows: R.
         cols: C.
 
     Returns:
-        [F, R, C], 0..51; MID_QUANTISER where a frame or block has none.
+        [F, R, C], 0..51; MID_QUANTISER where a block has none, or for parameters of another codec.
     """
-    quantiser_FRC = np.full((len(parameters), rows, cols), MID_QUANTISER, np.float32)
-    by_header: dict[tuple[int, bytes], list[int]] = {}
-    for index, buffer in enumerate(parameters):  # frames of one stream share a layout, so this is one group
-        if len(buffer) >= 32:
-            by_header.setdefault((len(buffer), buffer[:28]), []).append(index)
-    for (num_bytes, header), frames in by_header.items():
-        num_blocks = int.from_bytes(header[:4], "little")
-        offset, size = (int.from_bytes(header[at : at + 8], "little") for at in (8, 16))
-        kind = int.from_bytes(header[24:28], "little", signed=True)
-        if kind != _H264_PARAMETERS or num_blocks == 0 or offset + num_blocks * size > num_bytes:
-            continue
-        raw_FB = np.frombuffer(b"".join([parameters[index] for index in frames]), np.uint8)
-        raw_FB = raw_FB.reshape(len(frames), num_bytes)
-        base_F = np.ascontiguousarray(raw_FB[:, 28:32]).view(np.int32)[:, 0]
-        blocks = np.ascontiguousarray(raw_FB[:, offset : offset + num_blocks * size]).view(np.int32)
-        blocks = blocks.reshape(len(frames), num_blocks, size // 4)
-        col, row = blocks[..., 0] >> 4, blocks[..., 1] >> 4
-        inside = (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
-        frame = np.broadcast_to(np.asarray(frames)[:, None], col.shape)
-        value = base_F[:, None] + blocks[..., 4]
-        quantiser_FRC[frame[inside], row[inside], col[inside]] = value[inside]
+    num_frames, num_bytes = parameters_FB.shape
+    quantiser_FRC = np.full((num_frames, rows, cols), MID_QUANTISER, np.float32)
+    header = parameters_FB[0].tobytes()[:28]
+    num_blocks = int.from_bytes(header[:4], "little")
+    offset, size = (int.from_bytes(header[at : at + 8], "little") for at in (8, 16))
+    kind = int.from_bytes(header[24:28], "little", signed=True)
+    if kind != _H264_PARAMETERS or num_blocks == 0 or offset + num_blocks * size > num_bytes:
+        return quantiser_FRC
+    base_F1 = parameters_FB[:, 28:32].view(np.int32)
+    blocks = parameters_FB[:, offset : offset + num_blocks * size].view(np.int32)
+    blocks = blocks.reshape(num_frames, num_blocks, size // 4)
+    col, row = blocks[..., 0] >> 4, blocks[..., 1] >> 4
+    inside = (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
+    frame = np.broadcast_to(np.arange(num_frames)[:, None], col.shape)
+    value = base_F1 + blocks[..., 4]
+    quantiser_FRC[frame[inside], row[inside], col[inside]] = value[inside]
     return quantiser_FRC
+
+
+class SideDataBuffer:
+    """Gathers what the decoder attached to the frames of one piece, in memory that is kept from piece to piece.
+
+    Fresh memory would cost more than the reading: the system hands it out page by page.
+    """
+
+    def __init__(self, rows: int, cols: int) -> None:
+        self.rows, self.cols = rows, cols
+        self.vectors_M4 = np.empty((4096, 4), np.int16)
+        self.num_vectors: list[int] = []
+        self.end = 0
+        self.parameters: dict[int, tuple[list[int], NDArray[np.uint8]]] = {}
+
+    def add(self, vectors: Buffer | None, parameters: Buffer | None) -> None:
+        """Keep one frame's AVMotionVector array and AVVideoEncParams; None where it has none."""
+        number = len(self.num_vectors)
+        count = 0
+        if vectors is not None:
+            fields = np.frombuffer(memoryview(vectors), np.int16).reshape(-1, _MOTION_VECTOR_INT16)[:, 3:7]
+            count = len(fields)
+            if self.end + count > len(self.vectors_M4):
+                self.vectors_M4 = np.resize(self.vectors_M4, (2 * (self.end + count), 4))
+            self.vectors_M4[self.end : self.end + count] = fields
+        self.end += count
+        self.num_vectors.append(count)
+        if parameters is not None and parameters.buffer_size >= _PARAMETER_HEADER_BYTES:
+            size = parameters.buffer_size
+            frames, kept = self.parameters.setdefault(size, ([], np.empty((16, size), np.uint8)))
+            if len(frames) == len(kept):
+                kept = np.resize(kept, (2 * len(kept), size))
+                self.parameters[size] = (frames, kept)
+            kept[len(frames)] = np.frombuffer(memoryview(parameters), np.uint8)
+            frames.append(number)
+
+    def take(self, rows_text: Sequence[str], binning: MotionBinning) -> NDArray[np.float32]:
+        """Return the grids [F, 4, R, C] of the F frames added, and start anew.
+
+        Args:
+            rows_text: The F·R messages with their macroblock types; none gives the fallback grid.
+            binning: Which macroblock a motion vector belongs to.
+
+        Raises:
+            ValueError: There are rows for another number of frames, or a macroblock type is unknown.
+        """
+        num_frames = len(self.num_vectors)
+        grid_F4RC = fallback_grid(num_frames, self.rows, self.cols)
+        if rows_text:
+            if len(rows_text) != num_frames * self.rows:
+                raise ValueError(
+                    f"macroblock types: got {len(rows_text)} rows, expected {num_frames} frames of {self.rows}; "
+                    "transcode the file first"
+                )
+            frame_M = np.repeat(np.arange(num_frames), self.num_vectors)
+            shape = (num_frames, self.rows, self.cols)
+            grid_F4RC[:, 0] = macroblock_classes(rows_text, self.rows, self.cols)
+            grid_F4RC[:, 1:3] = mean_motion(self.vectors_M4[: self.end], frame_M, shape, binning)
+            for frames, kept in self.parameters.values():
+                if frames:
+                    grid_F4RC[frames, 3] = quantisers(kept[: len(frames)], self.rows, self.cols)
+        self.num_vectors.clear()
+        self.end = 0
+        for frames, _ in self.parameters.values():
+            frames.clear()
+        return grid_F4RC

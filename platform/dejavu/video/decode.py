@@ -18,8 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dejavu.video.codec_grid import MotionBinning, fallback_grid, macroblock_classes, mean_motion, quantisers
-from dejavu.video.source import VideoError, decoder_log, one_clear_line, open_video, side_data
+from dejavu.video.codec_grid import MotionBinning, SideDataBuffer
+from dejavu.video.source import VideoError, attached, decoder_log, one_clear_line, open_video
 
 _EXPORT = {
     "flags2": "+export_mvs",
@@ -155,6 +155,7 @@ class _Reader:
         self.rows, self.cols = -(-self.height // 16), -(-self.width // 16)
         self.frames = self._decoded(container)
         self.row_texts: list[str] = []
+        self.side_data = SideDataBuffer(self.rows, self.cols)
 
     def skip(self, count: int) -> None:
         """Decode `count` frames and drop them."""
@@ -168,8 +169,6 @@ class _Reader:
         rgb_FHWC = np.empty((size, self.height, self.width, 3), np.uint8)
         seconds: list[float] = []
         letters: list[str] = []
-        vectors: list[bytes] = []
-        parameters: list[bytes] = []
         with one_clear_line(self.path), decoder_log(av.logging.DEBUG) as log:
             for index, frame in enumerate(islice(self.frames, size)):
                 plane = frame.reformat(format="rgb24", threads=1).planes[0]
@@ -177,31 +176,19 @@ class _Reader:
                 rgb_FHWC[index] = pixels[:, : 3 * self.width].reshape(self.height, self.width, 3)
                 seconds.append(float("nan") if frame.time is None else frame.time)
                 letters.append(_PICTURE_LETTERS[frame.pict_type])
-                vectors.append(side_data(frame, Type.MOTION_VECTORS))
-                parameters.append(side_data(frame, Type.VIDEO_ENC_PARAMS))
+                exported = attached(frame)
+                self.side_data.add(exported.get(Type.MOTION_VECTORS), exported.get(Type.VIDEO_ENC_PARAMS))
             self._keep_rows(log)
         num_frames = len(seconds)
         if num_frames == 0:
             return None
         texts = self.row_texts[: num_frames * self.rows]
         del self.row_texts[: num_frames * self.rows]
-        codec_metadata = bool(texts)
-        if codec_metadata:
-            if len(texts) != num_frames * self.rows:
-                raise VideoError(
-                    f"{self.path.name}: got macroblock rows for {len(texts) / self.rows:g} of {num_frames} frames, "
-                    "expected all; transcode the file first"
-                )
-            codec_F4PP = np.empty((num_frames, 4, self.rows, self.cols), np.float32)
-            try:
-                codec_F4PP[:, 0] = macroblock_classes(texts, self.rows, self.cols)
-            except ValueError as error:
-                raise VideoError(f"{self.path.name}: {error}") from error
-            codec_F4PP[:, 1:3] = mean_motion(vectors, self.rows, self.cols, binning)
-            codec_F4PP[:, 3] = quantisers(parameters, self.rows, self.cols)
-        else:
-            codec_F4PP = fallback_grid(num_frames, self.rows, self.cols)
-        return DecodedFrames(rgb_FHWC[:num_frames], codec_F4PP, np.array(seconds), "".join(letters), codec_metadata)
+        try:
+            codec_F4PP = self.side_data.take(texts, binning)
+        except ValueError as error:
+            raise VideoError(f"{self.path.name}: {error}") from error
+        return DecodedFrames(rgb_FHWC[:num_frames], codec_F4PP, np.array(seconds), "".join(letters), bool(texts))
 
     def _decoded(self, container: InputContainer) -> Iterator[VideoFrame]:
         """Decode packet by packet, so that the log never runs more than one packet ahead of the frames."""

@@ -15,7 +15,7 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from dejavu.video.source import VideoError, decoder_log, one_clear_line, open_video, side_data
+from dejavu.video.source import VideoError, attached, decoder_log, one_clear_line, open_video
 
 MAX_GAP_S = 3600
 MAX_DURATION_S = 48 * 3600
@@ -147,10 +147,10 @@ def _turning(frame: VideoFrame) -> tuple[str, ...]:
 
     The matrix takes a stored (x, y) to the shown (a x + c y, b x + d y).
     """
-    matrix = side_data(frame, Type.DISPLAYMATRIX)
-    if not matrix:
+    matrix = attached(frame).get(Type.DISPLAYMATRIX)
+    if matrix is None:
         return ()
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     swapped = abs(b) + abs(c) > abs(a) + abs(d)
     across, down = (c, b) if swapped else (a, d)
     filters = ["transpose=cclock_flip"] if swapped else []  # FFmpeg's name for x and y exchanged

@@ -12,7 +12,7 @@ import av
 import av.logging
 from av.buffer import Buffer
 from av.container import InputContainer
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -110,10 +110,13 @@ def decoder_log(level: int) -> Iterator[list[tuple[int, str, str]]]:
                 av.logging.set_level(before)
 
 
-def side_data(frame: VideoFrame, kind: Type) -> bytes:
-    """Return what the decoder attached to a frame under this kind; empty where there is none."""
-    attached = cast(Mapping[Type, Buffer], frame.side_data)
-    return bytes(attached[kind]) if kind in attached else b""
+def attached(frame: VideoFrame) -> Mapping[Type, Buffer]:
+    """Return what the decoder attached to a frame.
+
+    PyAV's `frame.side_data` says the same, but frame and container then hold each other until the garbage collector
+    comes by: memory grows meanwhile, and the decoder must find a fresh buffer for each picture.
+    """
+    return cast(Mapping[Type, Buffer], SideDataContainer(frame))  # type: ignore[call-arg]  # PyAV's stub has no __init__
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -45,24 +45,17 @@ def test_an_unknown_macroblock_type_is_said_and_not_guessed() -> None:
         macroblock_classes(["  0 ?  \n"], 1, 1)
 
 
-def vectors(*rows: tuple[int, int, int, int]) -> bytes:
-    fields = np.zeros((len(rows), 20), np.int16)
-    fields[:, 3:7] = rows
-    return fields.tobytes()
-
-
 def test_motion_is_the_plain_mean_over_the_vectors_of_a_macroblock() -> None:
-    frame = vectors((8, 8, 24, 8), (40, 8, 24, 8), (24, 8, 28, 8))  # all predict the second macroblock: +16, -16, +4
-    motion_F2RC = mean_motion([b"", frame], 1, 2, "destination")
-    assert motion_F2RC.shape == (2, 2, 1, 2)
+    vectors_M4 = np.array([(8, 8, 24, 8), (40, 8, 24, 8), (24, 8, 28, 8)], np.int16)  # into column 1: +16, -16, +4
+    motion_F2RC = mean_motion(vectors_M4, np.array([1, 1, 1]), (2, 1, 2), "destination")
     assert not motion_F2RC[0].any()
     np.testing.assert_allclose(motion_F2RC[1, :, 0, 1], [4 / 3 / 16, 0], atol=1e-7)
     assert not motion_F2RC[1, :, 0, 0].any()
 
 
 def test_published_binning_drops_what_comes_from_outside() -> None:
-    frame = vectors((0, 8, 8, 8), (24, 8, 8, 8))  # sources: left of the picture, and the second macroblock
-    np.testing.assert_allclose(mean_motion([frame], 1, 2, "published")[0, 0, 0], [0, -1])
+    vectors_M4 = np.array([(0, 8, 8, 8), (24, 8, 8, 8)], np.int16)  # from left of the picture, from column 1
+    np.testing.assert_allclose(mean_motion(vectors_M4, np.zeros(2, int), (1, 1, 2), "published")[0, 0, 0], [0, -1])
 
 
 def test_a_quantiser_is_the_frame_s_plus_the_block_s() -> None:
@@ -71,4 +64,8 @@ def test_a_quantiser_is_the_frame_s_plus_the_block_s() -> None:
     header[8:24].view(np.uint64)[:] = (68, 20)
     header[24:32].view(np.int32)[:] = (1, 30)
     blocks = np.array([[16, 0, 16, 16, -4], [0, 0, 16, 16, 7]], np.int32)
-    assert quantisers([header.tobytes() + blocks.tobytes(), b""], 1, 2).tolist() == [[[37, 26]], [[26, 26]]]
+    parameters_FB = np.concatenate([header, blocks.reshape(-1).view(np.uint8)])[None]
+    assert quantisers(parameters_FB, 1, 2).tolist() == [[[37, 26]]]
+    header[24:28].view(np.int32)[:] = 0  # VP9's numbers mean something else
+    parameters_FB = np.concatenate([header, blocks.reshape(-1).view(np.uint8)])[None]
+    assert quantisers(parameters_FB, 1, 2).tolist() == [[[26, 26]]]
