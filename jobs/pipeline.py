@@ -21,7 +21,7 @@ from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.stages.measure import measure_settings
-from dejavu.stages.prepare import prepare
+from dejavu.stages.prepare import draw_world, load_folder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.score import score_settings, set_exam
 from dejavu.stages.transcode import transcode_clips
@@ -96,13 +96,23 @@ def start(experiment: Experiment) -> Job:
     backbone = load_backbone(experiment.backbone)
     tracking = Tracking.open(results)
     cluster.connect()
-    dataset = prepare(experiment.dataset, experiment.synthetic, experiment.videos, experiment.annotations, results)
+    dataset = load_dataset(experiment, results)
     if dataset.missing:
         names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")
     return Job(
         experiment, results, store, tracking, backbone, dataset, Embedding(experiment.backbone, store, experiment.embed)
     )
+
+
+def load_dataset(experiment: Experiment, results: Path) -> Dataset:
+    """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
+    if experiment.dataset == "synthetic":
+        dataset, num_drawn = draw_world(results / "world", experiment.synthetic)
+        print(f"drew {num_drawn} videos", flush=True)
+        return dataset
+    assert experiment.videos is not None, "check_folders has run"
+    return load_folder(experiment.dataset, experiment.videos, experiment.annotations)
 
 
 def run(job: Job) -> None:
@@ -158,7 +168,8 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     scores = score_settings(settings, original, exam, job.embedding)
     chosen = choose(scores, experiment.sweep.chosen_per_method)
     write_chosen(job.store, chosen)
-    job.say(f"swept {num_trials} of {len(settings)} settings on {len(validation)} validation clips, chose {len(chosen)}")
+    counts = f"swept {num_trials} of {len(settings)} settings, chose {len(chosen)}"
+    job.say(f"{counts} on {len(validation)} validation clips")
     return chosen
 
 

@@ -21,7 +21,7 @@ from ray import tune
 
 from dejavu.cluster import Pool
 from dejavu.frontier import non_dominated
-from dejavu.records import Transcoded
+from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Batch, Embedding, cut, decode_batch, plan
 from dejavu.stages.encode import BatchEncoder
@@ -131,7 +131,8 @@ def _trial(config: dict[str, Any], exam: Exam, embedding: Embedding, original: d
     """One setting: embed what it lacks, score, report."""
     setting = Setting.from_row(config["setting"])
     encoder = _encoder(embedding)
-    start, failures = time.monotonic(), []
+    start = time.monotonic()
+    failures: list[Failure] = []
     for batch in plan(exam.clips, [setting], embedding):
         decoded = decode_batch(batch, embedding)
         failures += decoded.failures
@@ -199,5 +200,7 @@ def read_chosen(store: Store, name: Callable[[MethodConfig], Setting]) -> list[S
     """
     path = store.root / "chosen.json"
     if not path.is_file():
-        raise FileNotFoundError(f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first")
+        raise FileNotFoundError(
+            f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first"
+        )
     return [name(config_from_dict(row)) for row in json.loads(path.read_text(encoding="utf-8"))]

@@ -16,12 +16,12 @@ from dejavu.cluster import in_submitted_job
 from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
+from dejavu.stages.prepare import DatasetName
 from dejavu.video.mp4 import TranscodeConfig
 from tune_spaces.study import SweepConfig
 
 Stage = Literal["transcode", "sweep", "embed", "measure", "score"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-DatasetName = Literal["synthetic", "next_qa", "video_folder"]
 
 
 class ExperimentError(ValueError):

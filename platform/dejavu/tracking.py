@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Tracking:
             location = (results.resolve() / "mlartifacts").as_uri() if local else None
             return Tracking(uri, mlflow.create_experiment(EXPERIMENT, artifact_location=location))
         except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0][:200]
+            reason = without_secrets(str(error).splitlines()[0])[:200]
             raise TrackingError(
                 f"MLflow: got no answer from {without_secrets(uri)} ({reason}), expected a tracking server; "
                 "start it or unset MLFLOW_TRACKING_URI"
@@ -101,7 +102,6 @@ class Run:
     status: str = "FINISHED"
 
 
-def without_secrets(uri: str) -> str:
-    """Return a URI without the user and password it may carry."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
+def without_secrets(text: str) -> str:
+    """Return a text in which no URI carries a user and password."""
+    return re.sub(r"://[^@/\s]+@", "://", text)

@@ -67,7 +67,7 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
 
 def _intervals(
     name: str, metric: Metric, rows: Sequence[EvalRow], dense: Sequence[EvalRow], seed: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the interval of the metric itself and of its paired difference to Original; none without questions."""
     if not rows:
         return {}
@@ -105,9 +105,7 @@ def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mappin
 
 def _child(point: ParetoPoint, tags: Mapping[str, str]) -> Run:
     metrics = {
-        field.name: getattr(point, field.name)
-        for field in fields(point)
-        if field.name not in TEXT_FIELDS + FLAG_FIELDS
+        field.name: getattr(point, field.name) for field in fields(point) if field.name not in TEXT_FIELDS + FLAG_FIELDS
     }
     flags = {name: str(getattr(point, name)).lower() for name in FLAG_FIELDS if getattr(point, name) is not None}
     return Run(

@@ -25,7 +25,9 @@ class TranscodeResult:
     failures: tuple[Failure, ...]
 
 
-def transcode_clips(clips: Sequence[Clip], store: Store, config: TranscodeConfig, frame_px: int) -> TranscodeResult:
+def transcode_clips(
+    clips: Sequence[Clip], store: Store, config: TranscodeConfig, frame_px: int, *, make: bool = True
+) -> TranscodeResult:
     """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
 
     A source is known again by its id, size and time of change; what is made is named by its content, so two equal

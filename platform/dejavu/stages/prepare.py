@@ -1,0 +1,49 @@
+"""Find or draw the clips and questions of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from dejavu.datasets.next_qa import load_next_qa
+from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
+from dejavu.datasets.video_folder import load_video_folder
+from dejavu.records import Dataset, Split
+from dejavu.stages.spread import Row, spread
+
+DatasetName = Literal["synthetic", "next_qa", "video_folder"]
+SCORED: tuple[Split, ...] = ("val", "test")
+
+
+def load_folder(name: DatasetName, videos: Path, annotations: Path | None) -> Dataset:
+    """Load a dataset that lies in folders.
+
+    Raises:
+        FileNotFoundError: A folder or an annotation file is missing.
+        ValueError: A file does not read as expected.
+    """
+    if name == "video_folder":
+        return load_video_folder(videos)
+    if annotations is None:
+        raise FileNotFoundError("annotations: got nothing, expected a folder of NExT-GQA's files; give --annotations")
+    return load_next_qa(videos, annotations, splits=SCORED)
+
+
+def draw_world(root: Path, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:
+    """Draw what is lacking of the synthetic world; return it, and how many videos were drawn now."""
+    specs = list_videos(config)
+    lacking = [spec for spec in specs if not is_made(spec, root)]
+    rows = [asdict(spec) for spec in lacking]
+    drawn = list(spread(partial(_draw, root=str(root)), rows, stage="draw", unit="videos"))
+    write_annotations(root, config)
+    dataset = load_next_qa(root / "videos", root / "annotations", splits=tuple(splits))
+    return Dataset(name="synthetic", clips=dataset.clips, questions=dataset.questions), len(drawn)
+
+
+def _draw(row: Row, root: str) -> Row:
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    spec = VideoSpec(**values)
+    return {"video_id": spec.video_id, "made": make_one(spec, Path(root))}

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dejavu.tracking import Run, Tracking, TrackingError, without_secrets
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking = Tracking.open(tmp_path)
+    plot = tmp_path / "pareto.png"
+    plot.write_bytes(b"png")
+    parent = Run(name="tiny", params={"seed": 0}, metrics={}, tags={"recipe": "tiny"}, artifacts=(plot,))
+    child = Run(name="cmc t=3", params={"method": "cmc"}, metrics={"accuracy": 0.5, "speedup": None}, tags={})
+    parent_id = tracking.log(parent, [child])
+
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking.uri)
+    found = client.search_runs([tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'")
+    assert [(run.info.run_name, run.info.status, run.data.metrics) for run in found] == [
+        ("cmc t=3", "FINISHED", {"accuracy": 0.5})
+    ]
+    assert [artifact.path for artifact in client.list_artifacts(parent_id)] == ["pareto.png"]
+    assert Tracking.open(tmp_path).experiment_id == tracking.experiment_id
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"MLflow: got no answer from http://127.0.0.1:9 ") as raised:
+        Tracking.open(tmp_path)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_uri_is_shown_without_its_password() -> None:
+    assert without_secrets("https://me:secret@host/x") == "https://host/x"
+    assert without_secrets("sqlite:////a/b.db") == "sqlite:////a/b.db"
