@@ -93,6 +93,13 @@ def batches(chunk: Chunk, rows: Sequence[int], device: torch.device) -> Iterator
         yield place, torch.stack([frames[row] for row in rows[place]]).to(device)
 
 
+@dataclass(frozen=True, slots=True)
+class StreamCount:
+    """The memory of a method that keeps nothing: how many streams there are."""
+
+    num_streams: int
+
+
 Rows = Tensor | slice | list[int]
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from reuse_models.flops import dense_work
-from reuse_models.lockstep import Record, batches, check_chunk
+from reuse_models.lockstep import Record, StreamCount, batches, check_chunk
 from reuse_models.method import Chunk, Encoded, Method
 from reuse_models.vit import Vit
 
@@ -28,13 +28,6 @@ class OriginalConfig:
 
     def build(self, vit: Vit) -> Method:
         return Original(vit)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamCount:
-    """The memory of a method that keeps nothing: how many streams there are."""
-
-    num_streams: int
 
 
 class Original:

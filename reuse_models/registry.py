@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from reuse_models.cmc import CmcConfig
+from reuse_models.diffrate import DiffRateConfig
 from reuse_models.eventful import EventfulConfig
 from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
+from reuse_models.tome import ToMeConfig
 
 METHODS: dict[str, type[MethodConfig]] = {
-    config.method: config for config in (OriginalConfig, FrameSkipConfig, EventfulConfig, CmcConfig)
+    config.method: config
+    for config in (OriginalConfig, FrameSkipConfig, EventfulConfig, CmcConfig, DiffRateConfig, ToMeConfig)
 }
 """Config class by method name. Adding a method is its file and its name in this tuple."""
 
@@ -29,12 +32,15 @@ def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
     if name not in METHODS:
         raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}; check the name")
     config = METHODS[name]
-    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if unknown := sorted(set(fields) - known):
+    known = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(fields.keys() - known.keys()):
         raise ValueError(
             f"{name}: got unknown {', '.join(unknown)}, expected {', '.join(sorted(known)) or 'no fields'}; "
             "check the names"
         )
+    required = {key for key, field in known.items() if field.default is dataclasses.MISSING}
+    if lacking := sorted(required - fields.keys()):
+        raise ValueError(f"{name}: lacks {', '.join(lacking)}, expected a value; give one")
     return config(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 

@@ -269,20 +269,27 @@ class Vit(nn.Module):
         )
         return torch.unbind(parts.permute(2, 0, 3, 1, 4))
 
-    def attend(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor) -> Tensor:
-        """Return pre_proj_BMD: the heads' outputs side by side, before the output projection."""
-        return F.scaled_dot_product_attention(q_BhMd, k_BhNd, v_BhNd).transpose(1, 2).flatten(2)
+    def attend(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
+        """Return pre_proj_BMD: the heads' outputs side by side, before the output projection.
 
-    def importance(self, q_BhNd: Tensor, k_BhNd: Tensor) -> Tensor:
+        A bias is added to every score of its key: log n lets one key stand for n tokens.
+        """
+        mask_B11N = None if bias_BN is None else bias_BN[:, None, None]
+        return F.scaled_dot_product_attention(q_BhMd, k_BhNd, v_BhNd, mask_B11N).transpose(1, 2).flatten(2)
+
+    def importance(self, q_BhNd: Tensor, k_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
         """Return [B, N]: the attention each token receives, summed over heads.
 
-        From CLS where there is one; else the mean over all tokens' rows, which needs the whole matrix.
+        From CLS where there is one; else the mean over all tokens' rows, which needs the whole matrix. The bias is that
+        of `attend`.
         """
         rows_BhMd = q_BhNd[:, :, :1] if self.shape.has_cls else q_BhNd
         attention_BN = k_BhNd.new_empty(k_BhNd.shape[0], k_BhNd.shape[2])
         # A frame at a time: [h, N, d] can be read where it lies, [B, h, N, d] of a fused qkv would be copied.
         for frame, (rows_hMd, k_hNd) in enumerate(zip(rows_BhMd, k_BhNd, strict=True)):
             scores_hMN = (rows_hMd * self.shape.head_dim**-0.5) @ k_hNd.mT
+            if bias_BN is not None:
+                scores_hMN += bias_BN[frame]
             attention_BN[frame] = scores_hMN.softmax(-1).sum(0).mean(0)
         return attention_BN
 
@@ -328,7 +335,9 @@ class Vit(nn.Module):
         """Return the output of layer `index` for all tokens."""
         return self.close(index, h_BND, self.attend(*self.split_heads(self.qkv(index, h_BND))))
 
-    def finish(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, h_BND: Tensor) -> Tensor:
+    def finish(
+        self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, h_BND: Tensor, bias_BN: Tensor | None = None
+    ) -> Tensor:
         """Return embedding_BE from the last layer's q, k, v and its input.
 
         Args:
@@ -336,11 +345,22 @@ class Vit(nn.Module):
             k_BhNd: Keys.
             v_BhNd: Values.
             h_BND: The last layer's input, of the same tokens as q or of all tokens.
+            bias_BN: As in `attend`.
         """
         last = self.shape.num_layers - 1
         if self.shape.has_cls:
             q_BhMd, h_BND = q_BhMd[:, :, :1], h_BND[:, :1]
-        return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd)))
+        return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd, bias_BN)))
+
+    def finish_from_input(self, h_BND: Tensor, bias_BN: Tensor | None = None) -> Tensor:
+        """Return embedding_BE from the last layer's input: only CLS gets a query, where there is one."""
+        last = self.shape.num_layers - 1
+        if not self.shape.has_cls:
+            q_BhNd, k_BhNd, v_BhNd = self.split_heads(self.qkv(last, h_BND))
+            return self.finish(q_BhNd, k_BhNd, v_BhNd, h_BND, bias_BN)
+        (q_Bh1d,) = self.split_heads(self.query(last, h_BND[:, :1]))
+        k_BhNd, v_BhNd = self.split_heads(self.key_value(last, h_BND))
+        return self.finish(q_Bh1d, k_BhNd, v_BhNd, h_BND, bias_BN)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Return embedding_BE of every frame, dense.
@@ -353,15 +373,9 @@ class Vit(nn.Module):
         """
         self.check_pixels(pixels_B3HW)
         h_BND = self.embed(pixels_B3HW)
-        last = self.shape.num_layers - 1
-        for index in range(last):
+        for index in range(self.shape.num_layers - 1):
             h_BND = self.run_layer(index, h_BND)
-        if not self.shape.has_cls:
-            q_BhNd, k_BhNd, v_BhNd = self.split_heads(self.qkv(last, h_BND))
-            return self.finish(q_BhNd, k_BhNd, v_BhNd, h_BND)
-        (q_Bh1d,) = self.split_heads(self.query(last, h_BND[:, :1]))
-        k_BhNd, v_BhNd = self.split_heads(self.key_value(last, h_BND))
-        return self.finish(q_Bh1d, k_BhNd, v_BhNd, h_BND)
+        return self.finish_from_input(h_BND)
 
     def _norm(self, x_XD: Tensor, weight_D: Tensor | None, bias_D: Tensor | None) -> Tensor:
         return F.layer_norm(x_XD, (self.shape.width,), weight_D, bias_D, self.shape.layer_norm_eps)

@@ -12,11 +12,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from reuse_models.cmc import CmcConfig
 from reuse_models.counting import ExecutedFlops
+from reuse_models.diffrate import DiffRateConfig
 from reuse_models.eventful import EventfulConfig
 from reuse_models.flops import PARTS, dense_flops, dense_work, flops_per_frame
 from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.method import Encoded, MethodConfig, Work
 from reuse_models.original import OriginalConfig
+from reuse_models.tome import ToMeConfig
 from reuse_models.vit import KNOWN_SHAPES, Vit
 
 Run = Callable[..., Encoded]
@@ -25,6 +27,12 @@ FOR_ANY_TOWER: tuple[MethodConfig, ...] = (
     FrameSkipConfig(every=3),
     EventfulConfig(refreshed_tokens=5),
     CmcConfig(threshold=3.0),
+)
+FOR_TOWERS_WITH_CLS: tuple[MethodConfig, ...] = (
+    DiffRateConfig(prune_kept=(14, 9, 5), merge_kept=(11, 6, 4)),
+    DiffRateConfig(prune_kept=(14, 9, 5), merge_kept=(11, 6, 4), size_aware=True),
+    ToMeConfig(merged_per_layer=3),
+    ToMeConfig(merged_per_layer=100),
 )
 
 
@@ -40,6 +48,15 @@ def test_the_work_of_ragged_streams_is_what_runs(
     with ExecutedFlops() as executed:
         encoded = run(config.build(any_vit), ragged_clips, frames_per_call)
     assert analytic(encoded, any_vit) == pytest.approx(executed.total, rel=0.01)
+
+
+@pytest.mark.parametrize("config", FOR_TOWERS_WITH_CLS, ids=lambda config: f"{config.method} {config.setting}")
+def test_the_work_of_merging_methods_is_what_runs(
+    clip_vit: Vit, ragged_clips: tuple[Tensor, ...], run: Run, config: MethodConfig
+) -> None:
+    with ExecutedFlops() as executed:
+        encoded = run(config.build(clip_vit), ragged_clips)
+    assert analytic(encoded, clip_vit) == pytest.approx(executed.total, rel=0.01)
 
 
 def test_a_tower_of_one_layer_is_counted(clip_vit: Vit, ragged_clips: tuple[Tensor, ...], run: Run) -> None:
