@@ -1,0 +1,138 @@
+"""Load a CLIP or SigLIP backbone: the embedded one, a local directory or the hub, all the same way.
+
+Shapes: F frames, T phrases, E embedding width, P patches a side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
+from dejavu.backbones.preprocess import Preprocess
+from dejavu.backbones.quiet import quiet
+from dejavu.backbones.text import TextTower, find_text
+from reuse_models.vit import Vit
+
+__all__ = ["EMBEDDED", "Backbone", "BackboneError", "load_backbone"]
+
+MACROBLOCK_PX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A frozen vision tower with what belongs to it. Build it with `load_backbone`."""
+
+    name: str
+    identity: str
+    """SHA-256 of config, preprocessor and weights."""
+    vit: Vit
+    preprocess: Preprocess
+    """Call it on decoded frames."""
+    text: TextTower | None
+    """None where the directory holds a vision tower alone, or no tokenizer."""
+    logit_scale: float | None
+    """What the model multiplies cosines by; None where it is not stored."""
+
+    @property
+    def frame_px(self) -> int:
+        """Side of a transcoded frame: one H.264 macroblock covers one patch."""
+        return MACROBLOCK_PX * self.vit.shape.patches_per_side
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Return [T, E] float32, each of length 1, on the CPU.
+
+        Raises:
+            BackboneError: There is no text tower, or it does not load.
+        """
+        if self.text is None:
+            raise BackboneError(
+                f"backbone {self.name}: got a vision tower without text tower or tokenizer, expected both for "
+                "questions in words; save the whole CLIPModel or SiglipModel and its tokenizer in one directory"
+            )
+        return self.text.embed(texts)
+
+
+def load_backbone(name: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load a backbone.
+
+    Args:
+        name: `embedded`, a local directory written by save_pretrained (CLIPModel, CLIPVisionModelWithProjection,
+            CLIPVisionModel, SiglipModel, SiglipVisionModel), or a name on the hub.
+        device: Where the tower goes.
+        dtype: Of the tower's weights.
+
+    Raises:
+        BackboneError: It is not to be found, has no safetensors weights, is another kind of model, or does not load.
+    """
+    files = locate(name)
+    vit = _vision_tower(name, files)
+    try:
+        preprocess = Preprocess.from_config(vit.shape.image_px, files.preprocessor() or _default_norm(files), device)
+    except ValueError as error:
+        raise BackboneError(f"backbone {name}: {error}") from error
+    return Backbone(
+        name=name,
+        identity=files.identity(),
+        vit=vit.to(device=device, dtype=dtype),
+        preprocess=preprocess,
+        text=find_text(files.directory, files.model_type),
+        logit_scale=_logit_scale(files),
+    )
+
+
+def _vision_tower(name: str, files: BackboneFiles) -> Vit:
+    from transformers import (  # noqa: PLC0415  slow to import
+        CLIPVisionModel,
+        CLIPVisionModelWithProjection,
+        SiglipVisionModel,
+    )
+
+    architectures = files.config.get("architectures") or []
+    kinds: dict[str, Any] = {
+        "clip": CLIPVisionModelWithProjection,
+        "clip_vision_model": CLIPVisionModel if "CLIPVisionModel" in architectures else CLIPVisionModelWithProjection,
+        "siglip": SiglipVisionModel,
+        "siglip_vision_model": SiglipVisionModel,
+    }
+    if files.model_type not in kinds:
+        raise BackboneError(
+            f"backbone {name}: got a model of type {files.model_type}, expected one of {', '.join(kinds)}; "
+            "choose a CLIP or SigLIP model"
+        )
+    try:
+        with quiet():
+            model, info = kinds[files.model_type].from_pretrained(
+                files.directory,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        if info["missing_keys"]:
+            raise ValueError(f"no weights for {sorted(info['missing_keys'])[0]}")
+        return Vit.from_hf(model)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BackboneError(
+            f"backbone {name}: got {reason}, expected the config and weights of one {files.model_type}; "
+            "save or download it again"
+        ) from error
+
+
+def _default_norm(files: BackboneFiles) -> dict[str, list[float]] | None:
+    """SigLIP's own mean and std, where a directory has no preprocessor config; CLIP's are the default."""
+    return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if "siglip" in files.model_type else None
+
+
+def _logit_scale(files: BackboneFiles) -> float | None:
+    for path in files.weights:
+        with safe_open(path, framework="pt") as tensors:
+            if "logit_scale" in tensors.keys():  # noqa: SIM118  not a mapping
+                return math.exp(float(tensors.get_tensor("logit_scale")))
+    return None

@@ -1,0 +1,105 @@
+"""From a backbone's name to a directory with its config and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = "embedded"
+"""Name of the small CLIP that is shipped with the platform."""
+
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What is fetched from the hub: no pickled weights, no code."""
+
+
+class BackboneError(RuntimeError):
+    """A backbone cannot be used; one line says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFiles:
+    """A directory as `save_pretrained` writes it."""
+
+    directory: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+
+    @property
+    def model_type(self) -> str:
+        """As the config names it: clip, clip_vision_model, siglip, siglip_vision_model."""
+        return str(self.config.get("model_type"))
+
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Return the preprocessor's config, None where there is none."""
+        path = self.directory / "preprocessor_config.json"
+        return _read_json(path) if path.is_file() else None
+
+    def identity(self) -> str:
+        """Return the SHA-256 of everything that decides an embedding: config, preprocessor and weights."""
+        digest = hashlib.sha256(json.dumps([self.config, self.preprocessor()], sort_keys=True).encode())
+        for path in self.weights:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def locate(name: str) -> BackboneFiles:
+    """Find a backbone's files.
+
+    Args:
+        name: `embedded`, a local directory, or a name on the Hugging Face hub.
+
+    Raises:
+        BackboneError: There is no such directory, it lacks a config or safetensors weights, or the hub is out of
+            reach and the backbone not in its cache.
+    """
+    directory = Path(__file__).parent / "embedded" if name == EMBEDDED else Path(name).expanduser()
+    if not directory.is_dir():
+        directory = _fetch(name)
+    config_path = directory / "config.json"
+    if not config_path.is_file():
+        raise BackboneError(
+            f"backbone {name}: got a directory without config.json, expected one written by save_pretrained; "
+            "point to the model's own directory"
+        )
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise BackboneError(
+            f"backbone {name}: got a directory without safetensors weights, expected model.safetensors; "
+            "save it again with save_pretrained(..., safe_serialization=True)"
+        )
+    return BackboneFiles(directory, _read_json(config_path), tuple(weights))
+
+
+def _fetch(name: str) -> Path:
+    """Download a snapshot from the hub, or find it in the cache."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow to import, and seldom needed
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError  # noqa: PLC0415
+
+    where = f"a directory, {EMBEDDED!r}, or a name on the hub such as openai/clip-vit-large-patch14"
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise BackboneError(f"backbone: got {name}, which is no directory, expected {where}; check the path")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise BackboneError(
+            f"backbone: got {name}, which neither is a directory nor on the hub, expected {where}; check the name"
+        ) from error
+    except (OSError, HfHubHTTPError) as error:
+        raise BackboneError(
+            f"backbone: got {name}, which is no directory here, and the hub cannot be reached, expected {where}; "
+            "download it where there is a network and pass its directory"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BackboneError(f"{path}: got {error}, expected JSON; download or save the backbone again") from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"{path}: got {str(value)[:40]}, expected an object; download or save the backbone again")
+    return value

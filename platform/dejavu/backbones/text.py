@@ -1,0 +1,80 @@
+"""The text tower beside a vision tower: phrases to vectors in the same space.
+
+Shapes: T phrases, E embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dejavu.backbones.locate import BackboneError
+from dejavu.backbones.quiet import quiet
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class TextTower:
+    """Text side of a CLIP or SigLIP directory. Loaded when first asked, since embedding frames does not need it."""
+
+    directory: Path
+    model_type: str
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """Return [T, E] float32, each of length 1.
+
+        Raises:
+            BackboneError: The tokenizer or the weights do not load.
+        """
+        tokenizer, model = _load(self.directory, self.model_type)
+        max_words = model.config.max_position_embeddings
+        # SigLIP was trained on padded texts and pools the last position: without the padding it reads another one.
+        padding = "max_length" if self.model_type == "siglip" else True
+        tokens = tokenizer(texts, padding=padding, truncation=True, max_length=max_words, return_tensors="pt")
+        with torch.inference_mode():
+            if self.model_type == "siglip":
+                text_TE = model(input_ids=tokens["input_ids"]).pooler_output
+            else:
+                text_TE = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).text_embeds
+            return F.normalize(text_TE.float(), dim=-1)
+
+
+def find_text(directory: Path, model_type: str) -> TextTower | None:
+    """Return the text tower of a directory, None where the model has none or its tokenizer is not there."""
+    has_tokenizer = any((directory / name).is_file() for name in TOKENIZER_FILES)
+    return TextTower(directory, model_type) if model_type in {"clip", "siglip"} and has_tokenizer else None
+
+
+@cache
+def _load(directory: Path, model_type: str) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection, SiglipTextModel  # noqa: PLC0415
+
+    kind: Any = SiglipTextModel if model_type == "siglip" else CLIPTextModelWithProjection
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            model, info = kind.from_pretrained(
+                directory, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:
+        raise BackboneError(
+            f"text tower in {directory}: got {_first_line(error)}, expected a tokenizer and text weights that "
+            "transformers reads; save the whole model and its tokenizer there"
+        ) from error
+    if info["missing_keys"]:
+        raise BackboneError(
+            f"text tower in {directory}: got no weights for {sorted(info['missing_keys'])[0]}, expected all; "
+            "save the whole model there"
+        )
+    return tokenizer, model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

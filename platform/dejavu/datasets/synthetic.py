@@ -1,0 +1,265 @@
+"""The synthetic videos, drawn once and kept, with annotations in NExT-GQA's own file formats.
+
+    <root>/videos/<map folder>/<video id>.mp4
+    <root>/annotations/{train,val,test}.csv, gsub_<split>.json, frame2time_<split>.json, map_vid_vidorID.json
+    <root>/truth/<video id>.json   one per video, written after its mp4: what the annotations are joined from
+
+`next_qa.load_next_qa` reads the first two.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
+from dejavu.datasets.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
+from dejavu.records import Split
+from dejavu.store import write_json, write_text
+from dejavu.video.write import write_video
+
+WORLD_VERSION = 1
+"""Goes up when the same seed draws something else, so that kept videos are drawn again."""
+
+SPLIT_CODES: dict[Split, int] = {"train": 1, "val": 2, "test": 3}
+"""First digit of a video's id, and part of its seed."""
+
+MIN_SEEN_S = 0.9
+"""Every target is really seen for so long, or the clip is invented again."""
+
+MAX_ATTEMPTS = 200
+NUM_FRAME_TIMES = 32
+"""NExT-GQA's frame2time holds the times of 32 frames spread evenly over each video."""
+
+CRF = 22
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticConfig:
+    """How many videos to draw, and of what length."""
+
+    num_train: int = 120
+    num_val: int = 40
+    num_test: int = 60
+    seed: int = 0
+    min_duration_s: int = 12
+    max_duration_s: int = 24
+    questions_per_video: int = 6
+
+    def __post_init__(self) -> None:
+        if min(self.num_train, self.num_val, self.num_test) < 0:
+            raise ValueError(
+                f"synthetic videos: got {self.num_train}/{self.num_val}/{self.num_test}, expected no negative number; "
+                "give the number of train, validation and test videos"
+            )
+        if not 4 <= self.min_duration_s <= self.max_duration_s:
+            raise ValueError(
+                f"synthetic durations: got {self.min_duration_s}..{self.max_duration_s} s, expected 4 s or more, the "
+                "shorter first; choose others"
+            )
+        if not 1 <= self.questions_per_video <= 12:
+            raise ValueError(
+                f"questions per video: got {self.questions_per_video}, expected 1..12; a clip has no room for more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoSpec:
+    """All that decides one video. Small, so that it travels to any worker."""
+
+    video_id: str
+    folder: str
+    split: Split
+    seed: tuple[int, ...]
+    duration_s: tuple[int, int]
+    num_questions: int
+
+    @property
+    def content_hash(self) -> str:
+        """Names what this spec draws."""
+        text = json.dumps([asdict(self), WORLD_VERSION, CRF], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def list_videos(config: SyntheticConfig) -> tuple[VideoSpec, ...]:
+    """List the videos of a world: train, then validation, then test."""
+    counts: dict[Split, int] = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    return tuple(
+        VideoSpec(
+            video_id=f"{SPLIT_CODES[split]}{index:07d}",
+            folder=f"{SPLIT_CODES[split]}{index // 20:03d}",
+            split=split,
+            seed=(config.seed, SPLIT_CODES[split], index),
+            duration_s=(config.min_duration_s, config.max_duration_s),
+            num_questions=config.questions_per_video,
+        )
+        for split, count in counts.items()
+        for index in range(count)
+    )
+
+
+def invent(spec: VideoSpec) -> tuple[Script, list[list[tuple[float, float]]]]:
+    """Write scripts until every target of one can really be seen.
+
+    Returns:
+        The script and, per target, the spans in seconds in which it is seen.
+
+    Raises:
+        ValueError: No script will do.
+    """
+    for attempt in range(MAX_ATTEMPTS):
+        script = write_script(np.random.default_rng([*spec.seed, attempt]), spec.num_questions, spec.duration_s)
+        spans = seen_spans(script)
+        if all(sum(end - start for start, end in seen) >= MIN_SEEN_S for seen in spans):
+            return script, spans
+    raise ValueError(
+        f"synthetic video {spec.video_id}: got {MAX_ATTEMPTS} scripts with a hidden answer, expected one without; "
+        "ask fewer questions per video or allow longer ones"
+    )
+
+
+def draw_video(spec: VideoSpec, path: Path) -> dict[str, Any]:
+    """Draw and encode one video.
+
+    Returns:
+        Its truth: sizes, spans and questions, as plain JSON types.
+    """
+    script, spans = invent(spec)
+    write_video(path, (drawing.rgb for drawing in draw_frames(script)), script.fps, CRF)
+    rng = np.random.default_rng([*spec.seed, MAX_ATTEMPTS])
+    return {
+        "hash": spec.content_hash,
+        "frame_count": script.num_frames,
+        "width": script.width_px,
+        "height": script.height_px,
+        "fps": script.fps,
+        "duration": script.duration_s,
+        "questions": [_question(rng, script, index) for index in range(len(script.targets))],
+        "spans": [[[round(start, 1), round(end, 1)] for start, end in seen] for seen in spans],
+    }
+
+
+def make_one(spec: VideoSpec, root: Path) -> bool:
+    """Draw one video and note its truth, unless both are there. Safe to repeat, and to kill at any moment.
+
+    Returns:
+        Whether anything was drawn.
+    """
+    if is_made(spec, root):
+        return False
+    write_json(_note_path(root, spec), draw_video(spec, video_path(root, spec)))
+    return True
+
+
+def is_made(spec: VideoSpec, root: Path) -> bool:
+    """Whether a video and its truth are there, drawn from this very spec."""
+    note = _note_path(root, spec)
+    if not note.is_file() or not video_path(root, spec).is_file():
+        return False
+    made: bool = json.loads(note.read_text())["hash"] == spec.content_hash
+    return made
+
+
+def _note_path(root: Path, spec: VideoSpec) -> Path:
+    return root / "truth" / f"{spec.video_id}.json"
+
+
+def video_path(root: Path, spec: VideoSpec) -> Path:
+    """Where a video lies."""
+    return root / "videos" / spec.folder / f"{spec.video_id}.mp4"
+
+
+def make_world(root: Path, config: SyntheticConfig, *, num_processes: int = 1) -> Path:
+    """Draw what is not there yet, and write the annotations.
+
+    Args:
+        root: Folder of the world; one folder for each config.
+        config: What to draw.
+        num_processes: Videos drawn side by side.
+
+    Returns:
+        root.
+    """
+    specs = list_videos(config)
+    if num_processes > 1:
+        # Spawned, not forked: the caller may have threads.
+        with get_context("spawn").Pool(num_processes) as pool:
+            pool.starmap(make_one, [(spec, root) for spec in specs], chunksize=4)
+    else:
+        for spec in specs:
+            make_one(spec, root)
+    write_annotations(root, config)
+    return root
+
+
+def write_annotations(root: Path, config: SyntheticConfig) -> None:
+    """Join the truth of all videos into NExT-GQA's files. Every video must have been made."""
+    folder = root / "annotations"
+    specs = list_videos(config)
+    truth = {spec.video_id: json.loads((root / "truth" / f"{spec.video_id}.json").read_text()) for spec in specs}
+    write_json(folder / ID_MAP, {spec.video_id: f"{spec.folder}/{spec.video_id}" for spec in specs})
+    for split in SPLIT_CODES:
+        ids = [spec.video_id for spec in specs if spec.split == split]
+        write_text(folder / f"{split}.csv", _csv((video_id, truth[video_id]) for video_id in ids))
+        write_json(folder / f"gsub_{split}.json", {video_id: _located(truth[video_id]) for video_id in ids})
+        write_json(folder / f"frame2time_{split}.json", {video_id: _frame_times(truth[video_id]) for video_id in ids})
+
+
+def _csv(videos: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for video_id, known in videos:
+        sizes = {name: known[name] for name in ("frame_count", "width", "height")}
+        for qid, question in enumerate(known["questions"]):
+            choices = dict(zip(CHOICES, question["answers"], strict=True))
+            row = {"question": question["text"], "answer": question["answer"], "qid": qid, "type": question["type"]}
+            writer.writerow({"video_id": video_id, **sizes, **row, **choices})
+    return text.getvalue()
+
+
+def _located(known: dict[str, Any]) -> dict[str, Any]:
+    spans = {str(qid): seen for qid, seen in enumerate(known["spans"])}
+    return {"duration": known["duration"], "location": spans, "fps": known["fps"]}
+
+
+def _frame_times(known: dict[str, Any]) -> list[float]:
+    period_s = known["duration"] / NUM_FRAME_TIMES
+    return [round((index + 0.5) * period_s, 1) for index in range(NUM_FRAME_TIMES)]
+
+
+def _question(rng: np.random.Generator, script: Script, index: int) -> dict[str, Any]:
+    """Ask for one target in words that are true of the clip."""
+    target = script.targets[index]
+    kind, text = _ask(rng, script, target)
+    answers = [wrong.phrase for wrong in wrong_answers(rng, script, target)]
+    answers.insert(int(rng.integers(0, len(answers) + 1)), target.kind.phrase)
+    return {"type": kind, "text": text, "answer": target.kind.phrase, "answers": answers}
+
+
+def _ask(rng: np.random.Generator, script: Script, target: Target) -> tuple[str, str]:
+    """Return NExT-GQA's type and the question."""
+    if target.how == "changes":
+        return "CH", f"how does the {target.other} look after it changes its colour"
+    if target.how == "hides":
+        return "CW", f"why can the {target.other} not be seen well for a moment"
+    others = [other for other in script.targets if other.how == "appears" and other != target]
+    before = [other for other in others if other.end_s <= target.start_s]
+    after = [other for other in others if other.start_s >= target.end_s]
+    choice = rng.integers(3)
+    if choice == 0 and before:
+        return "TN", f"what appears after the {max(before, key=lambda other: other.end_s).kind} leaves"
+    if choice == 1 and after:
+        return "TP", f"what can be seen before the {min(after, key=lambda other: other.start_s).kind} appears"
+    middle_s = (target.start_s + target.end_s) / 2
+    third = ("beginning", "middle", "end")[min(int(3 * middle_s / script.duration_s), 2)]
+    return "TC", f"what comes and goes {'in' if third == 'middle' else 'at'} the {third} of the clip"

@@ -1,0 +1,87 @@
+"""Grounded questions without a trained head: which answer looks most like some frame, and where.
+
+Shapes: F frames, A answers, E embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SPAN_LEVEL = 0.6
+"""A frame belongs to the span while its score lies above median + SPAN_LEVEL * (peak - median)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroShot:
+    """One answered question."""
+
+    answer: int
+    """Index into the answers."""
+    span_s: tuple[float, float]
+    """Where the answer was seen, in seconds."""
+    scores: NDArray[np.float32]
+    """[A]: each answer's cosine with the frame that it fits best."""
+
+
+def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike) -> ZeroShot:
+    """Answer one question about one clip.
+
+    An answer's score is the largest cosine over frames, since what is asked for may be there for one frame alone. The
+    span runs from the best frame of the chosen answer to both sides while frames score above
+    median + 0.6 (peak - median), and half a frame period further at both ends, since a frame stands for the time
+    around it.
+
+    Args:
+        frames_FE: Frame embeddings, of any length.
+        seconds_F: Time of each frame, ascending.
+        answers_AE: Text embeddings of the answers.
+
+    Raises:
+        ValueError: There is no frame or no answer, or the shapes do not fit.
+    """
+    frames_FE = np.asarray(frames_FE, dtype=np.float32)
+    answers_AE = np.asarray(answers_AE, dtype=np.float32)
+    seconds_F = np.asarray(seconds_F, dtype=np.float64)
+    _check(frames_FE, seconds_F, answers_AE)
+    scores_FA = _unit(frames_FE) @ _unit(answers_AE).T
+    scores_A = scores_FA.max(axis=0)
+    answer = int(scores_A.argmax())
+    return ZeroShot(answer, span_around_peak(scores_FA[:, answer], seconds_F), scores_A)
+
+
+def span_around_peak(scores_F: NDArray[np.float32], seconds_F: NDArray[np.float64]) -> tuple[float, float]:
+    """Return (start, end) in seconds of the frames around the best one that score nearly as well."""
+    peak = int(scores_F.argmax())
+    median = float(np.median(scores_F))
+    level = median + SPAN_LEVEL * (float(scores_F[peak]) - median)
+    first = last = peak
+    while first > 0 and scores_F[first - 1] > level:
+        first -= 1
+    while last + 1 < len(scores_F) and scores_F[last + 1] > level:
+        last += 1
+    half_s = float(np.median(np.diff(seconds_F))) / 2 if len(seconds_F) > 1 else 0.0
+    return max(0.0, float(seconds_F[first]) - half_s), float(seconds_F[last]) + half_s
+
+
+def _check(frames_FE: NDArray[np.float32], seconds_F: NDArray[np.float64], answers_AE: NDArray[np.float32]) -> None:
+    fits = (
+        frames_FE.ndim == answers_AE.ndim == 2
+        and len(frames_FE) > 0
+        and len(answers_AE) > 0
+        and frames_FE.shape[1] == answers_AE.shape[1]
+        and seconds_F.shape == (len(frames_FE),)
+    )
+    if not fits:
+        raise ValueError(
+            f"zero-shot: got frames {frames_FE.shape}, times {seconds_F.shape} and answers {answers_AE.shape}, "
+            "expected [F, E], [F] and [A, E], F and A at least 1; embed both with one backbone"
+        )
+
+
+def _unit(x_XE: NDArray[np.float32]) -> NDArray[np.float32]:
+    length_X1 = np.linalg.norm(x_XE, axis=-1, keepdims=True)
+    unit_XE: NDArray[np.float32] = x_XE / np.maximum(length_X1, 1e-12)
+    return unit_XE
