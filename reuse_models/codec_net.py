@@ -112,3 +112,19 @@ class _Up(nn.Module):
     def forward(self, x_BCSS: Tensor) -> Tensor:
         x: Tensor = self.conv(self.dropout(F.relu(x_BCSS)))
         return x if self.norm is None else self.norm(x)
+
+
+def codec_net_macs(side: int) -> int:
+    """Return the multiply-accumulates of the net's products for one frame with `side` patches a side."""
+    total, sides = 0, []
+    inputs = (CODEC_CHANNELS, *ENCODER_CHANNELS[:-1])
+    for channels_in, channels_out in zip(inputs, ENCODER_CHANNELS, strict=True):
+        total += CODEC_STEPS * side**2 * channels_in * channels_out * 4
+        side = (side + 1) // 2
+        total += 2 * channels_out * CODEC_STEPS**2 * side**2
+        sides.append(side)
+    side = sides.pop()
+    for channels_in, channels_out in DECODER_CHANNELS:
+        total += side**2 * channels_in * channels_out * 4
+        side = 2 * side if not sides else sides.pop()
+    return total + side**2 * DECODER_CHANNELS[-1][1]

@@ -41,7 +41,7 @@ GROUPS: dict[int, tuple[FrameStep, ...]] = {
     ),
 }
 """By group size. In a short tail the last frame takes the 4th's place. In a tail of two that frame is the 2nd as well,
-and the 1st, between its neighbours, keeps its kind: what the artifact computes for it after padding, without the pad."""
+and the 1st, between its neighbours, keeps its kind: as the artifact computes it after padding, without the pad."""
 
 PUBLISHED_PATTERN: tuple[FrameStep, ...] = (
     FrameStep(0, (), 0, 0),

@@ -64,7 +64,8 @@ class Decision(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Return logits_XA2."""
-        numbers_XA3 = torch.stack([features.importance_XA, features.similarity_XA, features.codec_XA], dim=-1)
+        numbers = (features.importance_XA, features.similarity_XA, features.codec_XA)
+        numbers_XA3 = torch.stack([one.to(self.enter.weight.dtype) for one in numbers], dim=-1)
         # The kind is one for all rows: its column is a bias.
         bias_H = self.enter.bias + self.enter.weight[:, 3 + features.kind]
         hidden_XAH = F.linear(numbers_XA3, self.enter.weight[:, :3], bias_H)

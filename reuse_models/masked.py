@@ -67,7 +67,7 @@ def masked_forward(
     num_clips, num_frames = clips.pixels_CF3HW.shape[:2]
     if num_frames != len(clips.steps):
         raise ValueError(f"clips: got {num_frames} frames, expected {len(clips.steps)} as in their order; cut them")
-    shape, last = vit.shape, vit.shape.num_layers - 1
+    last = vit.shape.num_layers - 1
     pixels = clips.pixels_CF3HW.transpose(0, 1).flatten(0, 1)  # frame after frame, so that one frame is one block
     vit.check_pixels(pixels)
     codec_FCA = clips.codec_CFPP.transpose(0, 1).flatten(2)

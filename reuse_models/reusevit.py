@@ -1,0 +1,361 @@
+"""ReuseViT behind the interface of all methods: streams in, groups through the engine, frames out in display order.
+
+Shapes: B streams, F frames, L layers, N tokens (CLS first), A = N - 1 patches, E embedding width, P patches a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from reuse_models.addon import Addon, addon_shape, check_addon, load_addon
+from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors
+from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history, codec_net_macs
+from reuse_models.compacted import Compacted, Pass, PassResult, Workspace
+from reuse_models.flops import dense_work
+from reuse_models.frame_order import GROUP_SIZE, GROUPS, check_refresh
+from reuse_models.gate import CHOICES, Choice, ForcedGate, Gate, HardGate, check_rate
+from reuse_models.lockstep import check_chunk
+from reuse_models.method import Chunk, Encoded, Method, Work
+from reuse_models.published import VARIANTS, Variant, load_published
+from reuse_models.restore import CORRECTED
+from reuse_models.token_memory import SEMANTICS, Semantics
+from reuse_models.vit import Vit
+
+STREAMS_PER_PASS = 16
+"""Bounds the buffers of one pass; more streams than this take turns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReuseVitConfig:
+    """Reuse what a trained decision allows, and restore it."""
+
+    method: ClassVar[str] = "reusevit"
+
+    weights: str | None = None
+    """Add-on weights: a .safetensors of ours, or a published .ckpt. None is an untrained add-on, for measuring."""
+    variant: Variant = "as_trained"
+    """Of a published .ckpt: how its decisions are laid to boundaries."""
+    name: str = ""
+    """Names the weights in tables, such as `target=0.8`; their file's name unless given."""
+    refresh: int | None = None
+    """Frames after which a dense one begins a new segment; None for never."""
+    semantics: Semantics = "anchor"
+    """What a frame finds at a reference that reused the patch itself."""
+    decision_bias: float = 0.0
+    """Added to every reuse logit: the runtime knob, see calibrate."""
+    forced_rate: float | None = None
+    """Reuse this share of tokens whatever the decision says, for measuring speed apart from training."""
+    forced_choice: Choice = "similar"
+    """Which tokens a forced rate takes: those that changed least, or random ones."""
+    decision_hidden: int | None = None
+    """Of an untrained add-on; in proportion to the tower unless given."""
+    restoration_rank: int | None = None
+    """Of an untrained add-on; in proportion to the tower unless given."""
+
+    def __post_init__(self) -> None:
+        check_refresh(self.refresh)
+        if self.forced_rate is not None:
+            check_rate(self.forced_rate)
+        for name, got, known in (
+            ("semantics", self.semantics, SEMANTICS),
+            ("variant", self.variant, VARIANTS),
+            ("forced_choice", self.forced_choice, CHOICES),
+        ):
+            if got not in known:
+                raise ValueError(f"reusevit {name}: got {got!r}, expected one of {', '.join(known)}; choose one")
+
+    @property
+    def setting(self) -> str:
+        name = self.name or ("untrained" if self.weights is None else Path(self.weights).stem)
+        parts = [name]
+        if self.forced_rate is not None:
+            parts.append(f"forced={self.forced_rate:g} {self.forced_choice}")
+        if self.weights is None and self.name:
+            parts.append("untrained")
+        if self.weights is not None and self.variant != "as_trained":
+            parts.append(self.variant)
+        if self.semantics != "anchor":
+            parts.append(self.semantics)
+        if self.decision_bias:
+            parts.append(f"bias={self.decision_bias:+.3g}")
+        if self.refresh is not None:
+            parts.append(f"R={self.refresh}")
+        return " ".join(parts)
+
+    def build(self, vit: Vit) -> Method:
+        return ReuseVit(self, vit, self.addon(vit))
+
+    def addon(self, vit: Vit) -> Addon:
+        """Return the weights on the tower's device and type.
+
+        Raises:
+            ValueError: The tower has no CLS, or the weights are missing, broken or another tower's.
+        """
+        shape = addon_shape(vit.shape, self.decision_hidden, self.restoration_rank)
+        if self.weights is None:
+            # The state of the global generator is the caller's.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                addon = Addon(shape)
+        elif self.weights.endswith(".ckpt"):
+            addon = load_published(Path(self.weights), vit.shape, self.variant)
+        else:
+            addon = load_addon(Path(self.weights))
+            check_addon(addon.shape, vit.shape, f"add-on weights {self.weights}")
+        return addon.to(vit.position).eval().requires_grad_(False)
+
+
+@dataclass(slots=True)
+class StreamPlace:
+    """Where one stream stands."""
+
+    next_frame: int = 0
+    """Number of the first frame not yet computed."""
+    left_in_segment: int | None = 0
+    """Frames before the next dense one; None for a segment without end."""
+    held_pixels: list[Tensor] = field(default_factory=list)
+    """Frames that wait for their group, [3, H, W] each."""
+    held_codec: list[Tensor] = field(default_factory=list)
+    """Their codec histories, [4, T, P, P] each."""
+    before_T4PP: Tensor | None = None
+    """The last codec grids seen, T - 1 of them."""
+
+
+@dataclass(slots=True)
+class ReuseVitMemory:
+    """Anchors and places of B streams; the workspaces are kept for their memory alone."""
+
+    anchors: tuple[BoundaryAnchors, ...]
+    places: list[StreamPlace]
+    workspaces: dict[int, Workspace] = field(default_factory=dict)
+
+    @property
+    def bytes_per_stream(self) -> int:
+        """Bytes that outlive a call, per stream; held frames left out."""
+        return measured_bytes(self.anchors) // max(len(self.places), 1)
+
+
+@dataclass(slots=True)
+class _Done:
+    """What one stream's call completed, by frame number."""
+
+    embeddings: dict[int, Tensor] = field(default_factory=dict)
+    reuse: dict[int, Tensor] = field(default_factory=dict)
+    work: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class ReuseVit:
+    """The method. Streams are independent, so each core takes its own and none waits for another."""
+
+    def __init__(self, config: ReuseVitConfig, vit: Vit, addon: Addon, gate: Gate | None = None) -> None:
+        self.vit, self.addon, self.refresh = vit, addon, config.refresh
+        if gate is None and config.forced_rate is not None:
+            boundaries = vit.shape.num_layers - 1
+            gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape.num_patches, boundaries)
+        self.engine = Compacted(vit, addon, gate or HardGate(addon.decisions, config.decision_bias), config.semantics)
+        self._dense_work = dense_work(vit.shape)
+
+    def start(self, num_streams: int) -> ReuseVitMemory:
+        """Return the memory of streams of which nothing has been seen."""
+        return ReuseVitMemory(start_anchors(self.vit, num_streams), [StreamPlace() for _ in range(num_streams)])
+
+    def encode(self, chunk: Chunk, memory: ReuseVitMemory) -> Encoded:
+        """Embed the next frames; up to three wait for their group unless their stream has ended.
+
+        Raises:
+            ValueError: A frame or codec grid does not fit the tower, there are no codec grids, or memory is for
+                another number of streams.
+        """
+        check_chunk(chunk, self.vit, len(memory.places))
+        if chunk.codec is None:
+            raise ValueError("reusevit: got frames without codec grids, expected one each; decode them with the frames")
+        for place, pixels_F3HW, codec_F4PP in zip(memory.places, chunk.pixels, chunk.codec, strict=True):
+            self._take(place, pixels_F3HW, codec_F4PP)
+        done = [_Done() for _ in memory.places]
+        inference = torch.is_inference_mode_enabled()
+
+        def run(part: int, streams: Sequence[int]) -> None:
+            # A thread has modes of its own.
+            with torch.inference_mode(inference), torch.no_grad():
+                self._run(part, streams, chunk.ended, memory, done)
+
+        _each_core(run, len(memory.places), self.vit.position.device)
+        results = [self._result(one) for one in done]
+        return Encoded(
+            embeddings=tuple(embeddings for embeddings, _, _ in results),
+            reuse=tuple(reuse for _, reuse, _ in results),
+            work=tuple(work for _, _, work in results),
+            memory=memory,
+        )
+
+    def _take(self, place: StreamPlace, pixels_F3HW: Tensor, codec_F4PP: Tensor) -> None:
+        if not len(pixels_F3HW):
+            return
+        codec_F4PP = codec_F4PP.to(self.vit.position)
+        side = self.vit.shape.patches_per_side
+        if place.before_T4PP is None:
+            place.before_T4PP = codec_F4PP.new_zeros(CODEC_STEPS - 1, CODEC_CHANNELS, side, side)
+        place.held_pixels += list(pixels_F3HW.to(self.vit.position.device))
+        place.held_codec += list(codec_history(place.before_T4PP, codec_F4PP))
+        place.before_T4PP = torch.cat([place.before_T4PP, codec_F4PP])[1 - CODEC_STEPS :].clone()
+
+    def _run(
+        self, part: int, streams: Sequence[int], ended: Sequence[bool], memory: ReuseVitMemory, done: list[_Done]
+    ) -> None:
+        """Advance these streams as far as their frames go."""
+        for start in range(0, len(streams), STREAMS_PER_PASS):
+            turn = streams[start : start + STREAMS_PER_PASS]
+            while True:
+                dense = [stream for stream in turn if self._dense_is_due(memory.places[stream])]
+                for stream in dense:
+                    memory.places[stream].left_in_segment = self.refresh
+                if dense:
+                    self._run_dense(dense, memory, done)
+                sizes = {stream: self._group_size(memory.places[stream], ended[stream]) for stream in turn}
+                groups = [stream for stream in turn if sizes[stream]]
+                if groups:
+                    self._run_groups(part, groups, [sizes[stream] for stream in groups], memory, done)
+                if not dense and not groups:
+                    break
+
+    def _dense_is_due(self, place: StreamPlace) -> bool:
+        return place.left_in_segment == 0 and bool(place.held_pixels)
+
+    def _group_size(self, place: StreamPlace, ended: bool) -> int:
+        if place.left_in_segment == 0:
+            return 0
+        wanted = GROUP_SIZE if place.left_in_segment is None else min(GROUP_SIZE, place.left_in_segment)
+        here = len(place.held_pixels)
+        return wanted if here >= wanted else here * int(ended)
+
+    def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
+        pixels_S3HW = torch.stack([memory.places[stream].held_pixels[0] for stream in streams])
+        embeddings_SE = self.engine.dense(memory.anchors, streams, pixels_S3HW)
+        shape = self.vit.shape
+        for stream, embedding_E in zip(streams, embeddings_SE, strict=True):
+            place, out = memory.places[stream], done[stream]
+            number = place.next_frame
+            out.embeddings[number] = embedding_E
+            out.reuse[number] = torch.zeros(
+                shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=embedding_E.device
+            )
+            out.work[number] = {name: units_1K[0] for name, units_1K in self._dense_work.parts.items()}
+            _drop(place, 1)
+
+    def _run_groups(
+        self, part: int, streams: Sequence[int], sizes: Sequence[int], memory: ReuseVitMemory, done: list[_Done]
+    ) -> None:
+        places = [memory.places[stream] for stream in streams]
+        order = [(place, step.frame) for place, size in zip(places, sizes, strict=True) for step in GROUPS[size]]
+        history_F4TPP = torch.stack([place.held_codec[offset] for place, offset in order])
+        work = Pass(
+            streams=tuple(streams),
+            sizes=tuple(sizes),
+            pixels_F3HW=torch.stack([place.held_pixels[offset] for place, offset in order]),
+            codec_FA=self.addon.codec_net(history_F4TPP).flatten(1),
+            frames=[
+                (stream, memory.places[stream].next_frame + step.frame)
+                for stream, size in zip(streams, sizes, strict=True)
+                for step in GROUPS[size]
+            ],
+        )
+        workspace = memory.workspaces.get(part)
+        if workspace is None or workspace.num_frames < len(order):
+            workspace = memory.workspaces[part] = Workspace(self.vit, len(order))
+        result = self.engine.group(memory.anchors, workspace, work)
+        units = self._group_work(result)
+        for row, (stream, number) in enumerate(work.frames):
+            done[stream].embeddings[number] = result.embeddings_FE[row]
+            done[stream].reuse[number] = result.reuse_FbN[row]
+            done[stream].work[number] = {name: units_FK[row] for name, units_FK in units.items()}
+        for place, size in zip(places, sizes, strict=True):
+            _drop(place, size)
+            if place.left_in_segment is not None:
+                place.left_in_segment -= size
+
+    def _group_work(self, result: PassResult) -> dict[str, Tensor]:
+        """Return [F, K] units of each part; a boundary is filed under the layer that it leads into."""
+        shape = self.vit.shape
+        last, num_tokens = shape.num_layers - 1, shape.num_tokens
+        restored_Fb, compared_Fb = result.restored_Fb.cpu(), result.compared_Fb.cpu()
+        computed_Fb = (num_tokens - result.reuse_FbN.sum(-1)).cpu()
+        one_F1 = torch.ones(len(computed_Fb), 1, dtype=torch.int64)
+        none_F1 = torch.zeros_like(one_F1)
+        entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
+        closed_FL = torch.cat([computed_Fb, one_F1], 1)
+        ranks_b = torch.full((last,), len(CORRECTED) * self.addon.shape.restoration_rank)
+        ranks_b[-1] //= 2  # k and v alone
+        tokens_Fb = torch.full_like(computed_Fb, num_tokens)
+        into_next = (one_F1 * 0,)
+        return {
+            "patch_embedding": one_F1,
+            "query": torch.cat([entered_FL[:, :-1], one_F1], 1) if last else one_F1,
+            "key_value": entered_FL,
+            "attention": torch.cat([tokens_Fb * num_tokens, num_tokens * one_F1], 1),
+            "projection": closed_FL,
+            "mlp": closed_FL,
+            "head": one_F1,
+            "importance": torch.cat([*into_next, tokens_Fb], 1),
+            "similarity": torch.cat([*into_next, compared_Fb], 1),
+            "decision": torch.cat([none_F1, (tokens_Fb - 1) * self._decision_units()], 1),
+            "restoration": torch.cat([none_F1, restored_Fb * ranks_b], 1),
+            "codec_net": one_F1 * codec_net_macs(shape.patches_per_side),
+        }
+
+    def _decision_units(self) -> int:
+        return self.addon.shape.decision_hidden if isinstance(self.engine.gate, HardGate) else 0
+
+    def _result(self, done: _Done) -> tuple[Tensor, Tensor, Work]:
+        shape, numbers = self.vit.shape, sorted(done.embeddings)
+        if not numbers:
+            like = self.vit.position
+            return (
+                torch.zeros(0, shape.embed_dim, device=like.device),
+                torch.zeros(0, shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=like.device),
+                Work({name: units_1K[:0] for name, units_1K in self._dense_work.parts.items()}),
+            )
+        names = sorted({name for number in numbers for name in done.work[number]})
+        columns = {name: len(units_K) for number in numbers for name, units_K in done.work[number].items()}
+        parts = {
+            name: torch.stack(
+                [done.work[number].get(name, torch.zeros(columns[name], dtype=torch.int64)) for number in numbers]
+            )
+            for name in names
+        }
+        return (
+            torch.stack([done.embeddings[number] for number in numbers]).float(),
+            torch.stack([done.reuse[number] for number in numbers]),
+            Work(parts),
+        )
+
+
+def _drop(place: StreamPlace, num_frames: int) -> None:
+    del place.held_pixels[:num_frames], place.held_codec[:num_frames]
+    place.next_frame += num_frames
+
+
+def _each_core(run: Callable[[int, Sequence[int]], None], num_streams: int, device: torch.device) -> None:
+    """Call run(part, streams) for parts of the streams, a core each; on an accelerator for all of them at once."""
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    parts = min(cores, num_streams)
+    # Cores left over by a few streams serve better within each operator.
+    if parts < 2 or parts < cores:
+        run(0, range(num_streams))
+        return
+    shares = [range(part * num_streams // parts, (part + 1) * num_streams // parts) for part in range(parts)]
+    # An operator's number of threads belongs to the thread that calls it; the number it is set to last is also what
+    # later threads begin with, so that the caller's is set again.
+    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(run, part, share) for part, share in enumerate(shares)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            torch.set_num_threads(cores)
