@@ -12,8 +12,9 @@ LEVELS = [
     ("reuse_models",),
     ("dejavu.records",),
     ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster"),
-    ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points"),
-    ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.tracking"),
+    ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
+    ("dejavu.label_placement",),
+    ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map", "dejavu.tracking"),
     ("dejavu.nextgqa_golden",),
     ("dejavu.stages",),
     ("tune_spaces",),
@@ -30,7 +31,11 @@ HOMES = {
 def modules() -> dict[str, Path]:
     """Return every module of ours by its dotted name."""
     found = {}
-    for top, folder in (("dejavu", "platform/dejavu"), ("reuse_models", "reuse_models"), ("tune_spaces", "tune_spaces")):
+    for top, folder in (
+        ("dejavu", "platform/dejavu"),
+        ("reuse_models", "reuse_models"),
+        ("tune_spaces", "tune_spaces"),
+    ):
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join([top, *(part for part in parts if part != "__init__")])] = path

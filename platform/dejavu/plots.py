@@ -288,6 +288,7 @@ def _write(axes: Axes, label: _Label, room: Room) -> None:
     """Write a label beside one of its places; an optional one only where it hides nothing."""
     text = axes.text(0, 0, label.text, va="center", ha="center", zorder=7, clip_on=False)
     text.set(color=label.colour, fontsize=label.size_pt, fontweight=label.weight)
+    text.set_gid(f"label:{label.text}".replace(" ", "_"))  # the SVG holds shapes of letters: this keeps what they say
     text.set_path_effects([withStroke(linewidth=2.6, foreground="white", alpha=0.85)])
     extent = text.get_window_extent()
     anchors = [(float(x), float(y)) for x, y in axes.transData.transform(label.places)]

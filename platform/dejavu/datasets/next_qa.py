@@ -2,7 +2,7 @@
 
 `map_vid_vidorID.json` gives each video's place (`"2909445186": "0101/2909445186"`), `<split>.csv` the questions,
 `gsub_<split>.json` the annotated spans and durations, `frame2time_<split>.json` the times of 32 sampled frames.
-The train split has no spans and no frame times, and its CSV is not part of every download.
+The published train split has no spans and no frame times, and its CSV is not part of every download.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
 
     Args:
         annotations: As in load_next_qa.
-        split: Of train there may be no CSV, and its questions have neither spans nor a duration (0).
+        split: Of train there may be no CSV; without a gsub file its questions have no spans and no duration (0).
 
     Raises:
         FileNotFoundError: An annotation file is missing.
@@ -81,7 +81,8 @@ def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
     path = annotations / f"{split}.csv"
     if split == "train" and annotations.is_dir() and not path.exists():
         return ()
-    spans = {} if split == "train" else _spans(annotations / f"gsub_{split}.json")
+    spans_path = annotations / f"gsub_{split}.json"
+    spans = {} if split == "train" and not spans_path.exists() else _spans(spans_path)
     if split != "train":
         load_frame_times(annotations, split)  # only to say now, not after hours of work, that it is missing
     questions: dict[str, Question] = {}

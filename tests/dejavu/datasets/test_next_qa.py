@@ -119,6 +119,9 @@ def test_train_needs_neither_its_csv_nor_spans(layout: tuple[Path, Path]) -> Non
     dataset = load_next_qa(videos, annotations, splits=("train",))
     assert [clip.clip_id for clip in dataset.clips] == ["444"]
     assert [question.spans_s for question in dataset.questions] == [()]
+    gsub = {"444": {"duration": 9, "location": {"0": [[1, 2]]}}}
+    (annotations / "gsub_train.json").write_text(json.dumps(gsub))
+    assert load_questions(annotations, "train")[0].spans_s == ((1.0, 2.0),)
 
 
 @pytest.mark.parametrize(
