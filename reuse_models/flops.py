@@ -50,6 +50,8 @@ PARTS: dict[str, Part] = {
     "head": Part("frames", _head_macs, per_layer=False),
     # What methods add. K is a layer's index: the boundary l-1 -> l is filed under layer l.
     "importance": Part("query-key pairs, scores alone, all heads", lambda shape: shape.width, per_layer=True),
+    "scores": Part("query-key pairs, scores alone, all heads", lambda shape: shape.width, per_layer=True),
+    "weighted_values": Part("query-key pairs, values alone, all heads", lambda shape: shape.width, per_layer=True),
     "similarity": Part("pairs of rows of width D", lambda shape: shape.width, per_layer=True),
     "key_similarity": Part("pairs of keys of one head's width", lambda shape: shape.head_dim, per_layer=True),
     "decision": Part("tokens x hidden units, 6 numbers in and 2 out", lambda _: 6 + 2, per_layer=True),

@@ -9,6 +9,7 @@ from typing import Any
 from reuse_models.cmc import CmcConfig
 from reuse_models.diffrate import DiffRateConfig
 from reuse_models.eventful import EventfulConfig
+from reuse_models.eventful_full import EventfulFullConfig
 from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
@@ -16,7 +17,15 @@ from reuse_models.tome import ToMeConfig
 
 METHODS: dict[str, type[MethodConfig]] = {
     config.method: config
-    for config in (OriginalConfig, FrameSkipConfig, EventfulConfig, CmcConfig, DiffRateConfig, ToMeConfig)
+    for config in (
+        OriginalConfig,
+        FrameSkipConfig,
+        EventfulConfig,
+        EventfulFullConfig,
+        CmcConfig,
+        DiffRateConfig,
+        ToMeConfig,
+    )
 }
 """Config class by method name. Adding a method is its file and its name in this tuple."""
 

@@ -300,9 +300,13 @@ class Vit(nn.Module):
 
     def mlp(self, index: int, h_XD: Tensor) -> Tensor:
         """Return the layer's output: LN2, MLP and residual, given the hidden state after attention."""
+        return self.feed_forward(index, self.norm2(index, h_XD)).add_(h_XD)
+
+    def feed_forward(self, index: int, normed_XD: Tensor) -> Tensor:
+        """Return the MLP alone, without the norm before it and the residual around it."""
         layer = self.layer(index)
-        hidden_XM = F.linear(self.norm2(index, h_XD), layer.fc1_weight, layer.fc1_bias)
-        return F.linear(self.activate(hidden_XM), layer.fc2_weight, layer.fc2_bias).add_(h_XD)
+        hidden_XM = F.linear(normed_XD, layer.fc1_weight, layer.fc1_bias)
+        return F.linear(self.activate(hidden_XM), layer.fc2_weight, layer.fc2_bias)
 
     def activate(self, x_X: Tensor) -> Tensor:
         """Apply the activation between fc1 and fc2, in place unless gradients are recorded.

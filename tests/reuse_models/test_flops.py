@@ -14,6 +14,7 @@ from reuse_models.cmc import CmcConfig
 from reuse_models.counting import ExecutedFlops
 from reuse_models.diffrate import DiffRateConfig
 from reuse_models.eventful import EventfulConfig
+from reuse_models.eventful_full import EventfulFullConfig
 from reuse_models.flops import PARTS, dense_flops, dense_work, flops_per_frame
 from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.method import Encoded, MethodConfig, Work
@@ -27,6 +28,8 @@ FOR_ANY_TOWER: tuple[MethodConfig, ...] = (
     FrameSkipConfig(every=3),
     EventfulConfig(refreshed_tokens=5),
     CmcConfig(threshold=3.0),
+    EventfulFullConfig(refreshed_tokens=3),
+    EventfulFullConfig(refreshed_tokens=12),
 )
 FOR_TOWERS_WITH_CLS: tuple[MethodConfig, ...] = (
     DiffRateConfig(prune_kept=(14, 9, 5), merge_kept=(11, 6, 4)),
@@ -40,7 +43,7 @@ def analytic(encoded: Encoded, vit: Vit) -> float:
     return sum(float(flops_per_frame(vit.shape, work).sum()) for work in encoded.work)
 
 
-@pytest.mark.parametrize("config", FOR_ANY_TOWER, ids=lambda config: config.method)
+@pytest.mark.parametrize("config", FOR_ANY_TOWER, ids=lambda config: f"{config.method} {config.setting}")
 @pytest.mark.parametrize("frames_per_call", [None, 2])
 def test_the_work_of_ragged_streams_is_what_runs(
     any_vit: Vit, ragged_clips: tuple[Tensor, ...], run: Run, config: MethodConfig, frames_per_call: int | None
