@@ -1,0 +1,100 @@
+"""Check a download before anything runs: `python jobs/prepare_data.py nextqa --check DIR`.
+
+Reads annotations and file sizes, decodes nothing, writes nothing. Ends with status 0 where the pipeline can run, else 1.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from dejavu.datasets.next_qa_check import Layout, SplitCheck, check_next_qa, find_layout
+
+SHOWN_IDS = 10
+EMBEDDED_FPS = 2
+"""The pipeline's default, with which the estimate counts frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextQa:
+    """NExT-QA's videos with NExT-GQA's annotation files; docs/nextqa.md says where to get them."""
+
+    check: Path
+    """The folder that both were unpacked into."""
+    videos: Path | None = None
+    """Folder of the videos, where it is not below that one."""
+    annotations: Path | None = None
+    """Folder of the annotation files, where it is not below that one."""
+
+
+def run(job: NextQa) -> int:
+    """Print what there is and what to do next; return the exit status."""
+    layout = find_layout(job.check, videos=job.videos, annotations=job.annotations)
+    print(f"videos:      {layout.videos}")
+    print(f"annotations: {layout.annotations}\n")
+    splits = check_next_qa(layout)
+    print("split  videos    here  missing  empty  questions  without a span")
+    for split in splits:
+        print(
+            f"{split.split:<5}  {split.num_videos:6}  {split.num_usable:6}  {len(split.missing):7}  {len(split.empty):5}"
+            f"  {split.num_questions:9}  {split.num_without_span:14}"
+        )
+    print()
+    if not (layout.annotations / "train.csv").exists():
+        print(
+            "train.csv is not there: nothing can be trained on NExT-QA; the methods without weights of their own run.\n"
+        )
+    for split in splits:
+        name(f"{split.split}: missing, left out for all methods alike", split.missing)
+        name(f"{split.split}: empty, each a failed clip", split.empty)
+        name(f"{split.split}: without frame times, no post-hoc span", split.without_frame_times)
+    return verdict(layout, splits)
+
+
+def name(what: str, clip_ids: Sequence[str]) -> None:
+    """Print some ids and the number of the others."""
+    if clip_ids:
+        more = f" and {len(clip_ids) - SHOWN_IDS} more" if len(clip_ids) > SHOWN_IDS else ""
+        print(f"{what}: {', '.join(clip_ids[:SHOWN_IDS])}{more}\n")
+
+
+def verdict(layout: Layout, splits: Sequence[SplitCheck]) -> int:
+    """Say whether the pipeline can run, and how; return the exit status."""
+    if absent := [split.split for split in splits if not split.num_usable]:
+        print(
+            f"Not ready: no video of {' and '.join(absent)} is there; validation clips choose settings, test clips report "
+            "them. Put the videos where the id map says, such as 0101/2909445186.mp4, or all in one folder."
+        )
+        return 1
+    if num_empty := sum(len(split.empty) for split in splits):
+        print(f"Not ready: {num_empty} videos have no bytes. Download them again, or delete them to leave them out.")
+        return 1
+    num_frames = EMBEDDED_FPS * sum(split.duration_s for split in splits)
+    gigabytes = sum(split.num_bytes for split in splits) / 1e9
+    print(f"Ready: {gigabytes:.2f} GB of video, about {num_frames:,.0f} frames at {EMBEDDED_FPS} a second. Next:\n")
+    print(
+        f"  python jobs/pipeline.py nextqa --videos {shlex.quote(str(layout.videos))} "
+        f"--annotations {shlex.quote(str(layout.annotations))} --backbone openai/clip-vit-large-patch14"
+    )
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the check that the command line names; a mistake is one line on standard error."""
+    job = tyro.extras.subcommand_cli_from_dict(
+        {"nextqa": NextQa}, prog="python jobs/prepare_data.py", description=__doc__, args=list(arguments)
+    )
+    try:
+        return run(job)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
