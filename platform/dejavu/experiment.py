@@ -24,7 +24,7 @@ Stage = Literal["transcode", "sweep", "embed", "measure", "score"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-class ExperimentError(ValueError):
+class ExperimentError(RuntimeError):
     """The configuration does not make sense; one line says what and what to do."""
 
 
@@ -33,6 +33,19 @@ def _stages(text: str) -> tuple[Stage, ...]:
     if unknown := [name for name in names if name not in STAGES]:
         raise ValueError(f"stages: got {unknown[0]!r}, expected some of {', '.join(STAGES)}; separate them by commas")
     return tuple(stage for stage in STAGES if stage in names)
+
+
+Stages = Annotated[
+    tuple[Stage, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STAGE[,STAGE...]",
+        instance_from_str=lambda texts: _stages(texts[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value)],
+    ),
+]
+"""A comma-separated word on the command line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,18 +63,7 @@ class Experiment:
     results: Path | None = None
     """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
     submitted job."""
-    stages: Annotated[
-        tuple[Stage, ...],
-        tyro.conf.arg(
-            constructor=tyro.constructors.PrimitiveConstructorSpec(
-                nargs=1,
-                metavar="STAGE[,STAGE...]",
-                instance_from_str=lambda texts: _stages(texts[0]),
-                is_instance=lambda value: isinstance(value, tuple),
-                str_from_instance=lambda value: [",".join(value)],
-            )
-        ),
-    ] = STAGES
+    stages: Stages = STAGES
     """Stages to run, in their own order; what is already in the store is not done again."""
     num_workers: int | None = None
     """Encoding actors; as many as the cluster fits unless given."""

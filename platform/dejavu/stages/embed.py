@@ -94,7 +94,8 @@ class _EncodeRow:
         self.encoder = BatchEncoder(embedding)
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        row = {name: column[0] for name, column in rows.items()}
+        # What comes out of the object store is read-only, which torch does not take: copied once, here.
+        row = {name: np.array(column[0]) for name, column in rows.items()}
         batch = Batch.from_row(row)
         frames, start = [], 0
         for segment in batch.segments:
