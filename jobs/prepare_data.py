@@ -1,6 +1,6 @@
 """Check a download before anything runs: `python jobs/prepare_data.py nextqa --check DIR`.
 
-Reads annotations and file sizes, decodes nothing, writes nothing. Ends with status 0 where the pipeline can run, else 1.
+Reads annotations and file sizes, decodes nothing, writes nothing. Ends with status 0 where the pipeline can run.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -37,18 +37,17 @@ def run(job: NextQa) -> int:
     layout = find_layout(job.check, videos=job.videos, annotations=job.annotations)
     print(f"videos:      {layout.videos}")
     print(f"annotations: {layout.annotations}\n")
-    splits = check_next_qa(layout)
+    trainable = (layout.annotations / "train.csv").exists()
+    splits = check_next_qa(layout, ("train", "val", "test") if trainable else ("val", "test"))
     print("split  videos    here  missing  empty  questions  without a span")
     for split in splits:
         print(
-            f"{split.split:<5}  {split.num_videos:6}  {split.num_usable:6}  {len(split.missing):7}  {len(split.empty):5}"
-            f"  {split.num_questions:9}  {split.num_without_span:14}"
+            f"{split.split:<5}  {split.num_videos:6}  {split.num_usable:6}  {len(split.missing):7}  "
+            f"{len(split.empty):5}  {split.num_questions:9}  {split.num_without_span:14}"
         )
     print()
-    if not (layout.annotations / "train.csv").exists():
-        print(
-            "train.csv is not there: nothing can be trained on NExT-QA; the methods without weights of their own run.\n"
-        )
+    if not trainable:
+        print("train.csv is not there: nothing can be trained on NExT-QA; methods without weights of their own run.\n")
     for split in splits:
         name(f"{split.split}: missing, left out for all methods alike", split.missing)
         name(f"{split.split}: empty, each a failed clip", split.empty)
@@ -65,18 +64,22 @@ def name(what: str, clip_ids: Sequence[str]) -> None:
 
 def verdict(layout: Layout, splits: Sequence[SplitCheck]) -> int:
     """Say whether the pipeline can run, and how; return the exit status."""
-    if absent := [split.split for split in splits if not split.num_usable]:
+    here = {split.split: split.num_usable for split in splits}
+    if not here["test"]:
         print(
-            f"Not ready: no video of {' and '.join(absent)} is there; validation clips choose settings, test clips report "
-            "them. Put the videos where the id map says, such as 0101/2909445186.mp4, or all in one folder."
+            "Not ready: no video of test is there, and only test clips are reported. Put the videos where the id map "
+            "says, such as 0101/2909445186.mp4, or all in one folder."
         )
         return 1
     if num_empty := sum(len(split.empty) for split in splits):
         print(f"Not ready: {num_empty} videos have no bytes. Download them again, or delete them to leave them out.")
         return 1
-    num_frames = EMBEDDED_FPS * sum(split.duration_s for split in splits)
-    gigabytes = sum(split.num_bytes for split in splits) / 1e9
-    print(f"Ready: {gigabytes:.2f} GB of video, about {num_frames:,.0f} frames at {EMBEDDED_FPS} a second. Next:\n")
+    if not here["val"]:
+        print("No video of val is there: nothing chooses among the settings, so all of them go on to the test clips.\n")
+    scored = [split for split in splits if split.split != "train"]
+    num_frames = EMBEDDED_FPS * sum(split.duration_s for split in scored)
+    gigabytes = sum(split.num_bytes for split in scored) / 1e9
+    print(f"Ready: {gigabytes:.2f} GB of video to score, about {num_frames:,.0f} frames at {EMBEDDED_FPS} a second.\n")
     print(
         f"  python jobs/pipeline.py nextqa --videos {shlex.quote(str(layout.videos))} "
         f"--annotations {shlex.quote(str(layout.annotations))} --backbone openai/clip-vit-large-patch14"

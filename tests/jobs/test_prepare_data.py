@@ -55,6 +55,14 @@ def test_a_download_that_lacks_a_video_is_counted_and_ready(download: Path) -> N
     assert command[command.index("--videos") + 1] == str(download / "videos")
 
 
+def test_a_train_split_is_counted_where_its_csv_is_there(download: Path) -> None:
+    assert "train.csv is not there" in check("--check", download).stdout
+    (download / "annotations" / "train.csv").write_text(f"{HEADER}\n31,90,32,32,why,a,0,CW,a,b,c,d,e\n")
+    done = check("--check", download)
+    assert done.returncode == 0
+    assert ["train", "1", "0", "1", "0", "1", "1"] in [line.split() for line in done.stdout.splitlines()]
+
+
 def test_an_empty_video_is_named_and_not_ready(download: Path) -> None:
     (download / "videos" / "01" / "21.mp4").write_bytes(b"")
     done = check("--check", download)
@@ -63,12 +71,17 @@ def test_an_empty_video_is_named_and_not_ready(download: Path) -> None:
     assert "Not ready: 1 videos have no bytes" in done.stdout
 
 
-def test_a_split_without_videos_is_not_ready(download: Path) -> None:
+def test_without_test_videos_it_is_not_ready_and_without_validation_videos_it_says_so(download: Path) -> None:
     for clip_id in ("11", "12"):
         (download / "videos" / "01" / f"{clip_id}.mp4").unlink()
     done = check("--check", download)
+    assert done.returncode == 0
+    assert "No video of val is there" in done.stdout
+    for clip_id in ("21", "22"):
+        (download / "videos" / "01" / f"{clip_id}.mp4").unlink()
+    done = check("--check", download)
     assert done.returncode == 1
-    assert "Not ready: no video of val is there" in done.stdout
+    assert "Not ready: no video of test is there" in done.stdout
 
 
 def test_a_missing_annotation_file_or_folder_is_one_line(download: Path, tmp_path: Path) -> None:

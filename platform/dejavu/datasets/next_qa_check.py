@@ -75,8 +75,8 @@ def find_layout(root: Path, *, videos: Path | None = None, annotations: Path | N
         )
     if annotations is None:
         raise FileNotFoundError(
-            f"annotations: got no {ID_MAP} or test.csv in {root} or its {', '.join(_ANNOTATION_FOLDERS[:-1])}, expected "
-            "NExT-GQA's annotation files in one of them; copy them there, or name their folder with --annotations"
+            f"annotations: got no {ID_MAP} or test.csv in {root} or its {', '.join(_ANNOTATION_FOLDERS[:-1])}, "
+            "expected NExT-GQA's files in one of them; copy them there, or name their folder with --annotations"
         )
     return Layout(videos=videos, annotations=annotations)
 
