@@ -29,6 +29,8 @@ class Seen:
     """Cosine of pre_proj with the anchor's."""
     importance_FN: Tensor
     codec_FA: Tensor
+    frames: Sequence[FrameId]
+    """For gates that draw by frame; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,7 @@ class Choice:
     """Comparisons with computed rows, beyond one a token with the anchor."""
 
 
-def choose(
-    boundary: int, seen: Seen, layout: GroupLayout, gate: Gate, frames: Sequence[FrameId], chained: bool
-) -> Choice:
+def choose(boundary: int, seen: Seen, layout: GroupLayout, gate: Gate, chained: bool) -> Choice:
     """Decide for all frames of the pass, kind after kind."""
     num_frames, num_tokens = seen.norm_FN.shape
     rows_FN = torch.arange(num_frames * num_tokens, device=seen.norm_FN.device).view(num_frames, num_tokens)
@@ -63,7 +63,7 @@ def choose(
             similarity_XA=similarity_KN[:, 1:],
             codec_XA=seen.codec_FA[frames_K],
             kind=wave.kind,
-            frames=[frames[index] for index in frames_K.tolist()] if frames else (),
+            frames=[seen.frames[index] for index in frames_K.tolist()] if seen.frames else (),
         )
         reused_KA = gate(boundary, features) > 0.5
         reused_KN = torch.nn.functional.pad(reused_KA, (1, 0))
@@ -80,26 +80,22 @@ def choose(
 
 def _nearest(seen: Seen, wave: Wave, source_FN: Tensor, num_pairs_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each token the best similarity, that candidate's source, and the candidate itself."""
-    best_KN = found_KN = chosen_KN = None
+    if len(wave.candidates) == 1:
+        # The first frame of a group has nothing but the anchor.
+        anchor_KN = torch.full_like(source_FN[wave.frames_K], ANCHOR)
+        return seen.to_anchor_FN[wave.frames_K], anchor_KN, anchor_KN
+    similarities, sources = [], []
     for frame_K in wave.candidates:
-        if best_KN is None and wave.kind == 0:
-            # The first frame of a group has nothing but the anchor.
-            similarity_KN = seen.to_anchor_FN[wave.frames_K]
-            anchor_KN = torch.full_like(source_FN[wave.frames_K], ANCHOR)
-            return similarity_KN, anchor_KN, anchor_KN
         at_anchor_K1 = (frame_K == ANCHOR)[:, None]
         source_KN = torch.where(at_anchor_K1, ANCHOR, source_FN[frame_K.clamp_min(0)])
-        similarity_KN = _similarity(seen, wave.frames_K, source_KN, num_pairs_F)
-        candidate_KN = frame_K[:, None].expand_as(source_KN)
-        if best_KN is None or found_KN is None or chosen_KN is None:
-            best_KN, found_KN, chosen_KN = similarity_KN, source_KN, candidate_KN
-            continue
-        nearer_KN = similarity_KN > best_KN
-        best_KN = torch.where(nearer_KN, similarity_KN, best_KN)
-        found_KN = torch.where(nearer_KN, source_KN, found_KN)
-        chosen_KN = torch.where(nearer_KN, candidate_KN, chosen_KN)
-    assert best_KN is not None and found_KN is not None and chosen_KN is not None
-    return best_KN, found_KN, chosen_KN
+        sources.append(source_KN)
+        similarities.append(_similarity(seen, wave.frames_K, source_KN, num_pairs_F))
+    nearer_KN = similarities[1] > similarities[0]
+    return (
+        torch.where(nearer_KN, similarities[1], similarities[0]),
+        torch.where(nearer_KN, sources[1], sources[0]),
+        torch.where(nearer_KN, wave.candidates[1][:, None], wave.candidates[0][:, None]),
+    )
 
 
 def _similarity(seen: Seen, frames_K: Tensor, source_KN: Tensor, num_pairs_F: Tensor) -> Tensor:

@@ -92,10 +92,11 @@ class _Down(nn.Module):
         # `same` for an even kernel: one row below and one column to the right.
         x = F.relu(self.conv(F.pad(x_BTCSS.flatten(0, 1), (0, 1, 0, 1))))
         odd = x.shape[-1] % 2
-        x = F.pad(x, (0, odd, 0, odd)).unflatten(0, (batch, steps))
+        x = F.pad(x, (0, odd, 0, odd))
         # One group: mean and deviation are those of all channels, steps and places of a frame.
-        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        x_BTCSS = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (batch, steps))
+        x = self.norm(x.view(batch, steps, *x.shape[1:]).transpose(1, 2)).transpose(1, 2)
+        x = F.max_pool2d(x.flatten(0, 1), 2)
+        x_BTCSS = x.view(batch, steps, *x.shape[1:])
         mixed = x_BTCSS.movedim(1, -1)
         for mix in self.mix:
             mixed = self.dropout(F.relu(mix(mixed)))

@@ -21,14 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_models.addon import Addon
 from reuse_models.anchors import BoundaryAnchors, cosine_from_norms, empty_projected, norm_dtype, norms
 from reuse_models.choice import Choice, Seen, choose
 from reuse_models.frame_order import GROUP_SIZE
-from reuse_models.gate import FrameId, Gate
+from reuse_models.gate import FrameId
 from reuse_models.group_layout import ANCHOR, GroupLayout, group_layout
 from reuse_models.restore import CORRECTED
-from reuse_models.token_memory import Semantics
+from reuse_models.rules import Rules
 from reuse_models.vit import Vit
 
 ROWS_PER_PRODUCT = 1024
@@ -92,10 +91,10 @@ class PassResult:
 
 
 class Compacted:
-    """The engine: a tower, its add-on, and under which semantics."""
+    """The engine: a tower and how reuse goes in it."""
 
-    def __init__(self, vit: Vit, addon: Addon, gate: Gate, semantics: Semantics) -> None:
-        self.vit, self.addon, self.gate, self.semantics = vit, addon, gate, semantics
+    def __init__(self, vit: Vit, rules: Rules) -> None:
+        self.vit, self.rules = vit, rules
 
     def dense(self, anchors: tuple[BoundaryAnchors, ...], streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
         """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
@@ -117,7 +116,7 @@ class Compacted:
 
     def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, work: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on."""
-        vit, shape = self.vit, self.vit.shape
+        shape = self.vit.shape
         layout = group_layout(work.sizes, work.pixels_F3HW.device)
         num_frames, last = layout.num_frames, shape.num_layers - 1
         reuse_FbN = torch.zeros(num_frames, last, shape.num_tokens, dtype=torch.bool, device=work.pixels_F3HW.device)
@@ -125,7 +124,7 @@ class Compacted:
         compared_Fb = restored_Fb.clone()
         self._enter(workspace, layout, work.pixels_F3HW)
         for boundary in range(last):
-            run = _Boundary(self, boundary, anchors[boundary], workspace, layout, work)
+            run = _Boundary(self.vit, self.rules, boundary, anchors[boundary], _Group(workspace, layout, work))
             choice = run.choose()
             restored_Fb[:, boundary] = run.fill(choice)
             run.move_on(choice)
@@ -143,32 +142,31 @@ class Compacted:
             workspace.projected_FNC[block] = self.vit.qkv(0, h_FND)
 
     def _finish(self, h_F1D: Tensor, projected_FNC: Tensor) -> Tensor:
-        vit, last = self.vit, self.vit.shape.num_layers - 1
-        (q_Fh1d,) = vit.split_heads(vit.query(last, h_F1D))
+        vit = self.vit
+        (q_Fh1d,) = vit.split_heads(vit.query(vit.shape.num_layers - 1, h_F1D))
         k_FhNd, v_FhNd = vit.split_heads(projected_FNC)
         return vit.finish(q_Fh1d, k_FhNd, v_FhNd, h_F1D)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    workspace: Workspace
+    layout: GroupLayout
+    work: Pass
 
 
 class _Boundary:
     """One boundary of one pass: the step from layer `index` to layer `index` + 1."""
 
-    def __init__(
-        self,
-        engine: Compacted,
-        index: int,
-        anchors: BoundaryAnchors,
-        workspace: Workspace,
-        layout: GroupLayout,
-        work: Pass,
-    ) -> None:
-        self.engine, self.vit, self.index = engine, engine.vit, index
-        self.anchors, self.workspace, self.layout, self.work = anchors, workspace, layout, work
+    def __init__(self, vit: Vit, rules: Rules, index: int, anchors: BoundaryAnchors, group: _Group) -> None:
+        self.vit, self.rules, self.index, self.anchors = vit, rules, index, anchors
+        self.workspace, self.layout, self.work = group.workspace, group.layout, group.work
         self.is_last = anchors.h_BND is None
         self.num_tokens = self.vit.shape.num_tokens
-        self.stream_F = torch.tensor(work.streams, device=layout.slot_F.device)[layout.slot_F]
+        self.stream_F = torch.tensor(self.work.streams, device=self.layout.slot_F.device)[self.layout.slot_F]
         # Restoration has one product a corrected tensor; before the last layer, h and q of patches lead nowhere.
         self.corrected = CORRECTED[2:] if self.is_last else CORRECTED
-        restoration = engine.addon.restoration(index)
+        restoration = rules.addon.restoration(index)
         self.rank = restoration.rank
         first = len(CORRECTED) - len(self.corrected)
         self.down_QD = restoration.down_QD[first * self.rank :]
@@ -197,9 +195,10 @@ class _Boundary:
             workspace.to_anchor_FN[:frames],
             workspace.importance_FN[:frames],
             self.work.codec_FA,
+            self.work.frames,
         )
-        chained = self.engine.semantics == "chained"
-        return choose(self.index, seen, layout, self.engine.gate, self.work.frames, chained)
+        chained = self.rules.semantics == "chained"
+        return choose(self.index, seen, layout, self.rules.gate, chained)
 
     def fill(self, choice: Choice) -> Tensor:
         """Write the next layer's input: compute, restore. Returns [F] rows restored."""
@@ -216,7 +215,7 @@ class _Boundary:
         restored_F = torch.full((frames,), self.num_tokens if restores_all else 0, device=computed_X.device)
         plain_FN = (choice.source_FN == ANCHOR) & (choice.base_FN == ANCHOR)
         remaining_FN = choice.reused_FN & ~plain_FN if restores_all else choice.reused_FN
-        if self.engine.semantics == "chained":
+        if self.rules.semantics == "chained":
             # A restored row may build upon a restored one: kinds in order.
             for wave in self.layout.waves:
                 of_wave_FN = torch.zeros_like(remaining_FN)
@@ -229,7 +228,7 @@ class _Boundary:
     def move_on(self, choice: Choice) -> None:
         """Make each group's first computed frame, its last in display order, the stream's anchor."""
         workspace, anchors = self.workspace, self.anchors
-        whole = self.engine.semantics != "anchor"
+        whole = self.rules.semantics != "anchor"
         for slot, start in enumerate(self.layout.starts):
             stream = self.work.streams[slot]
             computed_X = (~choice.reused_FN[start]).nonzero()[:, 0]
@@ -262,9 +261,8 @@ class _Boundary:
             for out_FNC, anchor_NC in targets:
                 for channel in range(0, anchor_NC.shape[-1], self.vit.shape.width):
                     columns = slice(channel, channel + self.vit.shape.width)
-                    hidden_FNR = hidden_XQ[:, index * self.rank : (index + 1) * self.rank].unflatten(
-                        0, (-1, self.num_tokens)
-                    )
+                    hidden_XR = hidden_XQ[:, index * self.rank : (index + 1) * self.rank]
+                    hidden_FNR = hidden_XR.view(-1, self.num_tokens, self.rank)
                     for frame in range(len(hidden_FNR)):
                         torch.addmm(
                             anchor_NC[:, columns],

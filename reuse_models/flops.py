@@ -54,7 +54,9 @@ PARTS: dict[str, Part] = {
     "weighted_values": Part("query-key pairs, values alone, all heads", lambda shape: shape.width, per_layer=True),
     "similarity": Part("pairs of rows of width D", lambda shape: shape.width, per_layer=True),
     "key_similarity": Part("pairs of keys of one head's width", lambda shape: shape.head_dim, per_layer=True),
-    "decision": Part("tokens x hidden units, 6 numbers in and 2 out", lambda _: 6 + 2, per_layer=True),
+    "decision": Part(
+        "tokens x hidden units, 3 numbers in and 2 out; the kind is a bias", lambda _: 3 + 2, per_layer=True
+    ),
     "restoration": Part("rows x rank, of each MLP D -> rank -> D", lambda shape: 2 * shape.width, per_layer=True),
     "codec_net": Part("multiply-accumulates", lambda _: 1, per_layer=False),
 }

@@ -81,10 +81,11 @@ class SoftGate:
         self.generator = generator
 
     def __call__(self, boundary: int, features: Features) -> Tensor:
-        log_XA2 = F.log_softmax(self.decisions[boundary](features).float(), dim=-1)
+        logits_XA2: Tensor = self.decisions[boundary](features)
+        log_XA2 = F.log_softmax(logits_XA2.float(), dim=-1)
         uniform_XA2 = torch.rand(log_XA2.shape, generator=self.generator, device=log_XA2.device)
         noise_XA2 = -torch.log(-torch.log(uniform_XA2.clamp(1e-20, 1 - 1e-7)))
-        return ((log_XA2 + noise_XA2) / TEMPERATURE).softmax(dim=-1)[..., 0]
+        return torch.softmax((log_XA2 + noise_XA2) / TEMPERATURE, dim=-1)[..., 0]
 
 
 class HardGate:
@@ -95,7 +96,7 @@ class HardGate:
         self.bias = bias
 
     def __call__(self, boundary: int, features: Features) -> Tensor:
-        logits_XA2 = self.decisions[boundary](features)
+        logits_XA2: Tensor = self.decisions[boundary](features)
         return (logits_XA2[..., 0] + self.bias > logits_XA2[..., 1]).to(features.similarity_XA.dtype)
 
 

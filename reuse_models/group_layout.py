@@ -52,7 +52,9 @@ class GroupLayout:
 @lru_cache(maxsize=256)
 def group_layout(sizes: tuple[int, ...], device: torch.device) -> GroupLayout:
     """Lay out groups of these sizes, 1..4, one a stream."""
-    starts, offsets, slots = [], [], []
+    starts: list[int] = []
+    offsets: list[int] = []
+    slots: list[int] = []
     frames: list[list[int]] = [[] for _ in range(NUM_KINDS)]
     candidates: list[list[tuple[int, ...]]] = [[] for _ in range(NUM_KINDS)]
     for slot, size in enumerate(sizes):

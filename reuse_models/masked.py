@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_models.addon import Addon
 from reuse_models.frame_order import FrameStep, check_steps
-from reuse_models.gate import Features, Gate
-from reuse_models.token_memory import Semantics, State, Trace, choose_reference
+from reuse_models.gate import Features
+from reuse_models.rules import Rules
+from reuse_models.token_memory import State, Trace, choose_reference
 from reuse_models.vit import Vit
 
 
@@ -47,17 +47,13 @@ class Clips:
     steps: Sequence[FrameStep]
 
 
-def masked_forward(
-    vit: Vit, addon: Addon, clips: Clips, gate: Gate, semantics: Semantics, want_last: bool = False
-) -> MaskedOutput:
+def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False) -> MaskedOutput:
     """Run clips through the tower with reuse.
 
     Args:
         vit: The frozen tower; gradients flow through it, not into it.
-        addon: The restorations; the decisions are the gate's.
+        rules: The add-on, the gate (soft for training) and the semantics.
         clips: Frames, codec scores and their order.
-        gate: Soft for training, hard or forced otherwise.
-        semantics: What a frame finds at a reference that reused the patch itself.
         want_last: Compute the last layer's output for all tokens too.
 
     Raises:
@@ -82,11 +78,14 @@ def masked_forward(
         h_XND = vit.close(boundary, h_XND, pre_proj_XND)
         second_last = h_XND
         qkv_XNC = vit.qkv(boundary + 1, h_XND)
-        boundary_frames = _Boundary(
-            boundary, pre_proj_XND.unflatten(0, (num_frames, num_clips)), _frames(importance_XN, num_frames), codec_FCA
+        at = _Boundary(
+            boundary,
+            pre_proj_XND.view(num_frames, num_clips, *pre_proj_XND.shape[1:]),
+            _frames(importance_XN, num_frames),
+            codec_FCA,
         )
         computed = State(_frames(h_XND, num_frames), _frames(qkv_XNC, num_frames))
-        used, g_FCA = _mix(addon, boundary_frames, computed, clips.steps, gate, semantics)
+        used, g_FCA = _mix(rules, at, computed, clips.steps)
         h_XND, qkv_XNC = used.h_CAD.flatten(0, 1), used.qkv_CAC.flatten(0, 1)
         gates.append(g_FCA)
 
@@ -115,9 +114,7 @@ class _Boundary:
     codec_FCA: Tensor
 
 
-def _mix(
-    addon: Addon, at: _Boundary, computed: State, steps: Sequence[FrameStep], gate: Gate, semantics: Semantics
-) -> tuple[State, Tensor]:
+def _mix(rules: Rules, at: _Boundary, computed: State, steps: Sequence[FrameStep]) -> tuple[State, Tensor]:
     """Return the state used by the next layer, [F, C, N, ·], and g_FCA."""
     traces: dict[int, Trace] = {}
     used_h, used_qkv, gates = [], [], []
@@ -129,13 +126,13 @@ def _mix(
             trace = Trace(pre_proj_CAD, own, own, step.group)
         else:
             candidates = tuple(traces[frame] for frame in step.candidates)
-            reference = choose_reference(pre_proj_CAD, candidates, semantics, step.group)
+            reference = choose_reference(pre_proj_CAD, candidates, rules.semantics, step.group)
             clip_ids = [(clip, step.frame) for clip in range(len(pre_proj_CAD))]
             features = Features(
                 at.importance_FCN[index, :, 1:], reference.similarity_CA, at.codec_FCA[index], step.kind, clip_ids
             )
-            g_CA = gate(at.index, features).to(pre_proj_CAD.dtype)
-            h_CAD, qkv_CAC = addon.restoration(at.index)(pre_proj_CAD - reference.pre_proj_CAD)
+            g_CA = rules.gate(at.index, features).to(pre_proj_CAD.dtype)
+            h_CAD, qkv_CAC = rules.addon.restoration(at.index)(pre_proj_CAD - reference.pre_proj_CAD)
             restored = State(reference.state.h_CAD + h_CAD, reference.state.qkv_CAC + qkv_CAC)
             g_CA1 = g_CA[..., None]
             trace = Trace(
@@ -152,4 +149,4 @@ def _mix(
 
 
 def _frames(x_X: Tensor, num_frames: int) -> Tensor:
-    return x_X.unflatten(0, (num_frames, -1))
+    return x_X.reshape(num_frames, -1, *x_X.shape[1:])

@@ -30,6 +30,6 @@ class Restoration(nn.Module):
         Args:
             difference_XD: pre_proj minus the reference's.
         """
-        hidden = F.relu(F.linear(difference_XD, self.down_QD)).split(self.rank, dim=-1)
+        hidden = torch.split(F.relu(F.linear(difference_XD, self.down_QD)), self.rank, dim=-1)
         h_XD, *qkv = (F.linear(one, up_DR) for one, up_DR in zip(hidden, self.up_4DR, strict=True))
         return h_XD, torch.cat(qkv, dim=-1)

@@ -25,6 +25,7 @@ from reuse_models.lockstep import check_chunk
 from reuse_models.method import Chunk, Encoded, Method, Work
 from reuse_models.published import VARIANTS, Variant, load_published
 from reuse_models.restore import CORRECTED
+from reuse_models.rules import Rules
 from reuse_models.token_memory import SEMANTICS, Semantics
 from reuse_models.vit import Vit
 
@@ -124,6 +125,8 @@ class StreamPlace:
     """Frames that wait for their group, [3, H, W] each."""
     held_codec: list[Tensor] = field(default_factory=list)
     """Their codec histories, [4, T, P, P] each."""
+    ended: bool = False
+    """No frame follows those held."""
     before_T4PP: Tensor | None = None
     """The last codec grids seen, T - 1 of them."""
 
@@ -159,7 +162,8 @@ class ReuseVit:
         if gate is None and config.forced_rate is not None:
             boundaries = vit.shape.num_layers - 1
             gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape.num_patches, boundaries)
-        self.engine = Compacted(vit, addon, gate or HardGate(addon.decisions, config.decision_bias), config.semantics)
+        gate = gate or HardGate(addon.decisions, config.decision_bias)
+        self.engine = Compacted(vit, Rules(addon, gate, config.semantics))
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
@@ -176,7 +180,10 @@ class ReuseVit:
         check_chunk(chunk, self.vit, len(memory.places))
         if chunk.codec is None:
             raise ValueError("reusevit: got frames without codec grids, expected one each; decode them with the frames")
-        for place, pixels_F3HW, codec_F4PP in zip(memory.places, chunk.pixels, chunk.codec, strict=True):
+        for place, ended, pixels_F3HW, codec_F4PP in zip(
+            memory.places, chunk.ended, chunk.pixels, chunk.codec, strict=True
+        ):
+            place.ended = ended
             self._take(place, pixels_F3HW, codec_F4PP)
         done = [_Done() for _ in memory.places]
         inference = torch.is_inference_mode_enabled()
@@ -184,7 +191,7 @@ class ReuseVit:
         def run(part: int, streams: Sequence[int]) -> None:
             # A thread has modes of its own.
             with torch.inference_mode(inference), torch.no_grad():
-                self._run(part, streams, chunk.ended, memory, done)
+                self._run(part, streams, memory, done)
 
         _each_core(run, len(memory.places), self.vit.position.device)
         results = [self._result(one) for one in done]
@@ -206,9 +213,7 @@ class ReuseVit:
         place.held_codec += list(codec_history(place.before_T4PP, codec_F4PP))
         place.before_T4PP = torch.cat([place.before_T4PP, codec_F4PP])[1 - CODEC_STEPS :].clone()
 
-    def _run(
-        self, part: int, streams: Sequence[int], ended: Sequence[bool], memory: ReuseVitMemory, done: list[_Done]
-    ) -> None:
+    def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
         """Advance these streams as far as their frames go."""
         for start in range(0, len(streams), STREAMS_PER_PASS):
             turn = streams[start : start + STREAMS_PER_PASS]
@@ -218,22 +223,22 @@ class ReuseVit:
                     memory.places[stream].left_in_segment = self.refresh
                 if dense:
                     self._run_dense(dense, memory, done)
-                sizes = {stream: self._group_size(memory.places[stream], ended[stream]) for stream in turn}
-                groups = [stream for stream in turn if sizes[stream]]
+                sizes = {stream: self._group_size(memory.places[stream]) for stream in turn}
+                groups = {stream: size for stream, size in sizes.items() if size}
                 if groups:
-                    self._run_groups(part, groups, [sizes[stream] for stream in groups], memory, done)
+                    self._run_groups(part, groups, memory, done)
                 if not dense and not groups:
                     break
 
     def _dense_is_due(self, place: StreamPlace) -> bool:
         return place.left_in_segment == 0 and bool(place.held_pixels)
 
-    def _group_size(self, place: StreamPlace, ended: bool) -> int:
+    def _group_size(self, place: StreamPlace) -> int:
         if place.left_in_segment == 0:
             return 0
         wanted = GROUP_SIZE if place.left_in_segment is None else min(GROUP_SIZE, place.left_in_segment)
         here = len(place.held_pixels)
-        return wanted if here >= wanted else here * int(ended)
+        return wanted if here >= wanted else here * int(place.ended)
 
     def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
         pixels_S3HW = torch.stack([memory.places[stream].held_pixels[0] for stream in streams])
@@ -249,15 +254,15 @@ class ReuseVit:
             out.work[number] = {name: units_1K[0] for name, units_1K in self._dense_work.parts.items()}
             _drop(place, 1)
 
-    def _run_groups(
-        self, part: int, streams: Sequence[int], sizes: Sequence[int], memory: ReuseVitMemory, done: list[_Done]
-    ) -> None:
+    def _run_groups(self, part: int, groups: dict[int, int], memory: ReuseVitMemory, done: list[_Done]) -> None:
+        """Advance streams by a group each; `groups` gives its size by stream."""
+        streams, sizes = tuple(groups), tuple(groups.values())
         places = [memory.places[stream] for stream in streams]
         order = [(place, step.frame) for place, size in zip(places, sizes, strict=True) for step in GROUPS[size]]
         history_F4TPP = torch.stack([place.held_codec[offset] for place, offset in order])
         work = Pass(
-            streams=tuple(streams),
-            sizes=tuple(sizes),
+            streams=streams,
+            sizes=sizes,
             pixels_F3HW=torch.stack([place.held_pixels[offset] for place, offset in order]),
             codec_FA=self.addon.codec_net(history_F4TPP).flatten(1),
             frames=[
@@ -310,7 +315,7 @@ class ReuseVit:
         }
 
     def _decision_units(self) -> int:
-        return self.addon.shape.decision_hidden if isinstance(self.engine.gate, HardGate) else 0
+        return self.addon.shape.decision_hidden if isinstance(self.engine.rules.gate, HardGate) else 0
 
     def _result(self, done: _Done) -> tuple[Tensor, Tensor, Work]:
         shape, numbers = self.vit.shape, sorted(done.embeddings)

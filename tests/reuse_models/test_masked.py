@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from reuse_models.addon import Addon
+from reuse_models.addon import Addon, addon_shape
 from reuse_models.codec_net import codec_history
 from reuse_models.frame_order import PUBLISHED_PATTERN, FrameStep, schedule
 from reuse_models.gate import HardGate
 from reuse_models.loss import LossConfig, Teacher, reuse_loss
 from reuse_models.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.published import Variant, addon_from_state
+from reuse_models.rules import Rules
 from reuse_models.vit import Vit
 
 
 @pytest.fixture(scope="module")
-def golden(shared_dir: Path) -> Path:
-    torch.set_num_threads(1)
-    return shared_dir / "golden"
+def golden(golden_dir: Path) -> Path:
+    return golden_dir
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +31,8 @@ def state(golden: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def vit(golden: Path, state: dict[str, Tensor]) -> Vit:
-    config = CLIPVisionConfig(**json.loads((golden / "clip_vision_config.json").read_text()))
-    model = CLIPVisionModelWithProjection(config)
-    own = model.state_dict()
-    model.load_state_dict({name: state.get(f"model.{name}", weight) for name, weight in own.items()})
-    return Vit.from_hf(model)
+def vit(golden_vit: Vit) -> Vit:
+    return golden_vit
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +52,7 @@ def published(vit: Vit, state: dict[str, Tensor], train: dict[str, Tensor]) -> M
     with torch.no_grad():
         scores = scores_of(addon, train["codec"])
         clips = Clips(train["pixels"][pattern][None], scores[pattern][None], PUBLISHED_PATTERN)
-        return masked_forward(vit, addon, clips, HardGate(addon.decisions), "chained", want_last=True)
+        return masked_forward(vit, Rules(addon, HardGate(addon.decisions), "chained"), clips, want_last=True)
 
 
 def test_codec_scores_equal_the_published_ones(vit: Vit, state: dict[str, Tensor], train: dict[str, Tensor]) -> None:
@@ -121,7 +115,7 @@ def test_grouped_reuse_equals_the_published_evaluation(
     frames = torch.tensor([step.frame for step in order])
     with torch.no_grad():
         clips = Clips(train["pixels"][frames][None], train["blobnet_map"][frames, 0][None], order)
-        output = masked_forward(vit, addon, clips, HardGate(addon.decisions), "grouped")
+        output = masked_forward(vit, Rules(addon, HardGate(addon.decisions), "grouped"), clips)
     embeds, maps = expected[f"{variant}_embeds"], expected[f"{variant}_reuse_map"]
     torch.testing.assert_close(output.embeddings_CFE[0, 1:], embeds[1:].flatten(0, 1), atol=1e-4, rtol=0)
     torch.testing.assert_close(output.embeddings_CFE[0, 0], embeds[0, 0], atol=1e-4, rtol=0)
@@ -130,8 +124,9 @@ def test_grouped_reuse_equals_the_published_evaluation(
 
 
 def test_a_reference_that_was_not_computed_is_refused(vit: Vit) -> None:
-    addon_steps = (FrameStep(0, (), 0), FrameStep(2, (1,), 0))
+    addon = Addon(addon_shape(vit.shape))
+    steps = (FrameStep(0, (), 0), FrameStep(2, (1,), 0))
     side, patches = vit.shape.image_px, vit.shape.patches_per_side
-    clips = Clips(torch.zeros(1, 2, 3, side, side), torch.zeros(1, 2, patches, patches), addon_steps)
+    clips = Clips(torch.zeros(1, 2, 3, side, side), torch.zeros(1, 2, patches, patches), steps)
     with pytest.raises(ValueError, match="reference to frame 1"):
-        masked_forward(vit, None, clips, None, "anchor")  # type: ignore[arg-type]
+        masked_forward(vit, Rules(addon, HardGate(addon.decisions)), clips)
