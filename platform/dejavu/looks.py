@@ -21,12 +21,13 @@ LOOKS = {
     "original": Look("Original", INK, "*"),
     "reusevit": Look("ReuseViT", "#d1345b", "o"),
     "eventful": Look("Eventful", "#2274c9", "s"),
+    "eventful_full": Look("Eventful, all gates", "#0097a7", "P"),
     "cmc": Look("CMC", "#1b8a5a", "^"),
     "diffrate": Look("DiffRate", "#8a4fbf", "D"),
     "tome": Look("ToMe", "#e08300", "v"),
     "frame_skip": Look("FrameSkip", "#7a6a53", "X"),
 }
-_SPARE = (("#0097a7", "P"), ("#b0578d", "p"), ("#5c6b00", "h"), ("#a3333d", "<"), ("#41506b", ">"))
+_SPARE = (("#b0578d", "p"), ("#5c6b00", "h"), ("#a3333d", "<"), ("#41506b", ">"))
 
 
 def looks_of(methods: Iterable[str]) -> dict[str, Look]:

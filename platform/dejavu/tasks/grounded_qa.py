@@ -81,8 +81,8 @@ def score(questions: Sequence[Question], predictions: Sequence[Prediction]) -> T
 
 def _row(question: Question, prediction: Prediction) -> EvalRow:
     overlaps = [overlap_of(prediction.span_s, annotated) for annotated in question.spans_s]
-    # The best IoP and the best IoU may be of different annotated spans. Neither is rounded, although tenths of seconds
-    # make 2.1 s of 4.2 s fall just below one half: NExT-GQA's numbers count it so, and ours stand beside them.
+    # The best IoP and the best IoU may be of different annotated spans. Neither is rounded, although 6.3 s - 4.2 s of
+    # 4.2 s then falls just below one half: NExT-GQA's numbers count it so, and ours stand beside them.
     iop = max(iop for iop, _ in overlaps)
     iou = max(iou for _, iou in overlaps)
     correct = prediction.answer == question.correct
