@@ -27,8 +27,13 @@ from dejavu.stages.score import score_settings, set_exam
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
 from dejavu.tracking import Tracking, TrackingError
+from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
+from reuse_models.reusevit import ReuseVitConfig
 from tune_spaces.study import choose, list_configs, read_chosen, sweep, write_chosen
+
+PUBLISHED_REFRESH = (4, 8, 32, None)
+"""Frames after which the published points begin a new segment."""
 
 ONE_LINE_ERRORS = (
     BackboneError,
@@ -70,7 +75,7 @@ class Job:
         """Questions of one split."""
         return [question for question in self.dataset.questions if question.split == split]
 
-    def name(self, config: object) -> Setting:
+    def name(self, config: MethodConfig) -> Setting:
         """Name a method's config on this backbone."""
         return name_setting(config, self.backbone.identity, self.experiment.embed.shaping())
 
@@ -127,7 +132,9 @@ def run(job: Job) -> None:
     job.check()
 
     original = job.name(OriginalConfig())
+    published = [job.name(config) for config in published_configs(job)]
     chosen = choose_settings(job, original) if job.runs("sweep") else read_chosen(job.store, job.name)
+    chosen += published
     if job.runs("embed"):
         pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
         embedded = embed_clips(job.of_split("test"), [original, *chosen], job.embedding, pool, "test")
@@ -142,13 +149,31 @@ def run(job: Job) -> None:
     if job.runs("score"):
         exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt)
         scores = score_settings([original, *chosen], original, exam, job.embedding)
-        points = gather_points(Evidence(scores, timings, experiment.seed))
+        points = gather_points(Evidence(scores, timings, job.backbone.vit.shape, experiment.seed))
         title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
         draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa")
         log_frontier(points, job.tracking, tags(job), job.results)
         job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
         print(f"\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
         print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}", flush=True)
+
+
+def published_configs(job: Job) -> list[MethodConfig]:
+    """Return the published checkpoints at the published refresh intervals.
+
+    Each is read once here, so that a broken one ends the run before any work.
+    """
+    folder = job.experiment.published_checkpoints
+    configs: list[MethodConfig] = []
+    for path in sorted(folder.glob("*.ckpt")) if folder else []:
+        for refresh in PUBLISHED_REFRESH:
+            configs.append(
+                ReuseVitConfig(
+                    weights=str(path.resolve()), variant=job.experiment.variant, refresh=refresh, semantics="grouped"
+                )
+            )
+        configs[-1].build(job.backbone.vit)
+    return configs
 
 
 def choose_settings(job: Job, original: Setting) -> list[Setting]:

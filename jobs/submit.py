@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -30,17 +31,28 @@ START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that runs here."""
+
+    address: str
+    """For RAY_ADDRESS."""
+    dashboard: str
+    """For `ray job submit --address`."""
+
+
 def main(arguments: list[str]) -> int:
     """Submit the pipeline with these arguments; return the job's exit status."""
     ray = Path(sys.executable).with_name("ray")
     results = Path.cwd() / "results"
-    with cluster(ray) as address:
+    with cluster(ray) as started:
+        print(f"Ray dashboard {started.dashboard}", flush=True)
         variables = {
             "PYTHONPATH": "platform",
             "DEJAVU_RESULTS": str(results),
             "DEJAVU_GIT_COMMIT": git_commit(None),
         }
-        command = [ray, "job", "submit", "--address", address, "--working-dir", _bootstrap.ROOT]
+        command = [ray, "job", "submit", "--address", started.dashboard, "--working-dir", _bootstrap.ROOT]
         command += ["--runtime-env-json", json.dumps({"env_vars": variables})]
         command += ["--", "python", "jobs/pipeline.py", *arguments]
         print("$", shlex.join(map(str, command)), flush=True)
@@ -48,8 +60,8 @@ def main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def cluster(ray: Path) -> Iterator[str]:
-    """Run a one-node cluster on loopback; yield its dashboard's address."""
+def cluster(ray: Path) -> Iterator[Cluster]:
+    """Run a one-node cluster on loopback, and end it."""
     # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
     folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
     ports = free_ports(6)
@@ -63,11 +75,10 @@ def cluster(ray: Path) -> Iterator[str]:
         process = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=output, env=environment(), start_new_session=True
         )
-    address = f"http://127.0.0.1:{ports[1]}"
+    started = Cluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
     try:
-        wait(address, process, log)
-        print(f"Ray dashboard {address}", flush=True)
-        yield address
+        wait(started.dashboard, process, log)
+        yield started
     finally:
         stop(process, folder)
         shutil.rmtree(folder, ignore_errors=True)

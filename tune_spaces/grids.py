@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reuse_models.method import MethodConfig
-from tune_spaces import cmc, eventful, frame_skip
+from tune_spaces import cmc, diffrate, eventful, eventful_full, frame_skip, reusevit, tome
 from tune_spaces.tower import Density, Tower
 
 Grid = Callable[[Tower, Density], tuple[MethodConfig, ...]]
@@ -13,5 +13,9 @@ Grid = Callable[[Tower, Density], tuple[MethodConfig, ...]]
 GRIDS: dict[str, Grid] = {
     "frame_skip": frame_skip.grid,
     "eventful": eventful.grid,
+    "eventful_full": eventful_full.grid,
     "cmc": cmc.grid,
+    "diffrate": diffrate.grid,
+    "tome": tome.grid,
+    "reusevit": reusevit.grid,
 }

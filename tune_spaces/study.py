@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from dejavu.backbones.load import Backbone
 from ray import tune
 
+from dejavu.backbones.load import Backbone
 from dejavu.cluster import Pool
 from dejavu.frontier import non_dominated
 from dejavu.records import Failure, Transcoded
@@ -41,7 +41,7 @@ STAGE = "sweep"
 class SweepConfig:
     """Which settings are tried, and how many of each method go on to the test clips."""
 
-    methods: tuple[str, ...] = ("frame_skip", "eventful", "cmc")
+    methods: tuple[str, ...] = tuple(GRIDS)
     """In the order of tune_spaces/grids.py."""
     density: Density = "demo"
     chosen_per_method: int = 4

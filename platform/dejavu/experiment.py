@@ -18,6 +18,7 @@ from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
 from dejavu.video.mp4 import TranscodeConfig
+from reuse_models.published import Variant
 from tune_spaces.study import SweepConfig
 
 Stage = Literal["transcode", "sweep", "embed", "measure", "score"]
@@ -58,6 +59,10 @@ class Experiment:
     """Folder of videos (recipes folder and nextqa)."""
     annotations: Path | None = None
     """Folder of NExT-GQA's annotation files (recipe nextqa)."""
+    published_checkpoints: Path | None = None
+    """Folder of published ReuseViT checkpoints (*.ckpt): each is measured at R = 4, 8, 32 and none (recipe nextqa)."""
+    variant: Variant = "as_trained"
+    """How the decisions of a published checkpoint are laid to boundaries."""
     backbone: str = "embedded"
     """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
     results: Path | None = None
@@ -107,6 +112,11 @@ class Experiment:
             ExperimentError: One of them is not given or not there.
         """
         needed = {"video_folder": ("videos",), "next_qa": ("videos", "annotations")}.get(self.dataset, ())
+        if self.published_checkpoints is not None and not list(self.published_checkpoints.glob("*.ckpt")):
+            raise ExperimentError(
+                f"--published-checkpoints: got {self.published_checkpoints} without any *.ckpt, expected a folder of "
+                "published checkpoints; see docs/nextqa.md"
+            )
         for name in needed:
             folder: Path | None = getattr(self, name)
             if folder is None or not folder.is_dir():

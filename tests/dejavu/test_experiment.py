@@ -72,7 +72,7 @@ def test_a_value_out_of_range_is_one_line(words: str, message: str) -> None:
 def test_a_recipe_without_its_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="--videos: got nothing, expected a folder"):
         parse(["folder"]).check_folders()
-    with pytest.raises(ExperimentError, match="--annotations: got .*gone, which is no folder"):
+    with pytest.raises(ExperimentError, match=r"--annotations: got .*gone, which is no folder"):
         parse(["nextqa", "--videos", str(tmp_path), "--annotations", str(tmp_path / "gone")]).check_folders()
 
 

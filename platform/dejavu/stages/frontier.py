@@ -19,6 +19,14 @@ from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
 from dejavu.tracking import Run, Tracking
+from reuse_models import flops_published
+from reuse_models.cmc import CmcConfig
+from reuse_models.diffrate import DiffRateConfig
+from reuse_models.eventful import EventfulConfig
+from reuse_models.method import MethodConfig
+from reuse_models.original import OriginalConfig
+from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.vit import VitShape
 
 TEXT_FIELDS = ("method", "setting", "split")
 FLAG_FIELDS = ("trained", "on_frontier")
@@ -31,6 +39,8 @@ class Evidence:
     scores: Sequence[SettingScore]
     timings: Mapping[str, Timing]
     """By setting id; a setting that was not timed is absent."""
+    shape: VitShape
+    """Of the tower."""
     seed: int
     """Of the bootstrap."""
 
@@ -56,13 +66,43 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         miop=task.miop if task else None,
         miou=task.miou if task else None,
         cosine_to_dense=score.fidelity.mean,
+        flops_reduction_published=_reduction_published(score, original, evidence.shape),
         ms_per_frame=timing.ms_per_frame if timing else None,
         speedup=timing.speedup if timing else None,
         peak_memory_mb=timing.peak_memory_mb if timing else None,
-        trained=getattr(score.setting.config, "trained", None),
+        trained=_trained(score.setting.config),
         **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
         **_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed),
     )
+
+
+def _trained(config: MethodConfig) -> bool | None:
+    return config.weights is not None if isinstance(config, ReuseVitConfig) else None
+
+
+def _reduction_published(score: SettingScore, original: SettingScore, shape: VitShape) -> float | None:
+    ours = published_flops(score.setting.config, shape, score.reuse_rate)
+    dense = published_flops(original.setting.config, shape, 0.0)
+    return dense / ours if ours and dense else None
+
+
+def published_flops(config: MethodConfig, shape: VitShape, reuse_rate: float) -> float | None:
+    """Return a setting's FLOPs per frame by the artifact's formulas, or None where it has none for method or tower."""
+    try:
+        match config:
+            case OriginalConfig():
+                return flops_published.original(shape)
+            case CmcConfig():
+                return flops_published.cmc(shape, reuse_rate)
+            case EventfulConfig(refreshed_tokens=tokens):
+                return flops_published.eventful(shape, tokens)
+            case ReuseVitConfig():
+                return flops_published.reusevit(shape, reuse_rate)
+            case DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept):
+                return flops_published.diffrate(shape, prune_kept, merge_kept)
+    except ValueError:  # another tower than the artifact's two
+        return None
+    return None
 
 
 def _intervals(

@@ -1,0 +1,14 @@
+"""ToMe: how many tokens each layer merges away."""
+
+from reuse_models.tome import ToMeConfig
+from tune_spaces.tower import Density, Tower, thin
+
+KEPT_SHARES = (0.75, 0.6, 0.45, 0.3, 0.15)
+"""Of the tokens, about what is left after the last layer; the numbers merged follow from the tower's size."""
+
+
+def grid(tower: Tower, density: Density) -> tuple[ToMeConfig, ...]:
+    """Return the settings to try."""
+    shape = tower.shape
+    counts = [round(shape.num_tokens * (1 - share) / shape.num_layers) for share in thin(KEPT_SHARES, density)]
+    return tuple(ToMeConfig(merged_per_layer=count) for count in dict.fromkeys(max(1, count) for count in counts))
