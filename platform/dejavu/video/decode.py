@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -25,9 +26,10 @@ _EXPORT = {
     "flags2": "+export_mvs",
     "export_side_data": "mvs+venc_params",
     "debug": "mb_type",
-    "err_detect": "explode",
 }
+"""For H.264 alone: other decoders print tables too, which mean something else."""
 _PICTURE_LETTERS = "?IPBSipb"
+_H264 = "h264"
 _NEW_FRAME = "New frame, type:"
 _MAX_PIECE_BYTES = 2**28
 
@@ -108,7 +110,9 @@ def decode_all(
 def _pieces(
     path: Path, start: int, count: int | None, binning: MotionBinning, chunk_frames: int
 ) -> Iterator[DecodedFrames]:
-    with open_video(path, _EXPORT) as (container, stream):
+    with open_video(path, {"err_detect": "explode"}) as (container, stream):
+        if stream.codec_context.name == _H264:
+            stream.codec_context.options |= _EXPORT
         first = _seek_before(container, stream, start)
         reader = _Reader(path, container, stream, first)
         reader.skip(start - first)
@@ -138,7 +142,7 @@ def _seek_before(container: InputContainer, stream: VideoStream, start: int) -> 
             even = entries[number].timestamp - entries[0].timestamp == number * step
             if not even or stream.duration != stream.frames * step or any(entry.is_discard for entry in entries[:4]):
                 return 0
-            container.seek(entries[number].timestamp, stream=stream)
+            container.seek((stream.start_time or 0) + int(number * step), stream=stream)
             return number
     return 0
 
@@ -203,6 +207,8 @@ class _Reader:
                         f"{self.path.name}: got a picture of {frame.width}x{frame.height} after "
                         f"{self.width}x{self.height}, expected one size; transcode the file first"
                     )
+                if self.num_decoded == 0 and self.first > 0:
+                    self._check_landing(frame)
                 self.num_decoded += 1
                 yield frame
         num_expected = self.stream.frames - self.first
@@ -210,6 +216,17 @@ class _Reader:
             num_cut = sum(entry.is_discard for entry in self.stream.index_entries)
             if self.num_decoded < num_expected - num_cut:
                 raise self._damaged(f"{self.num_decoded} of {num_expected} pictures")
+
+    def _check_landing(self, frame: VideoFrame) -> None:
+        """Make sure that the frame after a seek is the one that was meant."""
+        rate = self.stream.average_rate
+        expected = None if rate is None else Fraction(self.first) / rate
+        time_base, start = frame.time_base, self.stream.start_time or 0
+        if frame.pts is None or time_base is None or (frame.pts - start) * time_base != expected:
+            raise VideoError(
+                f"{self.path.name}: got a frame at {frame.time} s after seeking, expected {expected} s; "
+                "transcode the file first"
+            )
 
     def _keep_rows(self, log: list[_LogMessage]) -> None:
         """Keep the macroblock rows of the log, and fail on what the decoder reports as an error."""

@@ -55,7 +55,7 @@ def sample(path: Path, *, frame_px: int, rate: Fraction) -> Iterator[VideoFrame]
             shown, end = frame, max(end, time + duration)
         if shown is None:
             raise VideoError(f"{path.name}: got no picture that can be decoded, expected at least one; check the file")
-        _check_complete(path, container, stream, float(end - start))
+        _check_complete(path, container, stream, float(max(end, end - start)))
         num_frames = max(_nearest((end - start) * rate), 1)
         if num_drawn < num_frames:
             square = shape(shown)
@@ -93,7 +93,10 @@ def _timed(
 
 
 def _check_complete(path: Path, container: InputContainer, stream: VideoStream, decoded_s: float) -> None:
-    """Compare with the duration that the file declares: players do not care, but a cut-off download shows here."""
+    """Compare with the duration that the file declares: players do not care, but a cut-off download shows here.
+
+    Some containers count it from zero and others from the first frame, so decoded_s is the longer of the two.
+    """
     if stream.duration is not None and stream.time_base is not None:
         declared_s = float(stream.duration * stream.time_base)
     elif len(container.streams) == 1 and container.duration is not None:

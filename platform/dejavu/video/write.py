@@ -41,8 +41,8 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int, crf: 
     try:
         num_frames = 0
         with av.open(str(temporary), "w", format="mp4") as container:
-            # One thread: the same frames give the same bytes, and clips are drawn side by side anyway.
-            options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+            # The same frames give the same bytes: one thread, and no assembly whose rounding depends on where rows lie.
+            options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
             stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for rgb in chain([first], frames):
