@@ -30,7 +30,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
-from dejavu.datasets.labelled_frames import BACKGROUND, UNCLEAR, LabelledFrames, labelled_frames
+from dejavu.datasets.labelled_frames import BACKGROUND, CELL_PX, UNCLEAR, LabelledFrames, labelled_frames
 from dejavu.datasets.world import COLOURS, KINDS, SHAPES, Kind
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,6 +38,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TRAIN_STREAM = 1
 """Frames come from the seeds (seed, TRAIN_STREAM, step); no validation or test video is drawn from these."""
 MAX_WORDS = 16
+LOCALITY = 1.6
+"""How strongly the first layers look at their neighbours at the start."""
+NEIGHBOURS = (
+    ((-0.7, 0.0), (0.7, 0.0), (0.0, -0.7), (0.0, 0.7)),
+    ((-1.0, -1.0), (1.0, 1.0), (-1.0, 1.0), (1.0, -1.0)),
+    ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)),
+)
+"""Rows and columns to the neighbour that each head of the first layers starts with."""
+WINDOW = 5
+"""Patches a side of the windows of phase 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +63,11 @@ class MakeBackboneConfig:
     num_layers: int = 6
     num_heads: int = 4
     text_layers: int = 2
-    patch_steps: int = 800
+    patch_weights: Path | None = None
+    """Where the model is kept after phase 1; read from there if it exists, to repeat phase 2 alone."""
+    patch_steps: int = 2500
     """Steps of phase 1."""
-    joint_steps: int = 1300
+    joint_steps: int = 1500
     """Steps of phase 2."""
     batch_frames: int = 32
     learning_rate: float = 1e-3
@@ -114,11 +126,13 @@ def make_model(config: MakeBackboneConfig, tokenizer: PreTrainedTokenizerFast) -
         "num_hidden_layers": config.text_layers,
         "num_attention_heads": config.num_heads,
         "max_position_embeddings": MAX_WORDS,
+        "projection_dim": config.width,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
+        "projection_dim": config.width,
         "hidden_size": config.width,
         "intermediate_size": 4 * config.width,
         "num_hidden_layers": config.num_layers,
@@ -127,18 +141,50 @@ def make_model(config: MakeBackboneConfig, tokenizer: PreTrainedTokenizerFast) -
         "patch_size": config.patch_px,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.width))
-    # CLIP starts positions near zero; here they start as waves, so that a patch finds its neighbours from step one.
-    patches = config.image_px // config.patch_px
-    with torch.no_grad():
-        model.vision_model.embeddings.position_embedding.weight[1:] = 0.5 * waves(patches, config.width)
+    start_local(model, config.image_px // config.patch_px)
     return model
+
+
+def start_local(model: CLIPModel, patches: int) -> None:
+    """Let each head of the first layers look at a neighbour from step one, as a convolution would.
+
+    CLIP starts positions near zero, and finding neighbours is then most of the training. Positions start as waves
+    instead, and queries as keys turned by the phase that a step to the neighbour makes. It stays an ordinary CLIP.
+    """
+    tower: Any = model.vision_model
+    width = tower.config.hidden_size
+    num_heads = tower.config.num_attention_heads
+    head_dim, num_waves = width // num_heads, width // 4
+    rate = wave_rates(patches, num_waves)
+    chosen = torch.arange(0, num_waves, 4 * num_waves // head_dim)[: head_dim // 4]
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight[1:] = 0.5 * waves(patches, width)
+        for layer, steps in zip(tower.encoder.layers, NEIGHBOURS, strict=False):
+            attention = layer.self_attn
+            for head, (row_step, column_step) in enumerate(steps[:num_heads]):
+                query, key = torch.zeros(head_dim, width), torch.zeros(head_dim, width)
+                for axis, step in enumerate((row_step, column_step)):
+                    for index, wave in enumerate(chosen.tolist()):
+                        sine, cosine = 2 * axis * num_waves + wave, (2 * axis + 1) * num_waves + wave
+                        row = axis * head_dim // 2 + 2 * index
+                        turn = rate[wave] * step
+                        key[row, sine] = key[row + 1, cosine] = 1
+                        query[row, sine] = query[row + 1, cosine] = turn.cos()
+                        query[row, cosine], query[row + 1, sine] = turn.sin(), -turn.sin()
+                rows = slice(head * head_dim, (head + 1) * head_dim)
+                attention.q_proj.weight[rows] = 0.5 * attention.q_proj.weight[rows] + LOCALITY * query
+                attention.k_proj.weight[rows] = 0.5 * attention.k_proj.weight[rows] + LOCALITY * key
+
+
+def wave_rates(patches: int, num_waves: int) -> Tensor:
+    """Return the radians by which each wave turns from one patch to the next."""
+    return math.pi / patches * 2 ** torch.linspace(0, 2.5, num_waves)
 
 
 def waves(patches: int, width: int) -> Tensor:
     """Return [N, D]: sines and cosines of a patch's row and column."""
     place_P = torch.arange(patches, dtype=torch.float32)
-    rate = math.pi / patches * 2 ** torch.linspace(0, 2.5, width // 4)
-    angle_PF = place_P[:, None] * rate
+    angle_PF = place_P[:, None] * wave_rates(patches, width // 4)
     wave_PF = torch.cat([angle_PF.sin(), angle_PF.cos()], dim=1)
     rows = wave_PF[:, None].expand(-1, patches, -1)
     columns = wave_PF[None].expand(patches, -1, -1)
@@ -161,18 +207,36 @@ def to_pixels(rgb: np.ndarray, generator: torch.Generator) -> Tensor:
     return (frames_B3HW - mean) / std
 
 
-def keep_patches(num_frames: int, num_patches: int, kept: int, generator: torch.Generator) -> Tensor:
-    """Return [B, M] indices of the patches that a step computes: fewer tokens, more frames."""
-    return torch.rand(num_frames, num_patches, generator=generator).argsort(dim=1)[:, :kept].sort(dim=1).values
+def some_windows(num_frames: int, patches: int, window: int, generator: torch.Generator) -> Tensor:
+    """Return [B, M]: the patches of the whole frame that a window of window x window patches lies on."""
+    corner_B2 = torch.randint(0, patches - window + 1, (num_frames, 2), generator=generator)
+    rows_BW, columns_BW = (corner_B2[:, axis, None] + torch.arange(window) for axis in (0, 1))
+    return (rows_BW[:, :, None] * patches + columns_BW[:, None]).flatten(1)
 
 
-def run_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the normalised last hidden state of CLS [B, D] and of the kept patches [B, M, D]."""
+def keep_objects(patch_kind_BN: Tensor, kept: int, generator: torch.Generator) -> Tensor:
+    """Return [B, M]: the patches that a step computes, those of the background only as far as there is room."""
+    rank_BN = torch.rand(patch_kind_BN.shape, generator=generator) + (patch_kind_BN == BACKGROUND).float()
+    return rank_BN.argsort(dim=1)[:, :kept].sort(dim=1).values
+
+
+def run_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor | None, place_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the normalised last hidden state of CLS [B, D] and of the kept patches [B, M, D].
+
+    Args:
+        model: Its image tower runs.
+        pixels_B3HW: Frames or windows of frames.
+        kept_BM: Patches of `pixels` to compute; None for all.
+        place_BM: Where they lie in the whole frame.
+    """
     tower: Any = model.vision_model
-    tokens_BND = tower.embeddings(pixels_B3HW)
-    index_BMD = (kept_BM + 1)[:, :, None].expand(-1, -1, tokens_BND.shape[-1])
-    hidden = torch.cat([tokens_BND[:, :1], tokens_BND.gather(1, index_BMD)], dim=1)
-    hidden = tower.pre_layrnorm(hidden)
+    embed = tower.embeddings
+    patches_BMD = embed.patch_embedding(pixels_B3HW).flatten(2).mT
+    if kept_BM is not None:
+        patches_BMD = patches_BMD.gather(1, kept_BM[:, :, None].expand(-1, -1, patches_BMD.shape[-1]))
+    position_BMD = embed.position_embedding(place_BM + 1)
+    cls_B1D = (embed.class_embedding + embed.position_embedding.weight[0]).expand(len(pixels_B3HW), 1, -1)
+    hidden = tower.pre_layrnorm(torch.cat([cls_B1D, patches_BMD + position_BMD], dim=1))
     for layer in tower.encoder.layers:
         hidden = layer(hidden, None)
     hidden = tower.post_layernorm(hidden)
@@ -188,50 +252,55 @@ class Trainer:
     tokenizer: PreTrainedTokenizerFast
     generator: torch.Generator
 
-    def batch(self, phase: int, step: int, num_objects: tuple[int, int]) -> tuple[Tensor, LabelledFrames]:
+    @property
+    def patches(self) -> int:
+        """Patches a side of a whole frame."""
+        return self.config.image_px // self.config.patch_px
+
+    def batch(self, phase: int, step: int, num_objects: tuple[int, int], side_px: int) -> tuple[Tensor, LabelledFrames]:
         """Draw the frames of one step."""
         rng = np.random.default_rng([self.config.seed, TRAIN_STREAM, phase, step])
-        frames = labelled_frames(
-            rng,
-            self.config.batch_frames,
-            num_objects,
-            side_px=self.config.image_px,
-            patch_px=self.config.patch_px,
-        )
+        patch_px = self.config.patch_px
+        frames = labelled_frames(rng, self.config.batch_frames, num_objects, side_px=side_px, patch_px=patch_px)
         return to_pixels(frames.rgb, self.generator), frames
 
     def learn_patches(self) -> None:
-        """Phase 1: colour and shape under each patch."""
-        num_patches = (self.config.image_px // self.config.patch_px) ** 2
-        head = nn.Linear(self.config.width, 1 + len(COLOURS) + len(SHAPES))
-        optimizer, schedule = self.optimizer(
-            [*self.model.vision_model.parameters(), *head.parameters()], self.config.patch_steps
-        )
+        """Phase 1: colour and shape under each patch, and how far its object reaches.
+
+        Frames are windows of WINDOW x WINDOW patches anywhere in the frame, since a patch needs its neighbours and no
+        more. The reach, a mask of 48 x 48 px around the patch, is asked for because it makes the tower look there.
+        """
+        window_px = WINDOW * self.config.patch_px
+        parts = [1, len(COLOURS), len(SHAPES), (3 * self.config.patch_px // CELL_PX) ** 2]
+        head = nn.Linear(self.config.width, sum(parts))
+        parameters = [*self.model.vision_model.parameters(), *head.parameters()]
+        optimizer, schedule = self.optimizer(parameters, self.config.patch_steps)
         started = time.perf_counter()
         for step in range(self.config.patch_steps):
-            pixels, frames = self.batch(1, step, (6, 8))
-            kept_BM = keep_patches(len(pixels), num_patches, num_patches // 2, self.generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                _, patches_BMD = run_tower(self.model, pixels, kept_BM)
-            logits = head(patches_BMD.float()).flatten(0, 1)
-            kind = torch.from_numpy(frames.patch_kind).gather(1, kept_BM).flatten()
-            object_logit, colour_logits, shape_logits = logits.split([1, len(COLOURS), len(SHAPES)], dim=1)
+            pixels, frames = self.batch(1, step, (2, 4), window_px)
+            place_BM = some_windows(len(pixels), self.patches, WINDOW, self.generator)
+            _, patches_BMD = run_tower(self.model, pixels, None, place_BM)
+            object_logit, colour_logits, shape_logits, reach_logits = head(patches_BMD.flatten(0, 1)).split(
+                parts, dim=1
+            )
+            kind = torch.from_numpy(frames.patch_kind).flatten()
             clear, seen = kind != UNCLEAR, kind >= 0
             colour, shape = kind[seen] // len(SHAPES), kind[seen] % len(SHAPES)
+            reach = torch.from_numpy(frames.extent).flatten(0, 1)[seen].float()
             loss = (
                 F.binary_cross_entropy_with_logits(object_logit[clear, 0], seen[clear].float())
                 + F.cross_entropy(colour_logits[seen], colour)
                 + F.cross_entropy(shape_logits[seen], shape)
+                + 5 * F.binary_cross_entropy_with_logits(reach_logits[seen], reach)
             )
             self.update(loss, optimizer, schedule)
-            if step % 50 == 49:
+            if step % 100 == 99:
                 right = (shape_logits[seen].argmax(1) == shape).float().mean()
                 right_colour = (colour_logits[seen].argmax(1) == colour).float().mean()
                 self.report("patches", step, started, f"loss {loss:.3f} colour {right_colour:.3f} shape {right:.3f}")
 
     def learn_phrases(self) -> None:
         """Phase 2: frames and patches against phrases."""
-        num_patches = (self.config.image_px // self.config.patch_px) ** 2
         said = phrases()
         tokens = self.tokenizer(list(said.texts), padding=True, return_tensors="pt")
         bias = nn.Parameter(torch.tensor(-6.0))
@@ -242,25 +311,24 @@ class Trainer:
         optimizer, schedule = self.optimizer([*self.model.parameters(), *extra], self.config.joint_steps)
         started = time.perf_counter()
         for step in range(self.config.joint_steps):
-            pixels, frames = self.batch(2, step, (0, 6))
+            pixels, frames = self.batch(2, step, (0, 6), self.config.image_px)
+            kind_BN = torch.from_numpy(frames.patch_kind)
             sparse = step < self.config.joint_steps * 2 // 3
-            kept_BM = keep_patches(len(pixels), num_patches, 24 if sparse else num_patches, self.generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                cls_BD, patches_BMD = run_tower(self.model, pixels, kept_BM)
-                frame_BE = self.model.visual_projection(cls_BD)
-                patch_BME = self.model.visual_projection(patches_BMD)
-                text_CE = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
-            frame_BE, patch_BME, text_CE = (F.normalize(x.float(), dim=-1) for x in (frame_BE, patch_BME, text_CE))
+            kept_BM = keep_objects(kind_BN, kind_BN.shape[1] // 2 if sparse else kind_BN.shape[1], self.generator)
+            cls_BD, patches_BMD = run_tower(self.model, pixels, kept_BM, kept_BM)
+            frame_BE = F.normalize(self.model.visual_projection(cls_BD), dim=-1)
+            patch_BME = F.normalize(self.model.visual_projection(patches_BMD), dim=-1)
+            text_CE = self.embed_texts(tokens)
             visible_BK = torch.from_numpy(frames.visible)
             loss_phrases = phrase_loss(frame_BE @ text_CE.mT * self.model.logit_scale.exp() + bias, visible_BK, said)
             loss_pairs = self.pair_loss(frame_BE, visible_BK, bias)
-            kind = torch.from_numpy(frames.patch_kind).gather(1, kept_BM).flatten()
+            kind = kind_BN.gather(1, kept_BM).flatten()
             logits = patch_BME.flatten(0, 1) @ text_CE[: len(KINDS)].mT * patch_scale.exp()
             logits = torch.cat([logits, patch_background.expand(len(logits), 1)], dim=1)
             target = torch.where(kind == BACKGROUND, len(KINDS), kind)
             loss_patches = F.cross_entropy(logits[kind != UNCLEAR], target[kind != UNCLEAR])
             self.update(loss_phrases + 0.5 * loss_pairs + loss_patches, optimizer, schedule)
-            if step % 50 == 49:
+            if step % 100 == 99:
                 self.report(
                     "phrases",
                     step,
@@ -282,12 +350,14 @@ class Trainer:
             return frame_BE.sum() * 0
         texts = [f"{KINDS[first].phrase} and {KINDS[second].phrase}" for first, second in pairs]
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
-            text_CE = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
-        text_CE = F.normalize(text_CE.float(), dim=-1)
+        text_CE = self.embed_texts(tokens)
         logits_BC = frame_BE @ text_CE.mT * self.model.logit_scale.exp() + bias
         share_BC = torch.stack([visible_BK[:, list(pair)].amin(dim=1) for pair in pairs], dim=1)
         return visibility_loss(logits_BC, share_BC)
+
+    def embed_texts(self, tokens: Any) -> Tensor:
+        """Return [C, E], each of length 1."""
+        return F.normalize(self.model.text_projection(self.model.text_model(**tokens).pooler_output), dim=-1)
 
     def optimizer(self, parameters: list[nn.Parameter], steps: int) -> tuple[torch.optim.Optimizer, Any]:
         """Return AdamW with a short warm-up and a cosine to a twentieth."""
@@ -343,7 +413,13 @@ def main(config: MakeBackboneConfig) -> None:
     model = make_model(config, tokenizer)
     started = time.perf_counter()
     trainer = Trainer(config, model, tokenizer, torch.Generator().manual_seed(config.seed))
-    trainer.learn_patches()
+    kept = config.patch_weights
+    if kept is not None and kept.is_file():
+        model.vision_model.load_state_dict(torch.load(kept))
+    else:
+        trainer.learn_patches()
+        if kept is not None:
+            torch.save(model.vision_model.state_dict(), kept)
     trainer.learn_phrases()
     seconds = time.perf_counter() - started
     config.out.mkdir(parents=True, exist_ok=True)

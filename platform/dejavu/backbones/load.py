@@ -16,7 +16,7 @@ from torch import Tensor
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
 from dejavu.backbones.preprocess import Preprocess
 from dejavu.backbones.quiet import quiet
-from dejavu.backbones.text import TextTower, find_text
+from dejavu.backbones.text import TextTower, find_text, part_config
 from reuse_models.vit import Vit
 
 __all__ = ["EMBEDDED", "Backbone", "BackboneError", "load_backbone"]
@@ -88,6 +88,7 @@ def load_backbone(name: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dty
 
 def _vision_tower(name: str, files: BackboneFiles) -> Vit:
     from transformers import (  # noqa: PLC0415  slow to import
+        AutoConfig,
         CLIPVisionModel,
         CLIPVisionModelWithProjection,
         SiglipVisionModel,
@@ -107,8 +108,10 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
         )
     try:
         with quiet():
+            config = AutoConfig.from_pretrained(files.directory, local_files_only=True)
             model, info = kinds[files.model_type].from_pretrained(
                 files.directory,
+                config=part_config(config, "vision_config"),
                 dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,

@@ -54,14 +54,20 @@ def find_text(directory: Path, model_type: str) -> TextTower | None:
 
 @cache
 def _load(directory: Path, model_type: str) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer, CLIPTextModelWithProjection, SiglipTextModel  # noqa: PLC0415
+    from transformers import AutoConfig, AutoTokenizer, CLIPTextModelWithProjection, SiglipTextModel  # noqa: PLC0415
 
     kind: Any = SiglipTextModel if model_type == "siglip" else CLIPTextModelWithProjection
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
             model, info = kind.from_pretrained(
-                directory, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+                directory,
+                config=part_config(config, "text_config"),
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except Exception as error:
         raise BackboneError(
@@ -74,6 +80,19 @@ def _load(directory: Path, model_type: str) -> tuple[Any, Any]:
             "save the whole model there"
         )
     return tokenizer, model.eval()
+
+
+def part_config(config: Any, part: str) -> Any:
+    """Return the config of one tower of a two-tower model, or the config itself of a single tower.
+
+    The projection's width is that of the whole model: CLIPModel reads no other, though each part's config has one.
+    """
+    if not hasattr(config, part):
+        return config
+    tower = getattr(config, part)
+    if getattr(config, "projection_dim", None) is not None:
+        tower.projection_dim = config.projection_dim
+    return tower
 
 
 def _first_line(error: Exception) -> str:

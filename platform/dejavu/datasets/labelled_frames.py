@@ -27,9 +27,9 @@ from dejavu.datasets.world import (
 BACKGROUND = -1
 UNCLEAR = -2
 
-MIN_SIZE = 0.18
-"""Smallest object, as a share of the frame's side."""
-MAX_SIZE = 0.31
+OBJECT_PX = (23.0, 40.0)
+"""Smallest and largest object, in pixels of a frame of 128 px."""
+BLOCK_PX = (18.0, 38.0)
 LIGHT = (0.72, 1.25)
 NOISE = (0.0, 10.0)
 """Standard deviation in grey levels."""
@@ -58,10 +58,10 @@ def object_rgb(kind: Kind, rng: np.random.Generator) -> tuple[float, float, floa
     return red, green, blue
 
 
-def grey_block(rng: np.random.Generator, side_px: int) -> Sprite:
-    """Return an occluder somewhere in the frame."""
+def grey_block(rng: np.random.Generator, side_px: int, scale: float = 1.0) -> Sprite:
+    """Return an occluder somewhere in the frame; at a scale of 1 it suits a frame of 128 px."""
     level = GREY[0] + rng.uniform(-35, 35)
-    size_px = round(side_px * rng.uniform(0.14, 0.3))
+    size_px = round(scale * rng.uniform(*BLOCK_PX))
     x_px, y_px = rng.uniform(0, side_px, size=2)
     return Sprite(BLOCK, (level, level, level), size_px, 0, float(x_px), float(y_px))
 
@@ -70,6 +70,8 @@ def labelled_frames(
     rng: np.random.Generator, num_frames: int, num_objects: tuple[int, int], *, side_px: int = 128, patch_px: int = 16
 ) -> LabelledFrames:
     """Draw frames of unrelated objects, all of different kinds.
+
+    Objects are as large as on a frame of 128 px, whatever the side: a smaller frame is a window of one.
 
     Args:
         rng: All randomness comes from here.
@@ -107,7 +109,7 @@ def labelled_frames(
 
 
 def _sprite(kind: Kind, rng: np.random.Generator, side_px: int) -> Sprite:
-    size_px = round(side_px * rng.uniform(MIN_SIZE, MAX_SIZE))
+    size_px = round(rng.uniform(*OBJECT_PX))
     angle_deg = int(rng.integers(-3, 4)) * ANGLE_STEP_DEG
     x_px, y_px = rng.uniform(0.02 * side_px, 0.98 * side_px, size=2)
     return Sprite(kind.shape, object_rgb(kind, rng), size_px, angle_deg, float(x_px), float(y_px))

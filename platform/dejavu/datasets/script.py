@@ -306,7 +306,7 @@ def _cast_track(rng: np.random.Generator, kind: Kind, side_px: int, length_s: in
 
 def _block_track(rng: np.random.Generator, side_px: int, length_s: int) -> Track:
     """Return a grey block that drifts over the cast."""
-    block = grey_block(rng, side_px)
+    block = grey_block(rng, side_px, side_px / 128)
     xs, ys = rng.uniform(0, 1, size=3), rng.uniform(0, 1, size=3)
     times = (0.0, length_s / 2, float(length_s))
     look = (0.0, None, block.rgb)
