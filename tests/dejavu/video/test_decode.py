@@ -201,3 +201,19 @@ def test_a_truncated_mp4_is_told(mp4: Path, kept: float) -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no such file"):
         decode_all(tmp_path / "absent.mp4")
+
+
+def test_random_damage_gives_frames_or_one_clear_line(mp4: Path) -> None:
+    whole = mp4.read_bytes()
+    rng = np.random.default_rng(0)
+    told: list[str] = []
+    for _ in range(60):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(0, len(data), rng.integers(1, 20))] = rng.integers(0, 256)
+        mp4.write_bytes(data.tobytes())
+        try:
+            list(decode(mp4))
+        except VideoError as error:
+            told.append(str(error))
+    assert len(told) > 30
+    assert not [line for line in told if "\n" in line]

@@ -165,15 +165,32 @@ def test_odd_sizes_become_squares(make_video, source_video, tmp_path: Path, widt
         ("png", "rgb24", "mov"),
     ],
 )
-def test_other_codecs_and_pixel_formats_keep_their_brightness(
+def test_other_codecs_and_pixel_formats_keep_their_colours(
     make_video, source_video, codec: str, pix_fmt: str, container: str
 ) -> None:
+    picture = grey(0)
+    picture[:] = (200, 120, 60)
     source = make_video(
-        [grey(200)] * 10, source_video(name=f"source.{container}", codec=codec, pix_fmt=pix_fmt, options={})
+        [picture] * 10, source_video(name=f"source.{container}", codec=codec, pix_fmt=pix_fmt, options={})
     )
     target = source.with_name("out.mp4")
     assert transcode(source, target, frame_px=64, config=CONFIG).num_frames == 2
-    assert levels(target) == pytest.approx([200, 200], abs=4)
+    np.testing.assert_allclose(decode_all(target).rgb_FHWC.mean(axis=(1, 2)), [(200, 120, 60)] * 2, atol=4)
+
+
+@pytest.mark.parametrize("matrix", ["bt709", "smpte170m"])
+@pytest.mark.parametrize("limits", ["tv", "pc"])
+def test_the_stream_s_colour_matrix_and_range_are_honoured(
+    make_video, source_video, tmp_path: Path, matrix: str, limits: str
+) -> None:
+    picture = grey(0)
+    picture[:] = (200, 120, 60)
+    options = {"colorspace": matrix, "color_range": limits, "crf": "4"}
+    source = make_video([picture] * 3, source_video(options=options))
+    with av.open(str(source)) as container:
+        direct = next(container.decode(video=0)).to_ndarray(format="rgb24").mean(axis=(0, 1))
+    transcode(source, tmp_path / "out.mp4", frame_px=64, config=CONFIG)
+    np.testing.assert_allclose(shown(tmp_path / "out.mp4").mean(axis=(0, 1)), direct, atol=4)
 
 
 def test_the_centre_square_is_kept(make_video, source_video, tmp_path: Path) -> None:
