@@ -225,16 +225,23 @@ class Vit(nn.Module):
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
         """Return h_BND, the input of layer 0. No gradient reaches the pixels: the tower is frozen."""
         pixels_B3HW = pixels_B3HW.detach()
-        patches_BND = F.conv2d(
-            pixels_B3HW.to(self.patch_weight), self.patch_weight, self.patch_bias, stride=self.shape.patch_px
+        patches_BND = F.linear(
+            self._cut(pixels_B3HW.to(self.patch_weight)), self.patch_weight.flatten(1), self.patch_bias
         )
-        patches_BND = patches_BND.flatten(2).mT
         if self.cls is None:
             return patches_BND + self.position
         h_BND = patches_BND.new_empty(len(patches_BND), self.shape.num_tokens, self.shape.width)
         h_BND[:, 0] = self.cls + self.position[0]
         torch.add(patches_BND, self.position[1:], out=h_BND[:, 1:])
         return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias)
+
+    def _cut(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return [B, P * P, 3 * patch_px ** 2]: rows whose product with the patch weights is already in token order."""
+        side, patch_px = self.shape.patches_per_side, self.shape.patch_px
+        # Pixels beyond the last whole patch are left out, as a convolution without padding does.
+        cropped_B3HW = pixels_B3HW[:, :, : side * patch_px, : side * patch_px]
+        grid_B3PpPp = cropped_B3HW.reshape(-1, 3, side, patch_px, side, patch_px)
+        return grid_B3PpPp.permute(0, 2, 4, 1, 3, 5).reshape(-1, side * side, 3 * patch_px**2)
 
     def norm1(self, index: int, h_XD: Tensor) -> Tensor:
         """Return what layer `index` projects to q, k and v."""
@@ -283,14 +290,17 @@ class Vit(nn.Module):
         From CLS where there is one; else the mean over all tokens' rows, which needs the whole matrix. The bias is that
         of `attend`.
         """
-        rows_BhMd = q_BhNd[:, :, :1] if self.shape.has_cls else q_BhNd
-        attention_BN = k_BhNd.new_empty(k_BhNd.shape[0], k_BhNd.shape[2])
-        # A frame at a time: [h, N, d] can be read where it lies, [B, h, N, d] of a fused qkv would be copied.
-        for frame, (rows_hMd, k_hNd) in enumerate(zip(rows_BhMd, k_BhNd, strict=True)):
-            scores_hMN = (rows_hMd * self.shape.head_dim**-0.5) @ k_hNd.mT
-            if bias_BN is not None:
-                scores_hMN += bias_BN[frame]
-            attention_BN[frame] = scores_hMN.softmax(-1).sum(0).mean(0)
+        rows_BhMd = (q_BhNd[:, :, :1] if self.shape.has_cls else q_BhNd) * self.shape.head_dim**-0.5
+        if rows_BhMd.is_cuda or torch.is_grad_enabled():
+            scores_BhMN = rows_BhMd @ k_BhNd.mT
+        else:
+            # A frame at a time: [h, N, d] is read where it lies, [B, h, N, d] of a fused qkv would be copied first.
+            scores_BhMN = rows_BhMd.new_empty(*rows_BhMd.shape[:3], k_BhNd.shape[2])
+            for rows_hMd, k_hNd, scores_hMN in zip(rows_BhMd, k_BhNd, scores_BhMN, strict=True):
+                torch.bmm(rows_hMd, k_hNd.mT, out=scores_hMN)
+        if bias_BN is not None:
+            scores_BhMN += bias_BN[:, None, None]
+        attention_BN: Tensor = scores_BhMN.softmax(-1).sum(1).mean(1)
         return attention_BN
 
     def project(self, index: int, h_XD: Tensor, pre_proj_XD: Tensor) -> Tensor:
