@@ -126,7 +126,7 @@ def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             process.poll()
-            if not members(process.pid, folder):
+            if process.returncode is not None and not members(process.pid, folder):
                 return
             time.sleep(0.2)
 

@@ -13,6 +13,7 @@ from reuse_models.eventful_full import EventfulFullConfig
 from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
+from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.tome import ToMeConfig
 
 METHODS: dict[str, type[MethodConfig]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, type[MethodConfig]] = {
         CmcConfig,
         DiffRateConfig,
         ToMeConfig,
+        ReuseVitConfig,
     )
 }
 """Config class by method name. Adding a method is its file and its name in this tuple."""

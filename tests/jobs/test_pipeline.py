@@ -21,21 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 
-COLUMNS = [
-    "method",
-    "setting",
-    "split",
-    "num_clips",
-    "reuse_rate",
-    "gflops_per_frame",
-    "flops_reduction",
-    "accuracy",
-    "acc_gqa",
-    "miop",
-    "miou",
-    "cosine_to_dense",
-    "ms_per_frame",
-]
+COLUMNS = ["method", "setting", "split", "num_clips", "reuse_rate", "gflops_per_frame", "flops_reduction"]
+COLUMNS += ["accuracy", "acc_gqa", "miop", "miou", "cosine_to_dense", "ms_per_frame"]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
