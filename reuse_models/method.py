@@ -22,7 +22,7 @@ class Chunk:
     pixels: tuple[Tensor, ...]
     """Per stream [F, 3, H, W], normalised for the tower; F differs between streams and may be 0."""
     codec: tuple[Tensor, ...] | None
-    """Per stream [F, 4, P, P] float32: class, motion x, motion y, quantiser, as decoded; None where no method reads it."""
+    """Per stream [F, 4, P, P] float32: class, motion x, motion y, quantiser, as decoded; None if no method reads it."""
     ended: tuple[bool, ...]
     """Per stream: no frame follows this chunk."""
 
@@ -50,7 +50,7 @@ class Encoded:
     embeddings: tuple[Tensor, ...]
     """Per stream [G, E] float32, not normalised: continues where the stream's last call ended."""
     reuse: tuple[Tensor, ...]
-    """Per stream bool [G, L - 1, N]: reused at the boundary into layers 1..L-1; False for CLS and for merging methods."""
+    """Per stream bool [G, L - 1, N]: reused at the boundary into layers 1..L-1; False for CLS and merging methods."""
     work: tuple[Work, ...]
     """Per stream, G rows in each part."""
     memory: Any
