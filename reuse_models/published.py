@@ -1,21 +1,19 @@
-"""Import of the published artifact's weights: its names into ours, and a reader that executes nothing.
+"""Import of the published artifact's weights: its names into ours.
 
-A Lightning `.ckpt` is a pickle in a zip. Only tensors in plain containers are taken from it: `torch.load` with
-`weights_only` interprets the pickle itself, and classes it does not know are refused without being called.
+The artifact's `.ckpt` files are Lightning's, with a second, dense tower beside the student; see checkpoint_reader.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reuse_models.addon import Addon, AddonShape, check_addon
+from reuse_models.checkpoint_reader import read_state_dict
 from reuse_models.vit import VitShape
 
 Variant = Literal["as_trained", "released"]
@@ -77,34 +75,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the student's weights of a Lightning `.ckpt`, under their names without the wrappers.
 
     Raises:
-        ValueError: The file is missing, truncated, not a checkpoint, or holds anything but tensors and plain data.
+        ValueError: The file is missing, truncated, malicious or holds no such weights; nothing in it was executed.
     """
-    if not path.is_file():
-        raise ValueError(f"checkpoint: got no file {path}, expected a published .ckpt; check the path")
-    try:
-        # mmap would keep the file open for as long as a tensor lives; a checkpoint is read once.
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {path.name}: got content other than tensors and plain data "
-            f"({_first_sentence(error)}), expected a state_dict; nothing of it was executed, check its source"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"checkpoint {path.name}: got a file that cannot be read ({_first_sentence(error)}), expected a complete "
-            "Lightning .ckpt; download it again"
-        ) from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"checkpoint {path.name}: got no state_dict of tensors, expected a Lightning .ckpt; check the file"
-        )
-    student: dict[str, Tensor] = {}
-    for name, weight in state.items():
-        for wrapper in WRAPPERS:
-            if name.startswith(wrapper):
-                student[name.removeprefix(wrapper)] = weight
-                break
+    student = {
+        name.removeprefix(WRAPPERS[0]).removeprefix(WRAPPERS[1]): weight
+        for name, weight in read_state_dict(path, lambda name: name.startswith(WRAPPERS)).items()
+    }
     if not student:
         raise ValueError(
             f"checkpoint {path.name}: got no weights under `net.`, expected the published names; check the file"
@@ -151,8 +127,3 @@ def _take(weights: Mapping[str, Tensor], name: str) -> Tensor:
     if weight is None:
         raise ValueError(f"checkpoint: got no {name}, expected all weights of a published ReuseViT; check the file")
     return weight
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:160]

@@ -1,0 +1,109 @@
+"""Every fast path that this machine offers against the plain one, on a small random tower.
+
+The plain path computes every token of every frame on the CPU, one operator after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from reuse_models.addon import Addon, addon_shape
+from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history
+from reuse_models.frame_order import schedule
+from reuse_models.gate import ForcedGate
+from reuse_models.golden import Row, compare
+from reuse_models.masked import Clips, masked_forward
+from reuse_models.method import Chunk
+from reuse_models.reusevit import ReuseVit, ReuseVitConfig
+from reuse_models.rules import Rules
+from reuse_models.token_memory import SEMANTICS, Semantics
+from reuse_models.vit import Vit, VitShape
+
+SHAPE = VitShape(
+    image_px=96, patch_px=16, width=128, num_heads=2, num_layers=4, mlp_width=512, embed_dim=64, has_cls=True
+)
+RATES = (0.3, 0.8)
+LENGTHS = (10, 7)
+TOLERANCE = 1e-3
+"""Of float32 and of embeddings scaled to unit length."""
+HALF_TOLERANCE = 5e-2
+FILE = "(random tower)"
+
+
+@torch.no_grad()
+def compare_fast_paths() -> Iterable[Row]:
+    """Yield a row for each path; a path that the machine lacks is not listed."""
+    for semantics in SEMANTICS:
+        plain = _plain(semantics)
+        ours = _compacted(semantics, torch.device("cpu"), torch.float32, 1)
+        yield _row(f"compacted inference, {semantics}", ours, plain, TOLERANCE)
+    plain = _plain("anchor")
+    if torch.get_num_threads() > 1:
+        ours = _compacted("anchor", torch.device("cpu"), torch.float32, len(LENGTHS))
+        yield _row("streams shared among cores", ours, plain, TOLERANCE)
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        yield _row("cuda float32", _compacted("anchor", device, torch.float32, 1), plain, TOLERANCE)
+        yield _row("cuda bfloat16", _compacted("anchor", device, torch.bfloat16, 1), plain, HALF_TOLERANCE)
+
+
+def _row(name: str, ours: Tensor, plain: Tensor, tolerance: float) -> Row:
+    return compare(f"fast path: {name}", FILE, ours, plain, tolerance)
+
+
+def _world() -> tuple[Vit, Addon, list[Tensor], list[Tensor]]:
+    vit = Vit.random(SHAPE, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    addon = Addon(addon_shape(SHAPE))
+    for weight in addon.parameters():
+        weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
+    side = SHAPE.patches_per_side
+    pixels, codec = [], []
+    for length in LENGTHS:
+        still = torch.randn(3, SHAPE.image_px, SHAPE.image_px, generator=generator)
+        pixels.append(still + 0.2 * torch.randn(length, *still.shape, generator=generator))
+        codec.append(torch.rand(length, CODEC_CHANNELS, side, side, generator=generator))
+    return vit, addon, pixels, codec
+
+
+def _gate(rate: float) -> ForcedGate:
+    # Random masks: a path may round differently without choosing differently.
+    return ForcedGate(rate, "random", SHAPE.num_patches, SHAPE.num_layers - 1)
+
+
+def _plain(semantics: Semantics) -> Tensor:
+    vit, addon, pixels, codec = _world()
+    embeddings = []
+    for rate in RATES:
+        # One stream at a time would number it 0; the forced gate draws by stream.
+        for stream, (pixels_F3HW, codec_F4PP) in enumerate(zip(pixels, codec, strict=True)):
+            order = schedule(len(pixels_F3HW))
+            frames = [step.frame for step in order]
+            before = codec_F4PP.new_zeros(CODEC_STEPS - 1, *codec_F4PP.shape[1:])
+            scores = addon.codec_net(codec_history(before, codec_F4PP))
+            copies = stream + 1
+            clips = Clips(
+                pixels_F3HW[frames].expand(copies, -1, -1, -1, -1), scores[frames].expand(copies, -1, -1, -1), order
+            )
+            output = masked_forward(vit, Rules(addon, _gate(rate), semantics), clips)
+            embeddings.append(output.embeddings_CFE[stream][torch.tensor(frames).argsort()])
+    return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
+
+
+def _compacted(semantics: Semantics, device: torch.device, dtype: torch.dtype, cores: int) -> Tensor:
+    vit, addon, pixels, codec = _world()
+    vit, addon = vit.to(device, dtype), addon.to(device, dtype)
+    embeddings: list[Tensor] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        for rate in RATES:
+            method = ReuseVit(ReuseVitConfig(semantics=semantics), vit, addon, _gate(rate))
+            chunk = Chunk(tuple(x.to(device, dtype) for x in pixels), tuple(codec), (True,) * len(pixels))
+            embeddings += method.encode(chunk, method.start(len(pixels))).embeddings
+    finally:
+        torch.set_num_threads(before)
+    return torch.nn.functional.normalize(torch.cat(embeddings).float().cpu(), dim=-1)
