@@ -9,12 +9,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from reuse_models.codec_net import CodecNet
-from reuse_models.gate import Decision
+from reuse_models.gate import Decision, Numbers
 from reuse_models.restore import Restoration
 from reuse_models.vit import VitShape
 
@@ -32,8 +33,12 @@ class AddonShape:
     num_layers: int
     decision_hidden: int
     restoration_rank: int
+    numbers: Numbers = "plain"
+    """How importance and similarity enter the decisions."""
 
     def __post_init__(self) -> None:
+        if self.numbers not in get_args(Numbers):
+            raise ValueError(f"add-on numbers: got {self.numbers!r}, expected plain or log; train the add-on again")
         if min(self.width, self.num_layers - 1, self.decision_hidden, self.restoration_rank) < 1:
             raise ValueError(f"add-on: got {self}, expected sizes of 1 or more and 2 layers or more; check the config")
 
@@ -68,7 +73,7 @@ class Addon(nn.Module):
         self.shape = shape
         boundaries = range(shape.num_boundaries)
         self.codec_net = CodecNet()
-        self.decisions = nn.ModuleList(Decision(shape.decision_hidden) for _ in boundaries)
+        self.decisions = nn.ModuleList(Decision(shape.decision_hidden, shape.numbers) for _ in boundaries)
         self.restorations = nn.ModuleList(Restoration(shape.width, shape.restoration_rank) for _ in boundaries)
         self.eval()
 

@@ -22,6 +22,15 @@ TEMPERATURE = 0.025
 DROPOUT = 0.25
 INITIAL_STD = 0.001
 
+Numbers = Literal["plain", "log"]
+"""How importance and similarity enter a decision: as they are (published), or as logarithms, centred and scaled (ours).
+
+Most similarities lie within 0.03 of 1, and what matters there is their ratio: plain, they cannot be told apart before
+thousands of steps.
+"""
+LEAST_CHANGE = 1e-4
+"""Added to 1 - similarity, and to importance, before the logarithm: far above rounding, below what matters."""
+
 FrameId = tuple[int, int]
 """(stream, number of the frame in the stream): what a forced gate draws by, so that batching changes nothing."""
 
@@ -53,8 +62,16 @@ class Gate(Protocol):
 class Decision(nn.Module):
     """One boundary's MLP: Linear, dropout, ReLU, Linear to (reuse, compute)."""
 
-    def __init__(self, hidden: int) -> None:
+    shift_3: Tensor
+    scale_3: Tensor
+
+    def __init__(self, hidden: int, numbers: Numbers = "plain") -> None:
         super().__init__()
+        self.numbers = numbers
+        if numbers == "log":
+            # Mean and deviation of the three numbers, set by `scale_to` before training.
+            self.register_buffer("shift_3", torch.zeros(3))
+            self.register_buffer("scale_3", torch.ones(3))
         self.enter = nn.Linear(NUM_FEATURES, hidden)
         self.leave = nn.Linear(hidden, 2)
         self.dropout = nn.Dropout(DROPOUT)
@@ -64,13 +81,22 @@ class Decision(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Return logits_XA2."""
-        numbers = (features.importance_XA, features.similarity_XA, features.codec_XA)
-        numbers_XA3 = torch.stack([one.to(self.enter.weight.dtype) for one in numbers], dim=-1)
+        numbers_XA3 = self.enter_numbers(features)
         # The kind is one for all rows: its column is a bias.
         bias_H = self.enter.bias + self.enter.weight[:, 3 + features.kind]
         hidden_XAH = F.linear(numbers_XA3, self.enter.weight[:, :3], bias_H)
         logits_XA2: Tensor = self.leave(F.relu(self.dropout(hidden_XAH)))
         return logits_XA2
+
+    def enter_numbers(self, features: Features) -> Tensor:
+        """Return [X, A, 3]: importance, similarity and codec score as the MLP takes them."""
+        importance_XA, similarity_XA = features.importance_XA, features.similarity_XA
+        if self.numbers == "log":
+            importance_XA = torch.log(importance_XA + LEAST_CHANGE)
+            similarity_XA = -torch.log((1 - similarity_XA).clamp_min(0) + LEAST_CHANGE)
+        numbers = (importance_XA, similarity_XA, features.codec_XA)
+        numbers_XA3 = torch.stack([one.to(self.enter.weight.dtype) for one in numbers], dim=-1)
+        return (numbers_XA3 - self.shift_3) / self.scale_3 if self.numbers == "log" else numbers_XA3
 
 
 class SoftGate:

@@ -1,0 +1,159 @@
+"""The plain training loop of ReuseViT: fit an add-on to a frozen tower so that it reuses and stays close to dense.
+
+The teacher is the dense tower's own embeddings, computed beforehand: no second tower is kept. Only add-on weights have
+gradients; whatever no gradient needs (the dense frame of a clip, the first layer) is run without recording.
+
+Shapes: C clips, F frames of a clip in computing order, T codec steps, P patches a side, E embedding width.
+Source: paper, section on training; METHODS 2, 3 and 5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from reuse_models.addon import Addon, addon_shape
+from reuse_models.frame_order import PUBLISHED_PATTERN
+from reuse_models.gate import Numbers, SoftGate
+from reuse_models.loss import Loss, LossConfig, Teacher, reuse_loss
+from reuse_models.masked import Clips, masked_forward
+from reuse_models.rules import Rules
+from reuse_models.token_memory import Semantics
+from reuse_models.vit import Vit
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or a gradient is no number any more: weights before this step are the last good ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How an add-on is trained, apart from its loss. The learning rates are the published ones."""
+
+    codec_learning_rate: float = 2.5e-3
+    restoration_learning_rate: float = 5e-4
+    decision_learning_rate: float = 2.5e-3
+    decay: float = 0.95
+    """Of all learning rates, after each epoch."""
+    clip_norm: float = 0.5
+    """Longest gradient over all weights."""
+    clips_per_step: int = 16
+    semantics: Semantics = "anchor"
+    decision_hidden: int | None = None
+    """In proportion to the tower unless given."""
+    restoration_rank: int | None = None
+    """In proportion to the tower unless given."""
+    numbers: Numbers = "log"
+    """How importance and similarity enter the decisions: `plain` is the published way."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rates = (self.codec_learning_rate, self.restoration_learning_rate, self.decision_learning_rate)
+        if not (min(rates) >= 0 and 0 < self.decay <= 1 and self.clip_norm > 0 and self.clips_per_step >= 1):
+            raise ValueError(
+                f"fit: got {self}, expected positive rates and counts and a decay in 0..1; check the values"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Clips of one step, frames in computing order (`PUBLISHED_PATTERN`)."""
+
+    pixels_CF3HW: Tensor
+    codec_CF4TPP: Tensor
+    """Codec history of each frame, oldest step first."""
+    teacher: Teacher
+
+    @property
+    def num_clips(self) -> int:
+        """C."""
+        return len(self.pixels_CF3HW)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Numbers of one step or of a validation pass."""
+
+    loss: float
+    rate: float
+    """As the loss counts it."""
+    embedding_error: float
+    rate_per_boundary: tuple[float, ...]
+    """Reused / N over the counted frames, of each boundary."""
+
+
+class Fit:
+    """One add-on under training: weights, optimiser and random state, all of it in `state_dict`."""
+
+    def __init__(self, vit: Vit, loss: LossConfig, config: FitConfig) -> None:
+        self.vit, self.loss, self.config = vit, loss, config
+        device = vit.position.device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            shape = addon_shape(vit.shape, config.decision_hidden, config.restoration_rank)
+            self.addon = Addon(replace(shape, numbers=config.numbers)).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.addon.parameter_groups(
+                config.codec_learning_rate, config.restoration_learning_rate, config.decision_learning_rate
+            ),
+            weight_decay=0.0,
+        )
+        self.num_steps = 0
+        """Steps taken; noise and dropout of a step follow from its number and the seed, so that a resumed fit goes on
+        as if nothing had happened."""
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, config.decay)
+
+    def forward(self, batch: Batch, gate: SoftGate) -> tuple[Loss, Tensor]:
+        """Return the loss, and [b], the rate at each boundary."""
+        codec_XPP = self.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1))
+        clips = Clips(
+            pixels_CF3HW=batch.pixels_CF3HW,
+            codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
+            steps=PUBLISHED_PATTERN,
+        )
+        output = masked_forward(
+            self.vit, Rules(self.addon, gate, self.config.semantics), clips, want_last=self.loss.last_weight > 0
+        )
+        rates_b = output.reuse_CFbN[:, -3:].detach().float().mean(dim=(0, 1, 3))
+        return reuse_loss(output, batch.teacher, self.loss), rates_b
+
+    def step(self, batch: Batch) -> Report:
+        """Take one optimiser step.
+
+        Raises:
+            NotFiniteError: Loss or gradient is not finite; nothing was changed.
+        """
+        self.addon.train()
+        device = self.vit.position.device
+        seed = self.config.seed * 1_000_003 + self.num_steps
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)  # dropout draws from the global generator
+            noise = torch.Generator(device=device).manual_seed(seed)
+            loss, rates_b = self.forward(batch, SoftGate(self.addon.decisions, noise))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.addon.parameters(), self.config.clip_norm)
+        if not math.isfinite(float(loss.total.detach())) or not math.isfinite(float(norm)):
+            raise NotFiniteError(
+                f"training loss: got {float(loss.total.detach())} with a gradient of length {float(norm)}, expected "
+                "finite numbers; lower the learning rates, and go on from the last checkpoint"
+            )
+        self.optimizer.step()
+        self.num_steps += 1
+        return _report(loss, rates_b)
+
+    def end_epoch(self) -> None:
+        """Lower the learning rates."""
+        self.schedule.step()
+
+
+def _report(loss: Loss, rates_b: Tensor) -> Report:
+    return Report(
+        float(loss.total.detach()),
+        float(loss.rate.detach()),
+        float(loss.embedding_error.detach()),
+        tuple(float(rate) for rate in rates_b),
+    )

@@ -1,0 +1,210 @@
+"""Before training: what can be learned from the dense tower alone, without a gradient through it (ours).
+
+One dense pass over a few clips says how patches change between a frame and its reference. From that, at each boundary:
+
+- importance and similarity are centred and scaled, so that a decision starts with numbers of order one;
+- the decision starts as a threshold on similarity at the target rate, instead of a coin;
+- restoration is regressed on the differences that it has to make up for, of the patches that would be reused.
+
+Seconds instead of the thousands of steps that the training loss needs to find the same.
+
+Shapes: C clips, F frames in computing order, A patches, X pairs of a patch and its reference, D width, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reuse_models.addon import Addon
+from reuse_models.frame_order import FrameStep
+from reuse_models.gate import Decision, Features
+from reuse_models.restore import CORRECTED, Restoration
+from reuse_models.token_memory import State, Trace, choose_reference
+from reuse_models.vit import Vit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmUpConfig:
+    """How much is done before training."""
+
+    num_clips: int = 96
+    """Clips looked at, at most."""
+    num_pairs: int = 12288
+    """Pairs kept at each boundary, at most."""
+    steps: int = 200
+    """Of restoration's regression; 0 leaves the add-on as it is built."""
+    pairs_per_step: int = 768
+    learning_rate: float = 4e-3
+    steepness: float = 3.0
+    """Logits per deviation of similarity: the noise of training has a deviation of 1.8."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_clips, self.num_pairs, self.pairs_per_step) < 1 or self.steps < 0:
+            raise ValueError(f"warm-up: got {self}, expected counts of 1 or more; 0 steps leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Patches beside their references at one boundary."""
+
+    difference_XD: Tensor
+    """pre_proj minus the reference's."""
+    missing_X4D: Tensor
+    """What h, q, k and v lack when the reference's are taken instead."""
+    importance_X: Tensor
+    similarity_X: Tensor
+
+
+def warm_up(addon: Addon, pairs_b: Sequence[Pairs], target_rate: float, config: WarmUpConfig) -> list[float]:
+    """Set the add-on's start from pairs of every boundary.
+
+    Returns:
+        Per boundary, the share of the missing variance that restoration explains, over reused patches; -inf..1.
+
+    Raises:
+        ValueError: There is not one set of pairs for each boundary.
+    """
+    if len(pairs_b) != addon.shape.num_boundaries:
+        raise ValueError(
+            f"warm-up: got pairs of {len(pairs_b)} boundaries, expected {addon.shape.num_boundaries}; gather them anew"
+        )
+    explained = []
+    for boundary, pairs in enumerate(pairs_b):
+        decision = addon.decisions[boundary]
+        assert isinstance(decision, Decision)
+        if decision.numbers == "log":
+            start_decision(decision, pairs, target_rate, config.steepness)
+        reused_X = pairs.similarity_X >= pairs.similarity_X.quantile(1 - target_rate)
+        explained.append(
+            regress(addon.restoration(boundary), pairs.difference_XD[reused_X], pairs.missing_X4D[reused_X], config)
+        )
+    return explained
+
+
+@torch.no_grad()
+def gather_pairs(vit: Vit, pixels: Iterable[Tensor], steps: Sequence[FrameStep], config: WarmUpConfig) -> list[Pairs]:
+    """Run clips through the dense tower and pair each patch with its most similar reference.
+
+    Args:
+        vit: The frozen tower.
+        pixels: Batches of clips, [C, F, 3, H, W] each, frames in computing order.
+        steps: That order.
+        config: How many clips and pairs.
+    """
+    last = vit.shape.num_layers - 1
+    found: list[list[Pairs]] = [[] for _ in range(last)]
+    num_clips = 0
+    for pixels_CF3HW in pixels:
+        if num_clips >= config.num_clips:
+            break
+        num_clips += len(pixels_CF3HW)
+        h_XND = vit.embed(pixels_CF3HW.transpose(0, 1).flatten(0, 1))
+        qkv_XNC = vit.qkv(0, h_XND)
+        for boundary in range(last):
+            q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
+            pre_proj_XND = vit.attend(q_XhNd, k_XhNd, v_XhNd)
+            importance_XN = vit.importance(q_XhNd, k_XhNd)
+            h_XND = vit.close(boundary, h_XND, pre_proj_XND)
+            qkv_XNC = vit.qkv(boundary + 1, h_XND)
+            split = [x.unflatten(0, (len(steps), -1))[:, :, 1:] for x in (pre_proj_XND, h_XND, qkv_XNC, importance_XN)]
+            found[boundary].append(_pair(split, steps))
+    if not num_clips:
+        raise ValueError("warm-up: got no clip, expected one or more; give training clips")
+    return [_sample(parts, config.num_pairs) for parts in found]
+
+
+def _pair(split: Sequence[Tensor], steps: Sequence[FrameStep]) -> Pairs:
+    pre_proj_FCAD, h_FCAD, qkv_FCAC, importance_FCA = split
+    traces: dict[int, Trace] = {}
+    parts: list[Pairs] = []
+    for index, step in enumerate(steps):
+        own = State(h_FCAD[index], qkv_FCAC[index])
+        if step.candidates:
+            candidates = tuple(traces[frame] for frame in step.candidates)
+            reference = choose_reference(pre_proj_FCAD[index], candidates, "anchor", step.group)
+            h_CAD = own.h_CAD - reference.state.h_CAD
+            qkv_CA3D = (own.qkv_CAC - reference.state.qkv_CAC).unflatten(-1, (3, -1))
+            parts.append(
+                Pairs(
+                    (pre_proj_FCAD[index] - reference.pre_proj_CAD).flatten(0, 1),
+                    torch.cat([h_CAD[:, :, None], qkv_CA3D], dim=2).flatten(0, 1),
+                    importance_FCA[index].flatten(),
+                    reference.similarity_CA.flatten(),
+                )
+            )
+        traces[step.frame] = Trace(pre_proj_FCAD[index], own, own, step.group)
+    return _join(parts)
+
+
+def _join(parts: Sequence[Pairs]) -> Pairs:
+    return Pairs(
+        torch.cat([part.difference_XD for part in parts]),
+        torch.cat([part.missing_X4D for part in parts]),
+        torch.cat([part.importance_X for part in parts]),
+        torch.cat([part.similarity_X for part in parts]),
+    )
+
+
+def _sample(parts: Sequence[Pairs], num_pairs: int) -> Pairs:
+    joined = _join(parts)
+    chosen = torch.linspace(0, len(joined.similarity_X) - 1, min(num_pairs, len(joined.similarity_X))).long()
+    chosen = chosen.to(joined.similarity_X.device)
+    return Pairs(
+        joined.difference_XD[chosen],
+        joined.missing_X4D[chosen],
+        joined.importance_X[chosen],
+        joined.similarity_X[chosen],
+    )
+
+
+@torch.no_grad()
+def start_decision(decision: Decision, pairs: Pairs, target_rate: float, steepness: float) -> None:
+    """Make the decision a threshold on similarity that lets the target share of the pairs through.
+
+    All hidden units take part, half of them for each sign, so that dropout weakens the signal and does not cut it.
+    """
+    no_score_X1 = torch.zeros_like(pairs.importance_X)[:, None]
+    unscaled = Features(pairs.importance_X[:, None], pairs.similarity_X[:, None], no_score_X1, 0)
+    decision.shift_3.zero_()
+    decision.scale_3.fill_(1.0)
+    numbers_X3 = decision.enter_numbers(unscaled)[:, 0]
+    decision.shift_3[:2] = numbers_X3.mean(0)[:2]
+    decision.scale_3[:2] = numbers_X3.std(0)[:2].clamp_min(1e-6)
+    similarity_X = decision.enter_numbers(unscaled)[:, 0, 1]
+    hidden = decision.enter.out_features
+    sign_H = 1.0 - 2.0 * (torch.arange(hidden, device=similarity_X.device) % 2)
+    generator = torch.Generator().manual_seed(0)
+    decision.enter.weight.copy_(0.3 * torch.randn(decision.enter.weight.shape, generator=generator))
+    decision.enter.bias.zero_()
+    decision.enter.weight[:, 1] = sign_H
+    # relu(z) - relu(-z) = z: half of the units carry each sign, each logit half of the slope.
+    decision.leave.weight[0] = sign_H * steepness / hidden
+    decision.leave.weight[1] = -decision.leave.weight[0]
+    threshold = float(similarity_X.quantile(1 - target_rate))
+    decision.leave.bias[0], decision.leave.bias[1] = -steepness * threshold / 2, steepness * threshold / 2
+
+
+def regress(restoration: Restoration, difference_XD: Tensor, missing_X4D: Tensor, config: WarmUpConfig) -> float:
+    """Fit a restoration to what is missing; each of the four counts by the share of its variance."""
+    weight_4 = 1 / missing_X4D.square().mean(dim=(0, 2)).clamp_min(1e-12)
+    optimizer = torch.optim.Adam(restoration.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(config.steps):
+        rows = torch.randint(len(difference_XD), (config.pairs_per_step,), generator=generator).to(difference_XD.device)
+        h_XD, qkv_XC = restoration(difference_XD[rows])
+        restored_X4D = torch.cat([h_XD[:, None], qkv_XC.unflatten(-1, (len(CORRECTED) - 1, -1))], dim=1)
+        loss = ((restored_X4D - missing_X4D[rows]).square().mean(dim=(0, 2)) * weight_4).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        h_XD, qkv_XC = restoration(difference_XD)
+        restored_X4D = torch.cat([h_XD[:, None], qkv_XC.unflatten(-1, (len(CORRECTED) - 1, -1))], dim=1)
+        left_4 = (restored_X4D - missing_X4D).square().mean(dim=(0, 2)) * weight_4
+        return float(1 - left_4.mean())

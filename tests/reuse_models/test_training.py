@@ -1,0 +1,75 @@
+"""The plain training loop: what moves, what does not, and what stops it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reuse_models.frame_order import PUBLISHED_PATTERN
+from reuse_models.loss import LossConfig, Teacher
+from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError
+from reuse_models.vit import Vit
+from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
+
+LOSS = LossConfig(target_rate=0.8, second_last_weight=0.0)
+
+
+@pytest.fixture
+def batch(clip_vit: Vit) -> Batch:
+    """Four clips whose patches mostly stand still."""
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(4, 1, 3, 32, 32, generator=generator)
+    changed = torch.rand(4, 6, 1, 4, 4, generator=generator).pow(4).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    pixels = first + changed * torch.randn(4, 6, 3, 32, 32, generator=generator)
+    codec = torch.rand(4, 6, 4, 4, 4, 4, generator=generator)
+    return Batch(pixels, codec, Teacher(clip_vit(pixels.flatten(0, 1)).unflatten(0, (4, 6))))
+
+
+def test_training_moves_the_rate_to_its_target_and_leaves_the_tower_alone(clip_vit: Vit, batch: Batch) -> None:
+    before = {name: weight.clone() for name, weight in clip_vit.state_dict().items()}
+    fit = Fit(clip_vit, LOSS, FitConfig(decision_learning_rate=2e-2, decision_hidden=16))
+    reports = [fit.step(batch) for _ in range(30)]
+    assert reports[0].rate == pytest.approx(0.5, abs=0.1)  # a coin at first
+    assert reports[-1].rate > 0.75
+    assert reports[-1].loss < reports[0].loss
+    assert all(torch.equal(weight, before[name]) for name, weight in clip_vit.state_dict().items())
+    assert all(weight.grad is None for weight in clip_vit.parameters())
+    assert all(weight.grad is not None for weight in fit.addon.parameters())
+
+
+def test_a_loss_that_is_no_number_stops_and_changes_nothing(clip_vit: Vit, batch: Batch) -> None:
+    fit = Fit(clip_vit, LOSS, FitConfig())
+    before = {name: weight.clone() for name, weight in fit.addon.state_dict().items()}
+    broken = Batch(
+        batch.pixels_CF3HW, batch.codec_CF4TPP, Teacher(torch.full_like(batch.teacher.embeddings_CFE, torch.nan))
+    )
+    with pytest.raises(NotFiniteError, match="lower the learning rates"):
+        fit.step(broken)
+    assert all(torch.equal(weight, before[name]) for name, weight in fit.addon.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_weights(clip_vit: Vit, batch: Batch) -> None:
+    fits = [Fit(clip_vit, LOSS, FitConfig(seed=4)) for _ in range(2)]
+    for fit in fits:
+        torch.manual_seed(id(fit) % 1000)  # the global generator plays no part
+        for _ in range(2):
+            fit.step(batch)
+    first, second = (fit.addon.state_dict() for fit in fits)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_warm_up_starts_at_the_target_rate_and_restores_better_than_nothing(clip_vit: Vit, batch: Batch) -> None:
+    fit = Fit(clip_vit, LOSS, FitConfig(decision_hidden=32, restoration_rank=8))
+    config = WarmUpConfig(steps=60)
+    pairs_b = gather_pairs(clip_vit, [batch.pixels_CF3HW], PUBLISHED_PATTERN, config)
+    explained = warm_up(fit.addon, pairs_b, 0.8, config)
+    assert len(pairs_b) == clip_vit.shape.num_layers - 1
+    assert min(explained) > 0.04  # 0: nothing restored
+    assert fit.step(batch).rate == pytest.approx(0.75, abs=0.12)
+
+
+def test_warm_up_pairs_hold_what_the_reference_lacks(clip_vit: Vit) -> None:
+    still = torch.randn(1, 1, 3, 32, 32).expand(1, 6, 3, 32, 32)
+    pairs = gather_pairs(clip_vit, [still], PUBLISHED_PATTERN, WarmUpConfig())[0]
+    assert pairs.missing_X4D.abs().max() < 1e-5
+    assert pairs.similarity_X.min() > 1 - 1e-5
