@@ -85,9 +85,13 @@ def cluster(ray: Path) -> Iterator[Cluster]:
 
 
 def environment() -> dict[str, str]:
-    """Return this environment without another cluster's address; the cluster listens on loopback and asks no token."""
+    """Return this environment without another cluster's address, and with this Python first on the path.
+
+    The cluster listens on loopback and asks no token; a job's `python` is the one that runs here.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return kept | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return kept | {"PATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def free_ports(count: int) -> list[int]:

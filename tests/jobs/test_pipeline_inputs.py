@@ -1,0 +1,134 @@
+"""What the job does with bad input, with a folder of videos, and with NExT-QA's layout."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dejavu.datasets.synthetic import SyntheticConfig, make_world
+from dejavu.video.write import write_video
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def moving(num_frames: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 255, (96, 160, 3), dtype=np.uint8)
+    return [np.roll(texture, 3 * index, axis=1) for index in range(num_frames)]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three videos that work, two of them oddly named or of one frame, and five files that do not."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "good.mp4", iter(moving(60, 0)), 10, 20)
+    (folder / "sub").mkdir()
+    write_video(folder / "sub" / 'it\'s a "quoted" näme.mp4', iter(moving(40, 1)), 10, 20)
+    write_video(folder / "one.mp4", iter(moving(1, 2)), 10, 20)
+    whole = (folder / "good.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.mp4").write_text("this is not a video")
+    (folder / "zero.mp4").write_bytes(b"")
+    (folder / "notes.txt").write_text("ignored")
+    return folder
+
+
+def test_bad_files_end_the_run_with_the_table(pipeline: Pipeline, bad_folder: Path, tmp_path: Path) -> None:
+    done = pipeline("folder", "--videos", bad_folder, "--results", tmp_path)
+    assert done.returncode == 1
+    assert "failures: got 3 of 6 clips failed, expected at most 1%" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {row["stage"] for row in rows(tmp_path / "failures.csv")} == {"transcode"}
+
+
+def test_with_leave_the_rest_is_measured(pipeline: Pipeline, bad_folder: Path, tmp_path: Path) -> None:
+    done = pipeline(
+        "folder", "--videos", bad_folder, "--results", tmp_path, "--max-failed-fraction", "0.6",
+        "--sweep.density", "tiny", "--sweep.methods", "eventful", "frame_skip",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    failures = rows(tmp_path / "failures.csv")
+    assert list(failures[0]) == ["clip", "stage", "reason"]
+    assert len(failures) == 3
+    assert all(row["reason"] for row in failures)
+    points = rows(tmp_path / "pareto.csv")
+    assert {point["num_clips"] for point in points} == {"3"}
+    assert all(point["accuracy"] == "" and point["acc_gqa"] == "" for point in points)
+    assert all(0.5 < float(point["cosine_to_dense"]) <= 1 for point in points)
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_folder_in_which_nothing_works_is_no_success(pipeline: Pipeline, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "text.mp4").write_text("no")
+    done = pipeline("folder", "--videos", videos, "--results", tmp_path / "out", "--max-failed-fraction", "1")
+    assert done.returncode == 1
+    assert "got no clip left of 1" in done.stderr
+
+
+def test_nextqa_runs_on_its_own_layout_with_a_saved_backbone(pipeline: Pipeline, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    import dejavu.backbones.load as loading
+
+    embedded = Path(loading.__file__).parent / "embedded"
+    backbone = tmp_path / "backbone"
+    shutil.copytree(embedded, backbone)
+    CLIPModel.from_pretrained(embedded).save_pretrained(backbone)
+
+    world = make_world(tmp_path / "world", SyntheticConfig(num_train=0, num_val=2, num_test=3))
+    gone = sorted((world / "videos").rglob("3*.mp4"))[0]
+    gone.unlink()
+    done = pipeline(
+        "nextqa", "--videos", world / "videos", "--annotations", world / "annotations", "--backbone", backbone,
+        "--results", tmp_path / "out", "--sweep.density", "tiny", "--sweep.methods", "cmc", "--prompt", "{answer}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"missing: 1 annotated videos are not in the folder and are left out: {gone.stem}" in done.stdout
+    assert rows(tmp_path / "out" / "failures.csv") == []
+    assert {point["num_clips"] for point in rows(tmp_path / "out" / "pareto.csv")} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nextqa"], "error: --videos: got nothing, expected a folder"),
+        (["tiny", "--backbone", "openai/clip-vit-base-patch16"], "openai/clip-vit-base-patch16"),
+        (["tiny", "--backbone", "{empty}"], "without"),
+        (["tiny", "--results", "{file}/below"], "error: results folder: got"),
+        (["folder", "--videos", "{empty}"], "expected"),
+        (
+            ["nextqa", "--videos", "{empty}", "--annotations", "{empty}", "--backbone", "embedded"],
+            "map_vid_vidorID.json",
+        ),
+        (["folder", "--videos", "{empty}", "--published-checkpoints", "{empty}"], "without any *.ckpt"),
+    ],
+)
+def test_a_mistake_at_the_start_is_one_line(pipeline: Pipeline, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    filled = [word.format(empty=tmp_path / "empty", file=tmp_path / "file") for word in words]
+    if "--results" not in filled:
+        filled += ["--results", str(tmp_path / "out")]
+    done = pipeline(*filled)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "; " in errors[0]
+    assert "Traceback" not in done.stderr
