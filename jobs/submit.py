@@ -39,6 +39,8 @@ class Cluster:
     """For RAY_ADDRESS."""
     dashboard: str
     """For `ray job submit --address`."""
+    pid: int
+    """Of `ray start`, whose descendants the cluster's processes are."""
 
 
 def main(arguments: list[str]) -> int:
@@ -75,7 +77,7 @@ def cluster(ray: Path) -> Iterator[Cluster]:
         process = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=output, env=environment(), start_new_session=True
         )
-    started = Cluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
+    started = Cluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", process.pid)
     try:
         wait(started.dashboard, process, log)
         yield started
