@@ -112,6 +112,12 @@ def hardware() -> str:
     return f"{_processor_name() or platform.machine()} x{os.cpu_count()}"
 
 
+def cluster_hardware() -> str:
+    """Name what encodes on this cluster, without starting a worker: its kinds of GPU, else the driver's processor."""
+    kinds = sorted(name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:"))
+    return " + ".join(kinds) or hardware()
+
+
 def _processor_name() -> str:
     path = Path("/proc/cpuinfo")
     if not path.is_file():

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.cluster import hardware
+from dejavu.cluster import cluster_hardware, hardware
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Batch, Embedding, cut, decode_batch
@@ -71,21 +71,20 @@ def measure_settings(
     The pass runs alone in one worker that holds a whole CPU or GPU, while no other stage runs.
     """
     chosen = sorted(clips, key=lambda clip: clip.content_id)[: config.num_clips]
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    actor: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_Stopwatch)
-    stopwatch = actor.remote(embedding)
-    device: str = ray.get(stopwatch.hardware.remote())
+    device = cluster_hardware()
     sample = identity({"clips": [clip.content_id for clip in chosen], "config": asdict(config), "hardware": device})
     path = embedding.store.root / "timings" / f"{sample}.json"
     known = _read(path)
     pending = [setting for setting in settings if setting.setting_id not in known]
     if pending:
+        actor: Any = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0)(_Stopwatch)
+        stopwatch = actor.remote(embedding)
         ray.get(stopwatch.load.remote([asdict(clip) for clip in chosen], asdict(config)))
-    for setting in pending:
-        row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
-        known[setting.setting_id] = Timing(**row)
-        write_json(path, {name: asdict(timing) for name, timing in known.items()})
-    ray.kill(stopwatch)
+        for setting in pending:
+            row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
+            known[setting.setting_id] = Timing(**row)
+            write_json(path, {name: asdict(timing) for name, timing in known.items()})
+        ray.kill(stopwatch)
     return {setting.setting_id: known[setting.setting_id] for setting in settings}, len(pending)
 
 
@@ -104,9 +103,6 @@ class _Stopwatch:
         self.backbone: Backbone
         self.frames: list[DecodedFrames] = []
         self.num_rounds = 0
-
-    def hardware(self) -> str:
-        return hardware()
 
     def load(self, clips: Sequence[Mapping[str, Any]], config: Mapping[str, int]) -> None:
         """Decode the sample, so that no decoding is timed."""
