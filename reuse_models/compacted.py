@@ -1,64 +1,41 @@
 """ReuseViT inference: only computed tokens go through the tower's products. Equal to `masked` to rounding.
 
-A pass takes the next group of each of S streams through all layers together. Within a layer: attention for every
-frame; then the choice, wave after wave, which needs nothing but pre_proj; then the computed tokens of all streams
-through dense products; then restoration. So a group's references meet inside a layer and leave nothing behind but the
-last anchor frame's rows (anchors.py).
+A pass takes the next group of each of S streams through all layers together. A layer has three steps:
 
-Where most tokens are reused, *every* row is restored from its stream's anchor, in place where the next attention reads
-it, and the few others are written over: products on contiguous rows beat gathering what they save. The others are
-computed rows, and rows whose source lies in the group itself.
+1. *Fill and attend*, block by block (a frame of a large tower): the block's q, k, v are restored from its stream's
+   anchors, all rows in one product a tensor, computed rows are written over them, attention runs while they are still
+   in cache, and they are forgotten: nothing but pre_proj and what the restoration needs is kept.
+2. *Choose*, wave after wave, which needs nothing but pre_proj.
+3. *Compute* the computed tokens of all streams through dense products. Of the layer's input h these tokens alone are
+   needed, so that h is restored for them alone.
 
-Shapes: S streams of the pass, F frames of the pass, N tokens (CLS first), A = N - 1 patches, L layers, D width,
-C channels of a projection, E embedding width, X rows (frame · N + token), R rank of a restoration.
+A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py).
+
+Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (CLS first), A = N - 1 patches, L layers,
+b = L - 1 boundaries, D width, C channels of a projection, E embedding width, X rows (frame · N + token), Q ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reuse_models.anchors import BoundaryAnchors, cosine_from_norms, empty_projected, norm_dtype, norms
+from reuse_models.anchors import BoundaryAnchors, cosine_from_norms, norms
 from reuse_models.choice import Choice, Seen, choose
-from reuse_models.frame_order import GROUP_SIZE
 from reuse_models.gate import FrameId
 from reuse_models.group_layout import ANCHOR, GroupLayout, group_layout
 from reuse_models.restore import CORRECTED
 from reuse_models.rules import Rules
 from reuse_models.vit import Vit
+from reuse_models.workspace import Workspace, as_rows
 
 ROWS_PER_PRODUCT = 1024
 """Tokens that go through a layer's products at once: enough for full speed, few enough for buffers to stay warm."""
 RESTORE_ALL_FROM = 0.5
 """Share of reused tokens from which restoring every row beats gathering the reused ones."""
-
-
-class Workspace:
-    """Buffers of one pass, written anew by every layer; not state, but kept, since fresh memory costs page faults."""
-
-    def __init__(self, vit: Vit, num_frames: int) -> None:
-        shape = vit.shape
-        like = vit.position
-        tokens = (num_frames, shape.num_tokens)
-        self.h_FND = like.new_empty(*tokens, shape.width)
-        self.pre_proj_FND = like.new_empty(*tokens, shape.width)
-        self.difference_FND = like.new_empty(*tokens, shape.width)
-        self.norm_FN = like.new_empty(tokens, dtype=norm_dtype(like))
-        self.to_anchor_FN = like.new_empty(tokens, dtype=norm_dtype(like))
-        self.importance_FN = like.new_empty(tokens)
-        self.projected_FNC = empty_projected(like, num_frames, shape, 3)
-
-    @property
-    def num_frames(self) -> int:
-        """How many frames it has room for."""
-        return len(self.h_FND)
-
-    def projected(self, num_frames: int, channels: int) -> Tensor:
-        """Return the first frames' [F, N, channels]: k and v alone take the front of the rows."""
-        return self.projected_FNC[:num_frames, :, :channels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +62,7 @@ class PassResult:
     reuse_FbN: Tensor
     """bool [F, L - 1, N]."""
     restored_Fb: Tensor
-    """int64: rows put through each boundary's restoration."""
+    """int64: rows times ranks put through the products of each boundary's restoration."""
     compared_Fb: Tensor
     """int64: pairs of rows compared at each boundary."""
 
@@ -99,7 +76,7 @@ class Compacted:
     def dense(self, anchors: tuple[BoundaryAnchors, ...], streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
         """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
         vit, last = self.vit, self.vit.shape.num_layers - 1
-        streams_S = torch.tensor(streams, device=pixels_S3HW.device)
+        streams_S = torch.tensor(streams, device=vit.position.device)
         h_SND = vit.embed(pixels_S3HW)
         projected_SNC = vit.qkv(0, h_SND)
         for layer in range(last):
@@ -112,83 +89,217 @@ class Compacted:
             at.projected_BNC[streams_S] = projected_SNC
             if at.h_BND is not None:
                 at.h_BND[streams_S] = h_SND
-        return self._finish(h_SND[:, :1], projected_SNC)
+        (q_Sh1d,) = vit.split_heads(vit.query(last, h_SND[:, :1]))
+        return vit.finish(q_Sh1d, *vit.split_heads(projected_SNC), h_SND[:, :1])
 
     def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, work: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on."""
-        shape = self.vit.shape
-        layout = group_layout(work.sizes, work.pixels_F3HW.device)
-        num_frames, last = layout.num_frames, shape.num_layers - 1
-        reuse_FbN = torch.zeros(num_frames, last, shape.num_tokens, dtype=torch.bool, device=work.pixels_F3HW.device)
-        restored_Fb = torch.zeros(num_frames, last, dtype=torch.int64, device=reuse_FbN.device)
-        compared_Fb = restored_Fb.clone()
-        self._enter(workspace, layout, work.pixels_F3HW)
-        for boundary in range(last):
-            run = _Boundary(self.vit, self.rules, boundary, anchors[boundary], _Group(workspace, layout, work))
-            choice = run.choose()
-            restored_Fb[:, boundary] = run.fill(choice)
-            run.move_on(choice)
-            reuse_FbN[:, boundary] = choice.reused_FN
-            compared_Fb[:, boundary] = choice.num_pairs_F + shape.num_tokens
-        h_F1D = workspace.h_FND[:num_frames, :1]
-        embeddings_FE = self._finish(h_F1D, workspace.projected(num_frames, 2 * shape.width))
-        return PassResult(embeddings_FE, reuse_FbN, restored_Fb, compared_Fb)
-
-    def _enter(self, workspace: Workspace, layout: GroupLayout, pixels_F3HW: Tensor) -> None:
-        """Patches and the first layer's projections, for which there is no reuse."""
-        for block in _frame_blocks(layout):
-            h_FND = self.vit.embed(pixels_F3HW[block])
-            workspace.h_FND[block] = h_FND
-            workspace.projected_FNC[block] = self.vit.qkv(0, h_FND)
-
-    def _finish(self, h_F1D: Tensor, projected_FNC: Tensor) -> Tensor:
-        vit = self.vit
-        (q_Fh1d,) = vit.split_heads(vit.query(vit.shape.num_layers - 1, h_F1D))
-        k_FhNd, v_FhNd = vit.split_heads(projected_FNC)
-        return vit.finish(q_Fh1d, k_FhNd, v_FhNd, h_F1D)
+        layout = group_layout(work.sizes, self.vit.position.device)
+        return _GroupRun(self.vit, self.rules, anchors, workspace, _Frames(layout, work)).run()
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    workspace: Workspace
+class _Frames:
     layout: GroupLayout
     work: Pass
 
 
-class _Boundary:
-    """One boundary of one pass: the step from layer `index` to layer `index` + 1."""
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Consecutive frames of one stream."""
 
-    def __init__(self, vit: Vit, rules: Rules, index: int, anchors: BoundaryAnchors, group: _Group) -> None:
-        self.vit, self.rules, self.index, self.anchors = vit, rules, index, anchors
-        self.workspace, self.layout, self.work = group.workspace, group.layout, group.work
-        self.is_last = anchors.h_BND is None
-        self.num_tokens = self.vit.shape.num_tokens
-        self.stream_F = torch.tensor(self.work.streams, device=self.layout.slot_F.device)[self.layout.slot_F]
-        # Restoration has one product a corrected tensor; before the last layer, h and q of patches lead nowhere.
-        self.corrected = CORRECTED[2:] if self.is_last else CORRECTED
-        restoration = rules.addon.restoration(index)
-        self.rank = restoration.rank
-        first = len(CORRECTED) - len(self.corrected)
-        self.down_QD = restoration.down_QD[first * self.rank :]
-        self.ups = restoration.up_4DR[first:]
+    stream: int
+    start: int
+    stop: int
 
-    def choose(self) -> Choice:
-        """Run this layer's attention and decide who is reused."""
-        layout, workspace = self.layout, self.workspace
-        frames = layout.num_frames
-        for slot, block in _stream_blocks(layout):
-            stream = self.work.streams[slot]
-            q_FhNd, k_FhNd, v_FhNd = self.vit.split_heads(workspace.projected_FNC[block])
-            pre_proj_FND = workspace.pre_proj_FND[block]
-            pre_proj_FND.copy_(self.vit.attend(q_FhNd, k_FhNd, v_FhNd))
-            workspace.importance_FN[block] = self.vit.importance(q_FhNd, k_FhNd)
-            difference_FND = workspace.difference_FND[block]
-            torch.sub(pre_proj_FND, self.anchors.pre_proj_BND[stream], out=difference_FND)
-            norm_FN = norms(pre_proj_FND)
-            workspace.norm_FN[block] = norm_FN
-            workspace.to_anchor_FN[block] = cosine_from_norms(
-                norms(difference_FND), norm_FN, self.anchors.norm_BN[stream]
-            )
+    @property
+    def frames(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def rows(self, num_tokens: int) -> slice:
+        return slice(self.start * num_tokens, self.stop * num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one boundary holds until the next has read it."""
+
+    boundary: int
+    choice: Choice | None
+    """None for the tower's input, of which all rows are stored."""
+    hidden_XQ: Tensor
+    """Hidden units of all corrections side by side; of reused rows alone where few are."""
+    place_X: Tensor
+    """int64, of each row: where it is stored, or ANCHOR."""
+    stored_h_XD: Tensor
+    stored_projected_XC: Tensor | None
+    computed_X: Tensor
+    """Rows that are computed, ascending: they are what is stored first."""
+    inside_X: Tensor
+    """Reused rows whose base lies in the group, ascending."""
+    plain_X: Tensor | None
+    """Other reused rows, ascending, where few are; None where all rows are restored."""
+    computed_ends: list[int]
+    """Of each frame: how many rows are computed up to its end; likewise below."""
+    inside_ends: list[int]
+    plain_ends: list[int]
+
+
+class _GroupRun:
+    """One group of each stream on its way through the layers."""
+
+    def __init__(
+        self,
+        vit: Vit,
+        rules: Rules,
+        anchors: tuple[BoundaryAnchors, ...],
+        workspace: Workspace,
+        frames: _Frames,
+    ) -> None:
+        self.vit, self.rules, self.anchors, self.workspace = vit, rules, anchors, workspace
+        self.layout, self.work = frames.layout, frames.work
+        self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
+        self.num_frames = self.layout.num_frames
+        self.num_rows = self.num_frames * self.num_tokens
+        self.last = vit.shape.num_layers - 1
+        self.rank = rules.addon.shape.restoration_rank
+        device = vit.position.device
+        # Row of each row's anchor among all streams' anchors.
+        stream_F = torch.tensor(self.work.streams, device=device)[self.layout.slot_F]
+        token_N = torch.arange(self.num_tokens, device=device)
+        self.anchor_X = (stream_F[:, None] * self.num_tokens + token_N).flatten()
+        self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
+        # A frame that others build upon, restored rows and all: every frame of `chained`, the handed-on of `grouped`.
+        self.keeps_frames = rules.semantics != "anchor"
+        self.block_frames = 1 if self.keeps_frames else workspace.block_frames
+
+    def run(self) -> PassResult:
+        tokens = (self.num_frames, self.last, self.num_tokens)
+        reuse_FbN = torch.zeros(tokens, dtype=torch.bool, device=self.vit.position.device)
+        compared_Fb = torch.full_like(self.restored_Fb, self.num_tokens)
+        held = self._enter()
+        for boundary in range(self.last):
+            for block in self._blocks():
+                self._attend(boundary, block, self._fill(held, block))
+            choice = self._choose(boundary)
+            before, held = held, self._compute(boundary, choice, held)
+            self._move_on(before)
+            reuse_FbN[:, boundary] = choice.reused_FN
+            compared_Fb[:, boundary] += choice.num_pairs_F
+        embeddings = [self._leave(held, block, self._fill(held, block)) for block in self._blocks()]
+        self._move_on(held)
+        return PassResult(torch.cat(embeddings), reuse_FbN, self.restored_Fb, compared_Fb)
+
+    def _blocks(self) -> Iterator[_Block]:
+        for stream, start, size in zip(self.work.streams, self.layout.starts, self.layout.sizes, strict=True):
+            for first in range(start, start + size, self.block_frames):
+                yield _Block(stream, first, min(first + self.block_frames, start + size))
+
+    def _enter(self) -> _Held:
+        """The tower's input: every row of it is stored, and the first layer's q, k, v are computed when filling."""
+        h_XD = self.workspace.stored(1, self.num_rows, self.width)
+        for block in self._blocks():
+            h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.work.pixels_F3HW[block.frames]))
+        rows_X = torch.arange(self.num_rows, device=h_XD.device)
+        hidden_XQ = self.workspace.hidden_2XQ[1]
+        return _Held(-1, None, hidden_XQ, rows_X, h_XD, None, rows_X, rows_X[:0], None, [], [], [])
+
+    # Step 1: fill and attend.
+
+    def _fill(self, held: _Held, block: _Block) -> Tensor:
+        """Return the block's [K, N, C], input of the next attention."""
+        rows = block.rows(self.num_tokens)
+        size = block.stop - block.start
+        if held.choice is None or held.stored_projected_XC is None:
+            out_KNC = self.workspace.block_KNC[:size]
+            out_KNC.copy_(self.vit.qkv(0, held.stored_h_XD[rows]).view(size, self.num_tokens, -1))
+            return out_KNC
+        anchor_BNC = self.anchors[held.boundary].projected_BNC
+        out_KNC = self.workspace.block_KNC[:size, :, : anchor_BNC.shape[-1]]
+        out_XC = as_rows(out_KNC)
+        if held.plain_X is None:
+            out_KNC.copy_(anchor_BNC[block.stream])
+            self._correct_projected(held, out_XC, held.hidden_XQ[rows])
+            self.restored_Fb[block.frames, held.boundary] += self._projected_ranks(held.boundary) * self.num_tokens
+        else:
+            plain_X = held.plain_X[_part(held.plain_ends, block)]
+            if len(plain_X):
+                base_XC = as_rows(anchor_BNC).index_select(0, self.anchor_X[plain_X])
+                self._correct_projected(held, base_XC, held.hidden_XQ.index_select(0, plain_X))
+                out_XC.index_copy_(0, plain_X - rows.start, base_XC)
+        computed = _part(held.computed_ends, block)
+        out_XC.index_copy_(0, held.computed_X[computed] - rows.start, held.stored_projected_XC[computed])
+        inside_X = held.inside_X[_part(held.inside_ends, block)]
+        if len(inside_X):
+            base_X = held.place_X[held.choice.base_FN.flatten()[inside_X]]
+            base_XC = held.stored_projected_XC.index_select(0, base_X)
+            self._correct_projected(held, base_XC, held.hidden_XQ.index_select(0, inside_X))
+            out_XC.index_copy_(0, inside_X - rows.start, base_XC)
+        if self.keeps_frames:
+            self._keep(held, block, out_XC)
+        return out_KNC
+
+    def _keep(self, held: _Held, block: _Block, projected_XC: Tensor) -> None:
+        """Store a whole frame, restored rows and all, behind the computed rows."""
+        assert held.choice is not None
+        assert held.stored_projected_XC is not None
+        rows = block.rows(self.num_tokens)
+        first = len(held.computed_X) + rows.start
+        kept = slice(first, first + self.num_tokens)
+        # Before the last layer h of CLS is all there is.
+        num_h = 1 if self.anchors[held.boundary].h_BND is None else self.num_tokens
+        rows_X = torch.arange(rows.start, rows.start + num_h, device=projected_XC.device)
+        held.stored_h_XD[first : first + num_h] = self._h_of(held, rows_X)
+        held.stored_projected_XC[kept] = projected_XC
+        if self.rules.semantics == "chained":
+            held.place_X[rows] = torch.arange(kept.start, kept.stop, device=projected_XC.device)
+
+    def _correct_projected(self, held: _Held, base_XC: Tensor, hidden_XQ: Tensor) -> None:
+        """Add the corrections of q, k, v to their bases, one product each; before the last layer of k, v alone."""
+        ups_4DR = self.rules.addon.restoration(held.boundary).up_4DR
+        parts = base_XC.shape[-1] // self.width
+        for part in range(parts):
+            # The hidden units of the parts that are restored here come last, as the parts do.
+            hidden_XR = hidden_XQ[:, hidden_XQ.shape[-1] - (parts - part) * self.rank :][:, : self.rank]
+            columns = slice(part * self.width, (part + 1) * self.width)
+            base_XC[:, columns].addmm_(hidden_XR, ups_4DR[len(CORRECTED) - parts + part].mT)
+
+    def _attend(self, boundary: int, block: _Block, projected_KNC: Tensor) -> None:
+        """Run attention on a block and compare what it gives with the stream's anchor."""
+        workspace, at = self.workspace, self.anchors[boundary]
+        q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
+        pre_proj_KND = self.vit.attend(q_KhNd, k_KhNd, v_KhNd)
+        workspace.pre_proj_FND[block.frames] = pre_proj_KND
+        workspace.importance_FN[block.frames] = self.vit.importance(q_KhNd, k_KhNd)
+        difference_KND = workspace.difference_KND[: len(pre_proj_KND)]
+        torch.sub(pre_proj_KND, at.pre_proj_BND[block.stream], out=difference_KND)
+        norm_KN = norms(pre_proj_KND)
+        workspace.norm_FN[block.frames] = norm_KN
+        workspace.to_anchor_FN[block.frames] = cosine_from_norms(
+            norms(difference_KND), norm_KN, at.norm_BN[block.stream]
+        )
+        if workspace.expects_reuse[boundary]:
+            down_QD = self._down(boundary)
+            hidden_XQ = self._hidden(boundary)[block.rows(self.num_tokens)]
+            torch.mm(as_rows(difference_KND), down_QD.mT, out=hidden_XQ)
+            hidden_XQ.relu_()
+            self.restored_Fb[block.frames, boundary] += len(down_QD) * self.num_tokens
+
+    def _leave(self, held: _Held, block: _Block, projected_KNC: Tensor) -> Tensor:
+        """Return the block's embeddings: the last layer, for CLS alone."""
+        cls_K = held.place_X[block.start * self.num_tokens : block.stop * self.num_tokens : self.num_tokens]
+        h_K1D = held.stored_h_XD[cls_K][:, None]
+        if held.choice is None:
+            (q_Kh1d, k_KhNd, v_KhNd) = self.vit.split_heads(projected_KNC)
+        else:
+            (q_Kh1d,) = self.vit.split_heads(self.vit.query(self.last, h_K1D))
+            k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
+        return self.vit.finish(q_Kh1d, k_KhNd, v_KhNd, h_K1D)
+
+    # Step 2: choose.
+
+    def _choose(self, boundary: int) -> Choice:
+        workspace, frames = self.workspace, self.num_frames
         seen = Seen(
             workspace.pre_proj_FND[:frames],
             workspace.norm_FN[:frames],
@@ -197,142 +308,155 @@ class _Boundary:
             self.work.codec_FA,
             self.work.frames,
         )
-        chained = self.rules.semantics == "chained"
-        return choose(self.index, seen, layout, self.rules.gate, chained)
+        return choose(boundary, seen, self.layout, self.rules.gate, self.rules.semantics == "chained")
 
-    def fill(self, choice: Choice) -> Tensor:
-        """Write the next layer's input: compute, restore. Returns [F] rows restored."""
-        workspace, frames = self.workspace, self.layout.num_frames
-        computed_X = (~choice.reused_FN).flatten().nonzero()[:, 0]
-        # What the computed rows need lies where restoration is about to write.
-        h_XD = workspace.h_FND[:frames].flatten(0, 1).index_select(0, computed_X)
-        pre_proj_XD = workspace.pre_proj_FND[:frames].flatten(0, 1).index_select(0, computed_X)
-        num_rows = frames * self.num_tokens
-        restores_all = num_rows - len(computed_X) >= RESTORE_ALL_FROM * num_rows
-        if restores_all:
-            self._restore_all()
-        self._compute(computed_X, h_XD, pre_proj_XD)
-        restored_F = torch.full((frames,), self.num_tokens if restores_all else 0, device=computed_X.device)
-        plain_FN = (choice.source_FN == ANCHOR) & (choice.base_FN == ANCHOR)
-        remaining_FN = choice.reused_FN & ~plain_FN if restores_all else choice.reused_FN
-        if self.rules.semantics == "chained":
-            # A restored row may build upon a restored one: kinds in order.
-            for wave in self.layout.waves:
-                of_wave_FN = torch.zeros_like(remaining_FN)
-                of_wave_FN[wave.frames_K] = remaining_FN[wave.frames_K]
-                self._restore_rows(choice, of_wave_FN)
-        else:
-            self._restore_rows(choice, remaining_FN)
-        return restored_F + remaining_FN.sum(1)
+    # Step 3: compute.
 
-    def move_on(self, choice: Choice) -> None:
-        """Make each group's first computed frame, its last in display order, the stream's anchor."""
-        workspace, anchors = self.workspace, self.anchors
-        whole = self.rules.semantics != "anchor"
-        for slot, start in enumerate(self.layout.starts):
-            stream = self.work.streams[slot]
-            computed_X = (~choice.reused_FN[start]).nonzero()[:, 0]
-            pairs = [
-                (anchors.pre_proj_BND[stream], workspace.pre_proj_FND[start], False),
-                (anchors.norm_BN[stream], workspace.norm_FN[start], False),
-                (anchors.projected_BNC[stream], self._projected()[start], whole),
-            ]
-            if anchors.h_BND is not None:
-                pairs.append((anchors.h_BND[stream], workspace.h_FND[start], whole))
-            for kept, new, all_rows in pairs:
-                if all_rows:
-                    kept.copy_(new)
-                else:
-                    kept.index_copy_(0, computed_X, new.index_select(0, computed_X))
+    def _compute(self, boundary: int, choice: Choice, before: _Held) -> _Held:
+        """Put the computed rows through the layer, and prepare the restoration of the others."""
+        vit, workspace = self.vit, self.workspace
+        computed_X = _rows(~choice.reused_FN)
+        num_computed = len(computed_X)
+        ends_into_last = self.anchors[boundary].h_BND is None
+        project = vit.key_value if ends_into_last else vit.qkv
+        room = num_computed + self.num_rows * int(self.keeps_frames)
+        stored_h_XD = workspace.stored(boundary, room, self.width)
+        stored_projected_XC = workspace.stored(boundary, room, (2 if ends_into_last else 3) * self.width)
+        pre_proj_XD = as_rows(workspace.pre_proj_FND[: self.num_frames])
+        for start in range(0, num_computed, ROWS_PER_PRODUCT):
+            part = slice(start, min(start + ROWS_PER_PRODUCT, num_computed))
+            rows_X = computed_X[part]
+            h_XD = vit.close(boundary, self._h_of(before, rows_X), pre_proj_XD.index_select(0, rows_X))
+            stored_h_XD[part] = h_XD
+            stored_projected_XC[part] = project(boundary + 1, h_XD)
+        place_X = torch.full((self.num_rows,), ANCHOR, device=computed_X.device)
+        place_X[computed_X] = torch.arange(num_computed, device=computed_X.device)
 
-    def _projected(self) -> Tensor:
-        channels = (2 if self.is_last else 3) * self.vit.shape.width
-        return self.workspace.projected(self.layout.num_frames, channels)
+        many = self.num_rows - num_computed >= RESTORE_ALL_FROM * self.num_rows
+        at_anchor_FN = choice.base_FN == ANCHOR
+        inside_FN = choice.reused_FN & ~at_anchor_FN
+        plain_FN = choice.reused_FN & at_anchor_FN
+        # Hidden units differ from those prepared where the source, not only the base, lies in the group.
+        self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN != ANCHOR)))
+        if not workspace.expects_reuse[boundary]:
+            self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN == ANCHOR)))
+        self._move_pre_proj_on(boundary, choice)
+        all_prepared = workspace.expects_reuse[boundary]
+        workspace.expects_reuse[boundary] = many
+        restores_all = many and all_prepared
+        projected_ranks = self._projected_ranks(boundary)
+        self.restored_Fb[:, boundary] += projected_ranks * inside_FN.sum(1)
+        if not restores_all:
+            self.restored_Fb[:, boundary] += projected_ranks * plain_FN.sum(1)
+        return _Held(
+            boundary=boundary,
+            choice=choice,
+            hidden_XQ=self._hidden(boundary),
+            place_X=place_X,
+            stored_h_XD=stored_h_XD,
+            stored_projected_XC=stored_projected_XC,
+            computed_X=computed_X,
+            inside_X=_rows(inside_FN),
+            plain_X=None if restores_all else _rows(plain_FN),
+            computed_ends=_ends(~choice.reused_FN),
+            inside_ends=_ends(inside_FN),
+            plain_ends=_ends(plain_FN),
+        )
 
-    def _restore_all(self) -> None:
-        """Write anchor + correction to every row of the next layer's input, CLS's included."""
-        for slot, block in _stream_blocks(self.layout):
-            stream = self.work.streams[slot]
-            hidden_XQ = torch.relu_(self.workspace.difference_FND[block].flatten(0, 1) @ self.down_QD.mT)
-            targets = [(self.workspace.projected_FNC[block], self.anchors.projected_BNC[stream])]
-            if self.anchors.h_BND is not None:
-                targets.insert(0, (self.workspace.h_FND[block], self.anchors.h_BND[stream]))
-            index = 0
-            for out_FNC, anchor_NC in targets:
-                for channel in range(0, anchor_NC.shape[-1], self.vit.shape.width):
-                    columns = slice(channel, channel + self.vit.shape.width)
-                    hidden_XR = hidden_XQ[:, index * self.rank : (index + 1) * self.rank]
-                    hidden_FNR = hidden_XR.view(-1, self.num_tokens, self.rank)
-                    for frame in range(len(hidden_FNR)):
-                        torch.addmm(
-                            anchor_NC[:, columns],
-                            hidden_FNR[frame],
-                            self.ups[index].mT,
-                            out=out_FNC[frame, :, columns],
-                        )
-                    index += 1
-
-    def _compute(self, computed_X: Tensor, h_XD: Tensor, pre_proj_XD: Tensor) -> None:
-        frames = self.layout.num_frames
-        h_out = self.workspace.h_FND[:frames].flatten(0, 1)
-        projected_out = self._projected().flatten(0, 1)
-        for rows_X, h_rows, pre_proj_rows in zip(
-            computed_X.split(ROWS_PER_PRODUCT),
-            h_XD.split(ROWS_PER_PRODUCT),
-            pre_proj_XD.split(ROWS_PER_PRODUCT),
-            strict=True,
-        ):
-            next_h = self.vit.close(self.index, h_rows, pre_proj_rows)
-            project = self.vit.key_value if self.is_last else self.vit.qkv
-            h_out.index_copy_(0, rows_X, next_h)
-            projected_out.index_copy_(0, rows_X, project(self.index + 1, next_h))
-
-    def _restore_rows(self, choice: Choice, rows_FN: Tensor) -> None:
-        """Restore single rows from their sources and bases."""
-        rows_X = rows_FN.flatten().nonzero()[:, 0]
+    def _hide(self, boundary: int, choice: Choice, rows_X: Tensor) -> None:
+        """Write the hidden units of single rows, from the difference to their sources."""
+        if not len(rows_X):
+            return
+        pre_proj_XD = as_rows(self.workspace.pre_proj_FND[: self.num_frames])
+        anchor_XD = as_rows(self.anchors[boundary].pre_proj_BND)
+        hidden_XQ, down_QD = self._hidden(boundary), self._down(boundary)
+        source_X = choice.source_FN.flatten()
         for part_X in rows_X.split(ROWS_PER_PRODUCT):
-            self._restore_part(choice, part_X)
+            sources = source_X[part_X]
+            own_XD = pre_proj_XD.index_select(0, part_X)
+            # Rows come either all from the group or all from anchors.
+            if int(sources[0]) == ANCHOR:
+                other_XD = anchor_XD.index_select(0, self.anchor_X[part_X])
+            else:
+                other_XD = pre_proj_XD.index_select(0, sources)
+            hidden_XQ.index_copy_(0, part_X, torch.relu_(own_XD.sub_(other_XD) @ down_QD.mT))
+        self._add_ranks(boundary, rows_X, len(down_QD))
 
-    def _restore_part(self, choice: Choice, rows_X: Tensor) -> None:
-        workspace, frames = self.workspace, self.layout.num_frames
-        source_X = choice.source_FN.flatten()[rows_X]
-        base_X = choice.base_FN.flatten()[rows_X]
-        frame_X = rows_X.div(self.num_tokens, rounding_mode="floor")
-        anchor_X = self.stream_F[frame_X] * self.num_tokens + rows_X % self.num_tokens
-
-        difference_XD = workspace.difference_FND[:frames].flatten(0, 1).index_select(0, rows_X)
-        (inside,) = (source_X != ANCHOR).nonzero(as_tuple=True)
+    def _h_of(self, held: _Held, rows_X: Tensor) -> Tensor:
+        """Return the input h of the next layer for some rows: stored, or restored now."""
+        place_X = held.place_X[rows_X]
+        h_XD = held.stored_h_XD.index_select(0, place_X.clamp_min(0))
+        (lacking,) = (place_X == ANCHOR).nonzero(as_tuple=True)
+        if held.choice is None or not len(lacking):
+            return h_XD
+        lacking_X = rows_X[lacking]
+        at = self.anchors[held.boundary]
+        assert at.h_BND is not None
+        base_X = held.choice.base_FN.flatten()[lacking_X]
+        base_XD = as_rows(at.h_BND).index_select(0, self.anchor_X[lacking_X])
+        (inside,) = (base_X != ANCHOR).nonzero(as_tuple=True)
         if len(inside):
-            pre_proj_XD = workspace.pre_proj_FND[:frames].flatten(0, 1)
-            own, other = pre_proj_XD.index_select(0, rows_X[inside]), pre_proj_XD.index_select(0, source_X[inside])
-            difference_XD.index_copy_(0, inside, own.sub_(other))
-        hidden_XQ = torch.relu_(difference_XD @ self.down_QD.mT)
-        (based,) = (base_X != ANCHOR).nonzero(as_tuple=True)
+            base_XD.index_copy_(0, inside, held.stored_h_XD.index_select(0, held.place_X[base_X[inside]]))
+        hidden_XR = held.hidden_XQ.index_select(0, lacking_X)[:, : self.rank]
+        base_XD.addmm_(hidden_XR, self.rules.addon.restoration(held.boundary).up_4DR[0].mT)
+        self._add_ranks(held.boundary, lacking_X, self.rank)
+        return h_XD.index_copy_(0, lacking, base_XD)
 
-        targets = [(self._projected(), self.anchors.projected_BNC)]
-        if self.anchors.h_BND is not None:
-            targets.insert(0, (workspace.h_FND[:frames], self.anchors.h_BND))
-        index = 0
-        for out_FNC, anchor_BNC in targets:
-            out_XC = out_FNC.flatten(0, 1)
-            restored_XC = anchor_BNC.flatten(0, 1).index_select(0, anchor_X)
-            if len(based):
-                restored_XC.index_copy_(0, based, out_XC.index_select(0, base_X[based]))
-            for channel in range(0, anchor_BNC.shape[-1], self.vit.shape.width):
-                hidden_XR = hidden_XQ[:, index * self.rank : (index + 1) * self.rank]
-                restored_XC[:, channel : channel + self.vit.shape.width].addmm_(hidden_XR, self.ups[index].mT)
-                index += 1
-            out_XC.index_copy_(0, rows_X, restored_XC)
+    def _move_pre_proj_on(self, boundary: int, choice: Choice) -> None:
+        """The same for what only the choice and the hidden units are made of; the next layer overwrites it."""
+        workspace, at = self.workspace, self.anchors[boundary]
+        for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
+            token_X = _rows(~choice.reused_FN[start])
+            at.pre_proj_BND[stream].index_copy_(0, token_X, workspace.pre_proj_FND[start].index_select(0, token_X))
+            at.norm_BN[stream].index_copy_(0, token_X, workspace.norm_FN[start].index_select(0, token_X))
+
+    def _move_on(self, held: _Held) -> None:
+        """Hand each group's first computed frame, its last in display order, on as the anchor of its stream."""
+        if held.choice is None or held.stored_projected_XC is None:
+            return
+        at = self.anchors[held.boundary]
+        for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
+            stored = _part(held.computed_ends, _Block(stream, start, start + 1))
+            if self.keeps_frames:
+                first = len(held.computed_X) + start * self.num_tokens
+                kept = slice(first, first + self.num_tokens)
+                at.projected_BNC[stream] = held.stored_projected_XC[kept]
+                if at.h_BND is not None:
+                    at.h_BND[stream] = held.stored_h_XD[kept]
+            else:
+                token_X = held.computed_X[stored] - start * self.num_tokens
+                at.projected_BNC[stream].index_copy_(0, token_X, held.stored_projected_XC[stored])
+                if at.h_BND is not None:
+                    at.h_BND[stream].index_copy_(0, token_X, held.stored_h_XD[stored])
+
+    # What restoration is made of.
+
+    def _down(self, boundary: int) -> Tensor:
+        """First layers of the corrections that are used: before the last layer, h and q of patches lead nowhere."""
+        down_QD = self.rules.addon.restoration(boundary).down_QD
+        return down_QD[2 * self.rank :] if self.anchors[boundary].h_BND is None else down_QD
+
+    def _hidden(self, boundary: int) -> Tensor:
+        hidden_XQ = self.workspace.hidden_2XQ[boundary % 2][: self.num_rows]
+        return hidden_XQ[:, : 2 * self.rank] if self.anchors[boundary].h_BND is None else hidden_XQ
+
+    def _projected_ranks(self, boundary: int) -> int:
+        return (2 if self.anchors[boundary].h_BND is None else 3) * self.rank
+
+    def _add_ranks(self, boundary: int, rows_X: Tensor, ranks: int) -> None:
+        frame_X = rows_X.div(self.num_tokens, rounding_mode="floor")
+        self.restored_Fb[:, boundary] += ranks * torch.bincount(frame_X, minlength=self.num_frames)
 
 
-def _stream_blocks(layout: GroupLayout) -> list[tuple[int, slice]]:
-    return [
-        (slot, slice(start, start + size))
-        for slot, (start, size) in enumerate(zip(layout.starts, layout.sizes, strict=True))
-    ]
+def _rows(mask_FN: Tensor) -> Tensor:
+    return mask_FN.flatten().nonzero()[:, 0]
 
 
-def _frame_blocks(layout: GroupLayout) -> list[slice]:
-    return [
-        slice(start, min(start + GROUP_SIZE, layout.num_frames)) for start in range(0, layout.num_frames, GROUP_SIZE)
-    ]
+def _ends(mask_FN: Tensor) -> list[int]:
+    ends: list[int] = mask_FN.sum(1).cumsum(0).tolist()
+    return ends
+
+
+def _part(ends: list[int], block: _Block) -> slice:
+    """Where a block's rows lie among the ascending rows of all frames."""
+    return slice(ends[block.start - 1] if block.start else 0, ends[block.stop - 1])

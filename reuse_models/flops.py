@@ -57,7 +57,7 @@ PARTS: dict[str, Part] = {
     "decision": Part(
         "tokens x hidden units, 3 numbers in and 2 out; the kind is a bias", lambda _: 3 + 2, per_layer=True
     ),
-    "restoration": Part("rows x rank, of each MLP D -> rank -> D", lambda shape: 2 * shape.width, per_layer=True),
+    "restoration": Part("rows x rank, of each of an MLP's two products", lambda shape: shape.width, per_layer=True),
     "codec_net": Part("multiply-accumulates", lambda _: 1, per_layer=False),
 }
 """Every part that a method may report. A part's name is its key in `Work.parts`."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from reuse_models.addon import Addon, addon_shape, check_addon, load_addon
 from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors
 from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history, codec_net_macs
-from reuse_models.compacted import Compacted, Pass, PassResult, Workspace
+from reuse_models.compacted import Compacted, Pass, PassResult
 from reuse_models.flops import dense_work
 from reuse_models.frame_order import GROUP_SIZE, GROUPS, check_refresh
 from reuse_models.gate import CHOICES, Choice, ForcedGate, Gate, HardGate, check_rate
@@ -28,6 +28,7 @@ from reuse_models.restore import CORRECTED
 from reuse_models.rules import Rules
 from reuse_models.token_memory import SEMANTICS, Semantics
 from reuse_models.vit import Vit
+from reuse_models.workspace import Workspace
 
 STREAMS_PER_PASS = 16
 """Bounds the buffers of one pass; more streams than this take turns."""
@@ -273,7 +274,7 @@ class ReuseVit:
         )
         workspace = memory.workspaces.get(part)
         if workspace is None or workspace.num_frames < len(order):
-            workspace = memory.workspaces[part] = Workspace(self.vit, len(order))
+            workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(order))
         result = self.engine.group(memory.anchors, workspace, work)
         units = self._group_work(result)
         for row, (stream, number) in enumerate(work.frames):
@@ -295,8 +296,6 @@ class ReuseVit:
         none_F1 = torch.zeros_like(one_F1)
         entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
         closed_FL = torch.cat([computed_Fb, one_F1], 1)
-        ranks_b = torch.full((last,), len(CORRECTED) * self.addon.shape.restoration_rank)
-        ranks_b[-1] //= 2  # k and v alone
         tokens_Fb = torch.full_like(computed_Fb, num_tokens)
         into_next = (one_F1 * 0,)
         return {
@@ -310,9 +309,12 @@ class ReuseVit:
             "importance": torch.cat([*into_next, tokens_Fb], 1),
             "similarity": torch.cat([*into_next, compared_Fb], 1),
             "decision": torch.cat([none_F1, (tokens_Fb - 1) * self._decision_units()], 1),
-            "restoration": torch.cat([none_F1, restored_Fb * ranks_b], 1),
+            "restoration": torch.cat([none_F1, restored_Fb], 1),
             "codec_net": one_F1 * codec_net_macs(shape.patches_per_side),
         }
+
+    def _num_ranks(self) -> int:
+        return len(CORRECTED) * self.addon.shape.restoration_rank
 
     def _decision_units(self) -> int:
         return self.addon.shape.decision_hidden if isinstance(self.engine.rules.gate, HardGate) else 0

@@ -194,13 +194,14 @@ def test_a_long_stream_runs_in_constant_memory(vit: Vit, addon: Addon) -> None:
     method = ReuseVit(ReuseVitConfig(forced_rate=0.8), vit, addon)
     memory = method.start(1)
     pixels, codec = streams_of([40])
-    held = []
+    held, sizes = [], []
     for start in range(0, 40, 5):
         chunk = Chunk((pixels[0][start : start + 5],), (codec[0][start : start + 5],), (False,))
         memory = method.encode(chunk, memory).memory
         held.append(len(memory.places[0].held_pixels))
-        assert sum(len(workspace.h_FND) for workspace in memory.workspaces.values()) <= 4
+        sizes.append(sum(workspace.num_bytes for workspace in memory.workspaces.values()))
     assert max(held) < 4
+    assert max(sizes) < 2 * min(sizes)
 
 
 def test_what_does_not_fit_is_refused(vit: Vit, addon: Addon) -> None:
