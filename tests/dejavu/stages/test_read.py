@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dejavu.records import Transcoded
+from dejavu.setting import Setting, name_setting
+from dejavu.stages.batch import EmbedConfig, Embedding, Segment, cut
+from dejavu.stages.encode import EncodedSegment, to_table
+from dejavu.stages.read import read_embeddings
+from dejavu.store import Store
+from dejavu.video.decode import DecodedFrames
+from reuse_models.original import OriginalConfig
+
+WIDTH = 3
+
+
+def clip(name: str, num_frames: int, content: str) -> Transcoded:
+    return Transcoded(
+        clip_id=name,
+        content_id=content,
+        path=f"mp4/{content}.mp4",
+        num_frames=num_frames,
+        frame_px=128,
+        fps=2.0,
+        duration_s=num_frames / 2,
+        codec_metadata=True,
+    )
+
+
+def values(segment: Segment) -> NDArray[np.float32]:
+    frames = np.arange(segment.start, segment.start + segment.num_frames, dtype=np.float32)
+    return np.stack([frames, frames + 0.5, -frames], axis=1)
+
+
+def write(embedding: Embedding, setting: Setting, segments: list[Segment]) -> None:
+    frames = [
+        DecodedFrames(
+            rgb_FHWC=np.zeros((s.num_frames, 1, 1, 3), np.uint8),
+            codec_F4PP=np.zeros((s.num_frames, 4, 1, 1), np.float32),
+            seconds_F=np.arange(s.start, s.start + s.num_frames) / 2,
+            picture_types="I" * s.num_frames,
+            codec_metadata=True,
+        )
+        for s in segments
+    ]
+    encoded = [
+        EncodedSegment(values(s), np.full(s.num_frames, 0.25, np.float32), np.full(s.num_frames, 1e9, np.float64))
+        for s in segments
+    ]
+    table = to_table(segments, frames, encoded)
+    embedding.store.write_embeddings(setting.setting_id, table, [s.unit_id for s in segments])
+
+
+def test_what_was_written_reads_back_clip_by_clip_in_order(tmp_path: Path) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig(segment_frames=4))
+    setting = name_setting(OriginalConfig(), "tower", embedding.config.shaping())
+    clips = [clip("long", 10, "c1"), clip("same", 10, "c1"), clip("half", 8, "c2"), clip("none", 2, "c3")]
+    segments = {(s.content_id, s.start): s for s in cut(clips, 4)}
+    write(embedding, setting, [segments["c1", 8], segments["c1", 0]])
+    write(embedding, setting, [segments["c2", 0], segments["c1", 4]])
+
+    found = read_embeddings(embedding, setting, clips)
+    # The second half of c2 and all of c3 are lacking: a clip is complete or absent.
+    assert set(found) == {"long", "same"}
+    long = found["long"]
+    np.testing.assert_array_equal(long.embeddings_FE[:, 0], np.arange(10))
+    np.testing.assert_array_equal(long.seconds_F, np.arange(10) / 2)
+    assert (long.reuse_rate_F == 0.25).all()
+    assert (long.flops_F == 1e9).all()
+
+
+def test_a_segment_in_two_shards_is_read_once(tmp_path: Path) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    setting = name_setting(OriginalConfig(), "tower", embedding.config.shaping())
+    one, two = cut([clip("a", 3, "c1"), clip("b", 3, "c2")], 512)
+    write(embedding, setting, [one])
+    write(embedding, setting, [one, two])
+    found = read_embeddings(embedding, setting, [clip("a", 3, "c1"), clip("b", 3, "c2")])
+    assert {name: len(frames.seconds_F) for name, frames in found.items()} == {"a": 3, "b": 3}

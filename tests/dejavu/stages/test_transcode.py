@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dejavu.stages.transcode as stage
+from dejavu.records import Clip
+from dejavu.store import Store
+from dejavu.video.mp4 import TranscodeConfig
+from dejavu.video.write import write_video
+
+PX = 64
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay the kernel over the rows without a cluster."""
+
+    def plainly(kernel: Callable[[stage.Row], stage.Row], rows: list[stage.Row], **_: str) -> Iterator[stage.Row]:
+        return map(kernel, rows)
+
+    monkeypatch.setattr(stage, "spread", plainly)
+
+
+def video(path: Path, seed: int = 0) -> Clip:
+    texture = np.random.default_rng(seed).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    write_video(path, (np.roll(texture, index, axis=1) for index in range(12)), 6, 20)
+    return Clip(clip_id=path.stem, path=str(path), split="test")
+
+
+def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path: Path) -> None:
+    store, config = Store(tmp_path / "store"), TranscodeConfig()
+    clips = [video(tmp_path / "a.mp4", 0), video(tmp_path / "b.mp4", 1)]
+    first = stage.transcode_clips(clips, store, config, PX)
+    assert (first.num_made, len(first.clips)) == (2, 2)
+    assert stage.transcode_clips(clips, store, config, PX).num_made == 0
+
+    clips[0] = video(tmp_path / "a.mp4", 2)
+    os.utime(tmp_path / "a.mp4", ns=(1, 1))
+    again = stage.transcode_clips(clips, store, config, PX)
+    assert again.num_made == 1
+    assert again.clips["a"].content_id != first.clips["a"].content_id
+    assert again.clips["b"] == first.clips["b"]
+    assert stage.transcode_clips(clips, store, TranscodeConfig(crf=30), PX).num_made == 2
+
+
+def test_a_lost_mp4_is_made_again(tmp_path: Path) -> None:
+    store, clips = Store(tmp_path / "store"), [video(tmp_path / "a.mp4")]
+    record = stage.transcode_clips(clips, store, TranscodeConfig(), PX).clips["a"]
+    (store.root / record.path).unlink()
+    assert stage.transcode_clips(clips, store, TranscodeConfig(), PX).num_made == 1
+
+
+def test_a_broken_clip_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    clips = [
+        video(tmp_path / "a.mp4"),
+        Clip(clip_id="text", path=str(tmp_path / "text.mp4"), split="test"),
+        Clip(clip_id="gone", path=str(tmp_path / "gone.mp4"), split="test"),
+    ]
+    store = Store(tmp_path / "store")
+    result = stage.transcode_clips(clips, store, TranscodeConfig(), PX)
+    assert set(result.clips) == {"a"}
+    assert {failure.clip_id: failure.stage for failure in store.failures()} == {
+        "text": "transcode",
+        "gone": "transcode",
+    }
+    assert all("\n" not in failure.reason for failure in result.failures)
+
+
+def test_a_full_disk_is_a_row_and_leaves_nothing_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clips = Store(tmp_path / "store"), [video(tmp_path / "a.mp4"), video(tmp_path / "b.mp4", 1)]
+    stage.transcode_clips(clips[:1], store, TranscodeConfig(), PX)
+    kept = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stage, "write_json", full)
+    result = stage.transcode_clips(clips, store, TranscodeConfig(), PX)
+    assert [failure.reason for failure in result.failures] == ["OSError: [Errno 28] No space left on device"]
+    assert set(result.clips) == {"a"}
+    monkeypatch.undo()
+    monkeypatch.setattr(stage, "spread", lambda kernel, rows, **_: map(kernel, rows))
+    assert stage.transcode_clips(clips, store, TranscodeConfig(), PX).num_made == 1
+    assert all(path.read_bytes() == content for path, content in kept.items() if path.suffix == ".mp4")
+
+
+def test_equal_files_share_one_mp4(tmp_path: Path) -> None:
+    clip = video(tmp_path / "a.mp4")
+    copy = tmp_path / "b.mp4"
+    copy.write_bytes(Path(clip.path).read_bytes())
+    store = Store(tmp_path / "store")
+    result = stage.transcode_clips(
+        [clip, Clip(clip_id="b", path=str(copy), split="test")], store, TranscodeConfig(), PX
+    )
+    assert result.clips["a"].path == result.clips["b"].path
+    assert len(list(store.mp4_dir.iterdir())) == 1
