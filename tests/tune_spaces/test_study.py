@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dejavu.setting import Setting, name_setting
+from dejavu.stages.score import SettingScore
+from dejavu.store import Store
+from dejavu.tasks.fidelity import Fidelity
+from reuse_models.cmc import CmcConfig
+from reuse_models.eventful import EventfulConfig
+from reuse_models.method import MethodConfig
+from reuse_models.vit import KNOWN_SHAPES, VitShape
+from tune_spaces.grids import GRIDS
+from tune_spaces.study import SweepConfig, choose, read_chosen, write_chosen
+from tune_spaces.tower import Tower
+
+
+def name(config: MethodConfig) -> Setting:
+    return name_setting(config, "tower", {})
+
+
+def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
+    fidelity = Fidelity(num_frames=1, mean=cosine, min=cosine, p5=cosine)
+    return SettingScore(
+        setting=name(config),
+        num_clips=1,
+        num_frames=1,
+        reuse_rate=0.0,
+        gflops_per_frame=gflops,
+        fidelity=fidelity,
+        task=None,
+    )
+
+
+def tower(shape: VitShape) -> Tower:
+    return Tower(shape, lambda shares: [10 * share for share in shares])
+
+
+SMALL = VitShape(
+    image_px=128, patch_px=16, width=128, num_heads=4, num_layers=6, mlp_width=512, embed_dim=128, has_cls=True
+)
+
+
+def test_a_dominated_setting_is_never_chosen() -> None:
+    cheap, worse, best = (EventfulConfig(refreshed_tokens=k) for k in (8, 16, 32))
+    scores = [score(cheap, 1.0, 0.9), score(worse, 2.0, 0.8), score(best, 3.0, 0.95)]
+    assert [setting.config for setting in choose(scores, 4)] == [cheap, best]
+
+
+def test_the_choice_is_spread_over_the_cost_and_keeps_both_ends() -> None:
+    configs = [EventfulConfig(refreshed_tokens=k) for k in range(1, 11)]
+    scores = [score(config, k, k / 100) for k, config in enumerate(configs)]
+    chosen = [setting.config for setting in choose(scores, 3)]
+    assert len(chosen) == 3
+    assert (chosen[0], chosen[-1]) == (configs[0], configs[-1])
+
+
+def test_each_method_has_its_own_frontier() -> None:
+    scores = [score(EventfulConfig(refreshed_tokens=8), 1.0, 0.9), score(CmcConfig(threshold=3.0), 2.0, 0.5)]
+    assert {setting.method for setting in choose(scores, 2)} == {"eventful", "cmc"}
+
+
+def test_a_choice_reads_back_and_none_is_one_line(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run the sweep stage first"):
+        read_chosen(store, name)
+    chosen = [name(EventfulConfig(refreshed_tokens=8)), name(CmcConfig(threshold=2.5))]
+    write_chosen(store, chosen)
+    assert read_chosen(store, name) == chosen
+
+
+def test_the_papers_grids_are_as_published() -> None:
+    paper = tower(KNOWN_SHAPES["openai/clip-vit-large-patch14"])
+    tokens = [config.refreshed_tokens for config in GRIDS["eventful"](paper, "paper")]  # type: ignore[attr-defined]
+    thresholds = [config.threshold for config in GRIDS["cmc"](paper, "paper")]  # type: ignore[attr-defined]
+    assert tokens == list(range(10, 151, 10))
+    assert thresholds == list(range(3, 46, 3))
+
+
+def test_elsewhere_tokens_are_shares_and_thresholds_quantiles() -> None:
+    small = tower(SMALL)
+    tokens = [config.refreshed_tokens for config in GRIDS["eventful"](small, "demo")]  # type: ignore[attr-defined]
+    thresholds = [config.threshold for config in GRIDS["cmc"](small, "demo")]  # type: ignore[attr-defined]
+    assert tokens == [4, 8, 16, 24, 32, 48]
+    assert thresholds == [2.0, 4.0, 6.0, 7.5, 9.0, 9.7]
+
+
+@pytest.mark.parametrize("method", sorted(GRIDS))
+def test_tiny_tries_two_settings_of_each_method_and_all_are_named_apart(method: str) -> None:
+    for density in ("tiny", "demo"):
+        configs = GRIDS[method](tower(SMALL), density)  # type: ignore[arg-type]
+        assert {config.method for config in configs} == {method}
+        assert len({config.setting for config in configs}) == len(configs)
+        assert density == "demo" or len(configs) == 2
+
+
+def test_an_unknown_method_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"sweep.methods: got \['magic'\], expected some of frame_skip"):
+        SweepConfig(methods=("magic",))
