@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ("reuse_models",),
     ("dejavu.records",),
-    ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster"),
+    ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster", "dejavu.spot_fallback"),
     ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
     ("dejavu.label_placement",),
     ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map", "dejavu.tracking"),
@@ -22,7 +22,7 @@ LEVELS = [
     ("jobs",),
 ]
 HOMES = {
-    "ray": ("dejavu.cluster", "dejavu.stages", "tune_spaces", "jobs"),
+    "ray": ("dejavu.cluster", "dejavu.spot_fallback", "dejavu.stages", "tune_spaces", "jobs"),
     "mlflow": ("dejavu.tracking",),
     "av": ("dejavu.video",),
 }
