@@ -46,6 +46,12 @@ NEIGHBOURS = (
     ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)),
 )
 """Rows and columns to the neighbour that each head of the first layers starts with."""
+SHARED = 0.25
+"""Cosine at which phrases of one colour or of one shape start phase 2."""
+PART_WEIGHT = 0.3
+"""What `something red` and `a circle` count in the loss beside `a red circle`."""
+POOLING_LAYERS = 2
+"""Layers at the end that phase 1 leaves to CLS."""
 WINDOW = 5
 """Patches a side of the windows of phase 1."""
 
@@ -67,7 +73,9 @@ class MakeBackboneConfig:
     """Where the model is kept after phase 1; read from there if it exists, to repeat phase 2 alone."""
     patch_steps: int = 2500
     """Steps of phase 1."""
-    joint_steps: int = 1500
+    word_steps: int = 200
+    """Steps of the text tower alone, between the phases."""
+    joint_steps: int = 1200
     """Steps of phase 2."""
     batch_frames: int = 32
     learning_rate: float = 1e-3
@@ -220,8 +228,8 @@ def keep_objects(patch_kind_BN: Tensor, kept: int, generator: torch.Generator) -
     return rank_BN.argsort(dim=1)[:, :kept].sort(dim=1).values
 
 
-def run_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor | None, place_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the normalised last hidden state of CLS [B, D] and of the kept patches [B, M, D].
+def enter_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor | None, place_BM: Tensor) -> Tensor:
+    """Return the input of the first layer, CLS and the kept patches.
 
     Args:
         model: Its image tower runs.
@@ -234,13 +242,17 @@ def run_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor | None, pla
     patches_BMD = embed.patch_embedding(pixels_B3HW).flatten(2).mT
     if kept_BM is not None:
         patches_BMD = patches_BMD.gather(1, kept_BM[:, :, None].expand(-1, -1, patches_BMD.shape[-1]))
-    position_BMD = embed.position_embedding(place_BM + 1)
     cls_B1D = (embed.class_embedding + embed.position_embedding.weight[0]).expand(len(pixels_B3HW), 1, -1)
-    hidden = tower.pre_layrnorm(torch.cat([cls_B1D, patches_BMD + position_BMD], dim=1))
-    for layer in tower.encoder.layers:
-        hidden = layer(hidden, None)
-    hidden = tower.post_layernorm(hidden)
-    return hidden[:, 0], hidden[:, 1:]
+    hidden_BND = torch.cat([cls_B1D, patches_BMD + embed.position_embedding(place_BM + 1)], dim=1)
+    return tower.pre_layrnorm(hidden_BND)
+
+
+def run_layers(model: CLIPModel, hidden_BND: Tensor, layers: slice) -> Tensor:
+    """Return the output of the last of some layers of the image tower."""
+    tower: Any = model.vision_model
+    for layer in tower.encoder.layers[layers]:
+        hidden_BND = layer(hidden_BND, None)
+    return hidden_BND
 
 
 @dataclass(slots=True)
@@ -268,21 +280,22 @@ class Trainer:
         """Phase 1: colour and shape under each patch, and how far its object reaches.
 
         Frames are windows of WINDOW x WINDOW patches anywhere in the frame, since a patch needs its neighbours and no
-        more. The reach, a mask of 48 x 48 px around the patch, is asked for because it makes the tower look there.
+        more. The head reads the patches before the last layers, since CLS has to find there what it is to
+        pool. The reach, a mask of 48 x 48 px around the patch, is asked for because it makes the tower look there.
         """
         window_px = WINDOW * self.config.patch_px
         parts = [1, len(COLOURS), len(SHAPES), (3 * self.config.patch_px // CELL_PX) ** 2]
-        head = nn.Linear(self.config.width, sum(parts))
+        head = nn.Sequential(nn.LayerNorm(self.config.width), nn.Linear(self.config.width, sum(parts)))
         parameters = [*self.model.vision_model.parameters(), *head.parameters()]
         optimizer, schedule = self.optimizer(parameters, self.config.patch_steps)
         started = time.perf_counter()
         for step in range(self.config.patch_steps):
             pixels, frames = self.batch(1, step, (2, 4), window_px)
             place_BM = some_windows(len(pixels), self.patches, WINDOW, self.generator)
-            _, patches_BMD = run_tower(self.model, pixels, None, place_BM)
-            object_logit, colour_logits, shape_logits, reach_logits = head(patches_BMD.flatten(0, 1)).split(
-                parts, dim=1
-            )
+            hidden_BND = enter_tower(self.model, pixels, None, place_BM)
+            hidden_BND = run_layers(self.model, hidden_BND, slice(self.config.num_layers - POOLING_LAYERS))
+            logits = head(hidden_BND[:, 1:].flatten(0, 1))
+            object_logit, colour_logits, shape_logits, reach_logits = logits.split(parts, dim=1)
             kind = torch.from_numpy(frames.patch_kind).flatten()
             clear, seen = kind != UNCLEAR, kind >= 0
             colour, shape = kind[seen] // len(SHAPES), kind[seen] % len(SHAPES)
@@ -299,14 +312,36 @@ class Trainer:
                 right_colour = (colour_logits[seen].argmax(1) == colour).float().mean()
                 self.report("patches", step, started, f"loss {loss:.3f} colour {right_colour:.3f} shape {right:.3f}")
 
+    def learn_words(self) -> None:
+        """Between the phases, seconds: the text tower alone spreads the phrases out.
+
+        Phrases that share a colour or a shape get a cosine of SHARED, others 0. Left to the frames, the words for
+        shapes stay on one line for hundreds of steps.
+        """
+        said = phrases()
+        tokens = self.tokenizer(list(said.texts), padding=True, return_tensors="pt")
+        parts = [*COLOURS, *SHAPES]
+        has_CP = torch.tensor([[part in text.split() for part in parts] for text in said.texts]).float()
+        goal_CC = SHARED * (has_CP @ has_CP.mT)
+        goal_CC.fill_diagonal_(1.0)
+        text_parameters = [*self.model.text_model.parameters(), *self.model.text_projection.parameters()]
+        optimizer, schedule = self.optimizer(text_parameters, self.config.word_steps)
+        started = time.perf_counter()
+        for step in range(self.config.word_steps):
+            text_CE = self.embed_texts(tokens)
+            loss = (text_CE @ text_CE.mT - goal_CC).square().sum(dim=1).mean()
+            self.update(loss, optimizer, schedule)
+            if step % 100 == 99:
+                self.report("words", step, started, f"loss {loss:.4f}")
+
     def learn_phrases(self) -> None:
         """Phase 2: frames and patches against phrases."""
         said = phrases()
         tokens = self.tokenizer(list(said.texts), padding=True, return_tensors="pt")
-        bias = nn.Parameter(torch.tensor(-6.0))
-        patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        patch_background = nn.Parameter(torch.tensor(5.0))
-        self.model.logit_scale.data.fill_(math.log(10.0))
+        bias = nn.Parameter(torch.tensor(-7.0))
+        patch_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        patch_background = nn.Parameter(torch.tensor(8.0))
+        self.model.logit_scale.data.fill_(math.log(25.0))
         extra = [bias, patch_scale, patch_background]
         optimizer, schedule = self.optimizer([*self.model.parameters(), *extra], self.config.joint_steps)
         started = time.perf_counter()
@@ -315,9 +350,11 @@ class Trainer:
             kind_BN = torch.from_numpy(frames.patch_kind)
             sparse = step < self.config.joint_steps * 2 // 3
             kept_BM = keep_objects(kind_BN, kind_BN.shape[1] // 2 if sparse else kind_BN.shape[1], self.generator)
-            cls_BD, patches_BMD = run_tower(self.model, pixels, kept_BM, kept_BM)
-            frame_BE = F.normalize(self.model.visual_projection(cls_BD), dim=-1)
-            patch_BME = F.normalize(self.model.visual_projection(patches_BMD), dim=-1)
+            hidden_BND = enter_tower(self.model, pixels, kept_BM, kept_BM)
+            hidden_BND = run_layers(self.model, hidden_BND, slice(self.config.num_layers - 1))
+            # Before the last layer, so that CLS can take from the patches there what is already in the texts' space.
+            patch_BME = self.project(hidden_BND[:, 1:])
+            frame_BE = self.project(run_layers(self.model, hidden_BND, slice(self.config.num_layers - 1, None))[:, 0])
             text_CE = self.embed_texts(tokens)
             visible_BK = torch.from_numpy(frames.visible)
             loss_phrases = phrase_loss(frame_BE @ text_CE.mT * self.model.logit_scale.exp() + bias, visible_BK, said)
@@ -334,6 +371,7 @@ class Trainer:
                     step,
                     started,
                     f"frame {loss_phrases:.3f} pairs {loss_pairs:.3f} patch {loss_patches:.3f} "
+                    f"order {order(frame_BE @ text_CE[: len(KINDS)].mT, visible_BK):.3f} "
                     f"scale {self.model.logit_scale.exp().item():.1f} bias {bias.item():.1f}",
                 )
 
@@ -355,6 +393,10 @@ class Trainer:
         share_BC = torch.stack([visible_BK[:, list(pair)].amin(dim=1) for pair in pairs], dim=1)
         return visibility_loss(logits_BC, share_BC)
 
+    def project(self, hidden_XD: Tensor) -> Tensor:
+        """Return [X, E], each of length 1: the end of the image tower."""
+        return F.normalize(self.model.visual_projection(self.model.vision_model.post_layernorm(hidden_XD)), dim=-1)
+
     def embed_texts(self, tokens: Any) -> Tensor:
         """Return [C, E], each of length 1."""
         return F.normalize(self.model.text_projection(self.model.text_model(**tokens).pooler_output), dim=-1)
@@ -362,25 +404,33 @@ class Trainer:
     def optimizer(self, parameters: list[nn.Parameter], steps: int) -> tuple[torch.optim.Optimizer, Any]:
         """Return AdamW with a short warm-up and a cosine to a twentieth."""
         matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+        vectors = [parameter for parameter in parameters if parameter.ndim == 1]
+        scalars = [parameter for parameter in parameters if parameter.ndim == 0]
+        rate = self.config.learning_rate
         optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-            lr=self.config.learning_rate,
+            [
+                {"params": matrices, "weight_decay": 0.05},
+                {"params": vectors, "weight_decay": 0.0},
+                # Scales and biases have units to go where weights have hundredths.
+                {"params": scalars, "weight_decay": 0.0, "lr": 10 * rate},
+            ],
+            lr=rate,
             betas=(0.9, 0.98),
         )
 
-        def rate(step: int) -> float:
+        def share(step: int) -> float:
             warm = min(1.0, (step + 1) / 60)
             return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
     def update(self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         """Take one step."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+            if group["params"]:
+                torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimizer.step()
         schedule.step()
 
@@ -394,7 +444,21 @@ class Trainer:
 def phrase_loss(logits_BC: Tensor, visible_BK: Tensor, said: Phrases) -> Tensor:
     """Score every phrase against every frame: a phrase is as visible as the best seen object it is true of."""
     share_BC = torch.where(said.holds_KC[None], visible_BK[:, :, None], 0.0).amax(dim=1)
-    return visibility_loss(logits_BC, share_BC)
+    kinds = len(KINDS)
+    whole, parts = (visibility_loss(logits_BC[:, c], share_BC[:, c]) for c in (slice(kinds), slice(kinds, None)))
+    return whole + PART_WEIGHT * parts
+
+
+def order(cosine_BK: Tensor, visible_BK: Tensor) -> float:
+    """Return how often a seen kind scores above an unseen one whose colour and shape are both seen."""
+    right = asked = 0
+    colour_K, shape_K = torch.arange(len(KINDS)) // len(SHAPES), torch.arange(len(KINDS)) % len(SHAPES)
+    for cosine_K, visible_K in zip(cosine_BK, visible_BK, strict=True):
+        seen_K = visible_K >= 0.4
+        near_K = torch.isin(colour_K, colour_K[seen_K]) & torch.isin(shape_K, shape_K[seen_K]) & (visible_K < 0.1)
+        above = cosine_K[seen_K][:, None] > cosine_K[near_K][None]
+        right, asked = right + int(above.sum()), asked + above.numel()
+    return right / max(asked, 1)
 
 
 def visibility_loss(logits_BC: Tensor, share_BC: Tensor) -> Tensor:
@@ -420,6 +484,7 @@ def main(config: MakeBackboneConfig) -> None:
         trainer.learn_patches()
         if kept is not None:
             torch.save(model.vision_model.state_dict(), kept)
+    trainer.learn_words()
     trainer.learn_phrases()
     seconds = time.perf_counter() - started
     config.out.mkdir(parents=True, exist_ok=True)
