@@ -13,7 +13,7 @@ LEVELS = [
     ("dejavu.records",),
     ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster", "dejavu.spot_fallback"),
     ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
-    ("dejavu.label_placement",),
+    ("dejavu.label_placement", "dejavu.pareto_view"),
     ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map", "dejavu.tracking"),
     ("dejavu.nextgqa_golden",),
     ("dejavu.stages",),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 EXPERIMENT = "dejavu"
+UI_PORT = 5000
 
 
 class TrackingError(RuntimeError):
@@ -81,12 +85,37 @@ class Tracking:
         client.set_terminated(run_id, status=run.status)
         return run_id
 
+    def save_view(self, view_id: str, value: str) -> None:
+        """Keep a view of the runs in the experiment, and let the UI take it as one of models, not of agents."""
+        from mlflow import MlflowClient  # noqa: PLC0415
+
+        client = MlflowClient(self.uri)
+        client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{view_id}", value)
+
     @property
     def ui_command(self) -> str:
         """What a person types to see the runs."""
         if self.uri.startswith("http"):
             return f"open {without_secrets(self.uri)}"
-        return f"mlflow ui --backend-store-uri {self.uri} --port 5000"
+        if not self.uri.startswith("sqlite:"):  # a database of the user's own: its URI may hold a password
+            return f'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port {UI_PORT}'
+        # By its path where a shell would not find it, or would find another.
+        beside = Path(sys.executable).with_name("mlflow")
+        program = str(beside) if beside.is_file() and shutil.which("mlflow") != str(beside) else "mlflow"
+        return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(self.uri)} --port {UI_PORT}"
+
+    def view_path(self, view_id: str) -> str:
+        """Return where the UI shows a saved view, below its address."""
+        shown = f"viewStateShareKey={view_id}&compareRunsMode=CHART&workflowType=machine_learning"
+        return f"/#/experiments/{self.experiment_id}/runs?{shown}"
+
+    def view_url(self, view_id: str) -> str:
+        """Return what a browser opens once the UI runs."""
+        address = (
+            without_secrets(self.uri).rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
+        )
+        return address + self.view_path(view_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,31 @@ def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pyt
     ]
     assert [artifact.path for artifact in client.list_artifacts(parent_id)] == ["pareto.png"]
     assert Tracking.open(tmp_path).experiment_id == tracking.experiment_id
+
+
+def test_a_saved_view_is_a_tag_of_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking = Tracking.open(tmp_path)
+    tracking.save_view("pareto", "{}")
+
+    import mlflow
+
+    tags = mlflow.MlflowClient(tracking.uri).get_experiment(tracking.experiment_id).tags
+    assert tags["mlflow.sharedViewState.pareto"] == "{}"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert f"/experiments/{tracking.experiment_id}/runs?viewStateShareKey=pareto" in tracking.view_url("pareto")
+
+
+def test_what_a_person_types_survives_a_shell(tmp_path: Path) -> None:
+    folder = tmp_path / "with space & 'quote'"
+    words = shlex.split(Tracking(f"sqlite:///{folder}/mlflow.db", "1").ui_command)
+    assert Path(words[0]).name == "mlflow"
+    assert words[1:4] == ["ui", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+
+
+def test_a_view_on_a_server_is_below_its_address_without_the_password() -> None:
+    tracking = Tracking("https://me:secret@host/", "7")
+    assert tracking.view_url("pareto").startswith("https://host/#/experiments/7/runs?")
 
 
 def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

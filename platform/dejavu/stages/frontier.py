@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import yaml
 
 from dejavu.cluster import PACKAGES_ROOT
-from dejavu.frontier import best_within, mark_frontier, quality_of
+from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of
+from dejavu.looks import looks_of
 from dejavu.pareto_csv import write_pareto_csv
+from dejavu.pareto_view import VIEW_ID, VIEW_NAME, saved_view
 from dejavu.plots import plot_pareto
 from dejavu.records import EvalRow, ParetoPoint
 from dejavu.stages.measure import Timing
@@ -28,8 +31,10 @@ from reuse_models.original import OriginalConfig
 from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.vit import VitShape
 
-TEXT_FIELDS = ("method", "setting", "split")
+PARAMETER_FIELDS = ("method", "setting", "split", "num_clips")
 FLAG_FIELDS = ("trained", "on_frontier")
+FIRST_METRICS = ("accuracy", "acc_gqa", "gflops_per_frame")
+"""MLflow's compare page begins with what was logged first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,28 +136,50 @@ def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mappin
     quality = quality_of(points)
     summary: dict[str, float | None] = {}
     for method, best in best_within(points, quality, "flops_reduction").items():
-        summary[f"best_flops_reduction_within_2pct.{method}"] = best.flops_reduction
+        summary[f"best_flops_reduction_within_2pct/{method}"] = best.flops_reduction
     for method, best in best_within(points, quality, "speedup").items():
-        summary[f"best_speedup_within_2pct.{method}"] = best.speedup
+        summary[f"best_speedup_within_2pct/{method}"] = best.speedup
     artifacts = tuple(
         results / name for name in ("pareto.png", "pareto.svg", "pareto.csv", "config.yaml", "failures.csv")
     )
     parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
-    parent = Run(name=tags["recipe"], params=parameters, metrics=summary, tags=tags, artifacts=artifacts)
-    children = [_child(point, tags) for point in points]
-    return tracking.log(parent, children)
+    tags = {**tags, "mlflow.source.name": "jobs/pipeline.py", "mlflow.source.git.commit": tags["git_commit"]}
+    note = {"mlflow.note.content": _describe(points, quality, tracking.view_path(VIEW_ID))}
+    parent = Run(name=tags["recipe"], params=parameters, metrics=summary, tags=tags | note, artifacts=artifacts)
+    parent_id = tracking.log(parent, [_child(point, tags) for point in points])
+    tracking.save_view(VIEW_ID, saved_view(parent_id, quality, round(1e3 * time.time())))
+    return parent_id
+
+
+def _describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -> str:
+    """Return the parent's description in Markdown: where to look, and each method's cheapest good setting."""
+    lines = [
+        f"Each setting is a child run; [{VIEW_NAME}]({view_path}) shows them all, `pareto.png` is under Artifacts.",
+        "",
+        f"Cheapest setting of each method within 2 % of Original's `{quality}`:",
+        "",
+        f"| method | setting | {quality} | FLOPs | speed |",
+        "|---|---|---|---|---|",
+    ]
+    for method, best in best_within(points, quality, "flops_reduction").items():
+        if method != ORIGINAL:
+            speed = "" if best.speedup is None else f"{best.speedup:.2f}x"
+            name = looks_of([method])[method].name
+            cost = f"{best.flops_reduction:.2f}x fewer | {speed}"
+            lines.append(f"| {name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
+    return "\n".join(lines)
 
 
 def _child(point: ParetoPoint, tags: Mapping[str, str]) -> Run:
-    metrics = {
-        field.name: getattr(point, field.name) for field in fields(point) if field.name not in TEXT_FIELDS + FLAG_FIELDS
-    }
+    names = [field.name for field in fields(point) if field.name not in PARAMETER_FIELDS + FLAG_FIELDS]
+    names.sort(key=lambda name: FIRST_METRICS.index(name) if name in FIRST_METRICS else len(FIRST_METRICS))
     flags = {name: str(getattr(point, name)).lower() for name in FLAG_FIELDS if getattr(point, name) is not None}
+    colour = {"mlflow.runColor": looks_of([point.method])[point.method].colour}
     return Run(
         name=f"{point.method} {point.setting}",
-        params={"method": point.method, "setting": point.setting, "split": point.split},
-        metrics=metrics,
-        tags={**tags, **flags},
+        params={name: getattr(point, name) for name in PARAMETER_FIELDS},
+        metrics={name: getattr(point, name) for name in names},
+        tags={**tags, **flags, **colour},
     )
 
 

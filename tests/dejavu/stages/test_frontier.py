@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dejavu.records import ParetoPoint
+from dejavu.stages.frontier import draw_frontier, log_frontier
+from dejavu.tracking import Tracking
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+TAGS = {"recipe": "tiny", "git_commit": "abc"}
+
+
+def point(method: str, setting: str, accuracy: float, reduction: float) -> ParetoPoint:
+    """A setting of 4 clips with an accuracy and a cost."""
+    cost = {"gflops_per_frame": 1 / reduction, "flops_reduction": reduction, "speedup": reduction / 2}
+    return ParetoPoint(method=method, setting=setting, split="test", num_clips=4, accuracy=accuracy, **cost)
+
+
+def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "config.yaml").write_text("recipe: tiny\n")
+    (tmp_path / "failures.csv").write_text("clip,stage,reason\n")
+    points = [
+        point("original", "dense", 0.90, 1.0),
+        point("cmc", "t=3", 0.89, 2.0),
+        point("cmc", "t=9", 0.50, 4.0),
+        point("eventful", "k=8", 0.40, 3.0),
+    ]
+    draw_frontier(points, tmp_path, title="test", published=False)
+    tracking = Tracking.open(tmp_path)
+    parent_id = log_frontier(points, tracking, TAGS, tmp_path)
+
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking.uri)
+    parent = client.get_run(parent_id)
+    assert parent.data.metrics["best_flops_reduction_within_2pct/cmc"] == 2.0
+    assert "best_flops_reduction_within_2pct/eventful" not in parent.data.metrics
+    rows = [line for line in parent.data.tags["mlflow.note.content"].splitlines() if line.startswith("| CMC")]
+    assert rows == ["| CMC | t=3 | 0.890 | 2.00x fewer | 1.00x |"]
+
+    children = client.search_runs([tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'")
+    assert sorted(run.info.run_name for run in children) == ["cmc t=3", "cmc t=9", "eventful k=8", "original dense"]
+    assert all(run.data.params["num_clips"] == "4" and "num_clips" not in run.data.metrics for run in children)
+    colours = {run.data.params["method"]: run.data.tags["mlflow.runColor"] for run in children}
+    assert len(set(colours.values())) == 3
+
+    experiment = client.get_experiment(tracking.experiment_id)
+    view = json.loads(experiment.tags["mlflow.sharedViewState.pareto"])
+    assert parent_id in view["state"]
