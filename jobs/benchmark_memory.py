@@ -44,7 +44,7 @@ def main(
             script = f"import benchmark_memory as b; b.report({count}, {num_frames}, {started.pid})"
             done = subprocess.run(
                 [sys.executable, "-c", script],
-                env=submit.environment() | {"RAY_ADDRESS": started.address},
+                env=submit.environment(started.token) | {"RAY_ADDRESS": started.address},
                 cwd=Path(__file__).parent,
                 stdout=subprocess.PIPE,
                 text=True,

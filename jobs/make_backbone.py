@@ -479,7 +479,7 @@ def main(config: MakeBackboneConfig) -> None:
     trainer = Trainer(config, model, tokenizer, torch.Generator().manual_seed(config.seed))
     kept = config.patch_weights
     if kept is not None and kept.is_file():
-        model.vision_model.load_state_dict(torch.load(kept))
+        model.vision_model.load_state_dict(torch.load(kept, weights_only=True))
     else:
         trainer.learn_patches()
         if kept is not None:

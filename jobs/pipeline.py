@@ -130,6 +130,8 @@ def run(job: Job) -> None:
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
     job.check()
+    if set(experiment.stages) <= {"transcode"}:
+        return
 
     original = job.name(OriginalConfig())
     published = [job.name(config) for config in published_configs(job)]

@@ -9,6 +9,7 @@ import _bootstrap
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -39,6 +40,8 @@ class Cluster:
     """For RAY_ADDRESS."""
     dashboard: str
     """For `ray job submit --address`."""
+    token: Path
+    """File of the secret without which the cluster answers nobody; only this user may read it."""
     pid: int
     """Of `ray start`, whose descendants the cluster's processes are."""
 
@@ -58,14 +61,21 @@ def main(arguments: list[str]) -> int:
         command += ["--runtime-env-json", json.dumps({"env_vars": variables})]
         command += ["--", "python", "jobs/pipeline.py", *arguments]
         print("$", shlex.join(map(str, command)), flush=True)
-        return subprocess.run(list(map(str, command)), env=environment(), check=False).returncode
+        return subprocess.run(list(map(str, command)), env=environment(started.token), check=False).returncode
 
 
 @contextlib.contextmanager
 def cluster(ray: Path) -> Iterator[Cluster]:
-    """Run a one-node cluster on loopback, and end it."""
+    """Run a one-node cluster that answers this user alone, and end it.
+
+    The dashboard listens on loopback, but Ray's own services listen on every interface whatever the node's address, and
+    run what they are sent: hence the token.
+    """
     # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
     folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
     ports = free_ports(6)
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     options = [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
@@ -75,25 +85,27 @@ def cluster(ray: Path) -> Iterator[Cluster]:
     log = folder / "start.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            list(map(str, command)), stdout=output, stderr=output, env=environment(), start_new_session=True
+            list(map(str, command)), stdout=output, stderr=output, env=environment(token), start_new_session=True
         )
-    started = Cluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", process.pid)
+    started = Cluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", token, process.pid)
     try:
-        wait(started.dashboard, process, log)
+        wait(started, process, log)
         yield started
     finally:
         stop(process, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def environment() -> dict[str, str]:
-    """Return this environment without another cluster's address, and with this Python first on the path.
+def environment(token: Path) -> dict[str, str]:
+    """Return this environment without another cluster's address and token, and with this Python first on the path.
 
-    The cluster listens on loopback and asks no token; a job's `python` is the one that runs here.
+    A job's `python` is the one that runs here. Only the token's path is in the environment, never the token.
     """
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    other = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
+    kept = {name: value for name, value in os.environ.items() if name not in other}
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return kept | {"PATH": path, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    return kept | {"PATH": path} | settings
 
 
 def free_ports(count: int) -> list[int]:
@@ -108,14 +120,16 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until the dashboard takes jobs."""
+    bearer = {"Authorization": f"Bearer {started.token.read_text(encoding='ascii')}"}
+    request = urllib.request.Request(f"{started.dashboard}/api/jobs/", headers=bearer)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=2):
+            with urllib.request.urlopen(request, timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

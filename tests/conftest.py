@@ -30,9 +30,9 @@ def ray_environment() -> Iterator[dict[str, str]]:
     import submit
 
     with submit.cluster(Path(sys.executable).with_name("ray")) as cluster:
-        settings = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+        settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "DASHBOARD": cluster.dashboard}
         cleared = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI",)}
-        yield cleared | settings | {"DASHBOARD": cluster.dashboard}
+        yield cleared | submit.environment(cluster.token) | settings
 
 
 @pytest.fixture(scope="session")

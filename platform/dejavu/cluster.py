@@ -26,7 +26,7 @@ def in_submitted_job() -> bool:
 
 
 def connect(num_cpus: int | None = None) -> None:
-    """Attach to the running cluster, or start one on this machine that listens on loopback alone.
+    """Attach to the running cluster, or start one on this machine, which Ray guards with a token of this user.
 
     Workers get PYTHONPATH through the runtime environment, since they do not see the driver's `sys.path`; it is
     relative to the working directory where the job has one, so that it also holds on other nodes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,8 +182,14 @@ def results_folder(experiment: Experiment) -> Path:
     A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
 
     Raises:
-        ExperimentError: A submitted job was given a relative path.
+        ExperimentError: A submitted job was given a relative path, or any job an address such as s3://.
     """
+    for given in (experiment.results, os.environ.get("DEJAVU_RESULTS")):
+        if given is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(given)):
+            raise ExperimentError(
+                f"results: got {given}, expected a folder of a local or shared file system; mount one on every "
+                "machine, see docs/cluster.md"
+            )
     if experiment.results is not None:
         if in_submitted_job() and not experiment.results.is_absolute():
             raise ExperimentError(

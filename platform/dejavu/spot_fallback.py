@@ -13,8 +13,8 @@ SPOT_SUFFIX = "_spot"
 
 
 def score(
-    node_resources: dict[str, int],
-    resources: list[dict[str, float]],
+    node_resources: dict[str, Any],
+    resources: list[dict[str, Any]],
     node_type: str,
     *,
     node_availability_summary: Any,

@@ -108,7 +108,7 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
         )
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(files.directory, local_files_only=True)
+            config = AutoConfig.from_pretrained(files.directory, local_files_only=True, trust_remote_code=False)
             model, info = kinds[files.model_type].from_pretrained(
                 files.directory,
                 config=part_config(config, "vision_config"),

@@ -59,8 +59,8 @@ def _load(directory: Path, model_type: str) -> tuple[Any, Any]:
     kind: Any = SiglipTextModel if model_type == "siglip" else CLIPTextModelWithProjection
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             model, info = kind.from_pretrained(
                 directory,
                 config=part_config(config, "text_config"),

@@ -1,0 +1,249 @@
+"""What SECURITY.md claims, held against the code and against hostile input."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path for top in ("platform", "reuse_models", "tune_spaces", "jobs") for path in (ROOT / top).rglob("*.py")
+)
+
+NEVER = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "joblib.load",
+    "dill.load",
+    "marshal.loads",
+    "shelve.open",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "torch.hub.load",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "shutil.unpack_archive",
+    "tempfile.mktemp",
+}
+"""Calls that run what a file holds, or trust a name that is not ours."""
+
+
+HOLDS_NO_WEIGHTS = ("Config.from_pretrained", "Tokenizer.from_pretrained", "Processor.from_pretrained")
+
+
+def dotted(node: ast.expr) -> str:
+    """Return a name such as `torch.load`, with `?` for what is no name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return "?"
+
+
+def offences(tree: ast.AST) -> Iterator[str]:
+    """Name every call in a module that breaks a claim."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        words = {word.arg: word.value for word in node.keywords}
+        true = {arg for arg, value in words.items() if isinstance(value, ast.Constant) and value.value is True}
+        if name in NEVER or name.endswith((".extractall", ".unpack_archive")):
+            yield f"line {node.lineno}: {name}"
+        if name == "torch.load" and "weights_only" not in true:
+            yield f"line {node.lineno}: torch.load without weights_only=True"
+        yield from (f"line {node.lineno}: {arg}=True" for arg in true & {"shell", "trust_remote_code", "allow_pickle"})
+        if name.endswith(".from_pretrained"):
+            if "local_files_only" not in true:
+                yield f"line {node.lineno}: from_pretrained may fetch what was not listed"
+            if name.startswith("Auto") and "trust_remote_code" not in words:
+                yield f"line {node.lineno}: an Auto class that asks whether to run a repository's code"
+            if not name.endswith(HOLDS_NO_WEIGHTS) and "use_safetensors" not in true:
+                yield f"line {node.lineno}: weights that may be pickled"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_call_runs_what_a_file_holds(path: Path) -> None:
+    assert list(offences(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "yaml.load(text)",
+        "pickle.loads(data)",
+        "subprocess.run(words, shell=True)",
+        "eval(text)",
+        "np.load(path, allow_pickle=True)",
+        "archive.extractall(folder)",
+        "AutoConfig.from_pretrained(folder, local_files_only=True)",
+        "AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=True)",
+        "CLIPModel.from_pretrained(folder, local_files_only=True)",
+    ],
+)
+def test_the_search_finds_what_it_is_for(line: str) -> None:
+    assert list(offences(ast.parse(line)))
+
+
+def test_only_one_module_reads_pickles_and_it_executes_nothing() -> None:
+    importers = [
+        path.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import) and any(alias.name in {"pickle", "dill", "cloudpickle"} for alias in node.names)
+    ]
+    assert importers == ["checkpoint_reader.py"]
+
+
+# ----------------------------------------------------------------------------------------------------- hostile backbone
+def test_a_backbone_directory_that_brings_code_does_not_run_it(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    from dejavu.backbones.load import load_backbone
+
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**part, "vocab_size": 8, "max_position_embeddings": 8},
+        vision_config={**part, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(tmp_path)
+    trace = tmp_path / "it_ran"
+    (tmp_path / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Evil: pass\n")
+    for name, auto_map in (
+        ("config.json", {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", None]}),
+    ):
+        path = tmp_path / name
+        value = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(value | {"auto_map": auto_map}))
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    backbone = load_backbone(str(tmp_path))
+    with pytest.raises(RuntimeError, match="text tower in"):
+        backbone.embed_texts(["a red circle"])
+    assert not trace.exists()
+
+
+# ------------------------------------------------------------------------------------------------------------------ ids
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd.mp4", "a/../../b.mp4", "..", "a\\b.mp4", "a b;rm -rf.mp4", "." * 300]
+)
+def test_a_clip_id_is_one_plain_name(name: str) -> None:
+    from dejavu.datasets.video_folder import clip_id_of
+
+    clip_id = clip_id_of(name)
+    assert clip_id
+    assert Path(clip_id).name == clip_id
+    assert not clip_id.startswith(".")
+    assert set(clip_id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+@pytest.mark.parametrize("clip_id", ["../x", "a/b", "/etc/x", "..", "", "a\\b", "a\0b"])
+def test_an_annotated_id_that_leaves_its_folder_is_refused(clip_id: str) -> None:
+    from dejavu.datasets.next_qa import check_id
+
+    with pytest.raises(ValueError, match="expected"):
+        check_id("val.csv line 2", clip_id)
+
+
+def test_a_link_out_of_the_video_folder_is_refused(tmp_path: Path) -> None:
+    from dejavu.datasets.video_folder import load_video_folder
+
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "innocent.mp4").symlink_to(tmp_path / "secret.mp4")
+    with pytest.raises(ValueError, match="a link to"):
+        load_video_folder(videos)
+
+
+def test_a_playlist_reads_no_other_file(tmp_path: Path) -> None:
+    from dejavu.video.source import VideoError, open_video
+
+    (tmp_path / "other.mp4").write_bytes(b"x")
+    playlist = tmp_path / "clip.mp4"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n")
+    with pytest.raises(VideoError), open_video(playlist):
+        pass
+
+
+# -------------------------------------------------------------------------------------------------------------- secrets
+def test_a_password_is_in_no_line_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dejavu.tracking import Tracking, TrackingError
+
+    for uri in ("postgresql://user:hunter2@127.0.0.1:9/mlflow", "http://user:hunter2@127.0.0.1:9"):
+        assert "hunter2" not in Tracking(uri, "1").ui_command
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    with pytest.raises(TrackingError) as raised:
+        Tracking.open(tmp_path)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_the_resolved_configuration_holds_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dejavu.experiment import parse
+
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "hunter2")
+    assert "hunter2" not in parse(["demo"]).to_yaml()
+
+
+def test_no_file_holds_a_credential() -> None:
+    import re
+
+    shapes = re.compile(r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{30,}|ghp_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+    texts = [*SOURCES, *ROOT.glob("*.yaml"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    assert [path.name for path in texts if shapes.search(path.read_text(encoding="utf-8"))] == []
+
+
+# -------------------------------------------------------------------------------------------------------------- cluster
+def test_our_cluster_asks_for_a_secret_of_this_user() -> None:
+    import submit
+
+    token = Path("some") / "token"
+    environment = submit.environment(token)
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == str(token)
+    assert "RAY_AUTH_TOKEN" not in environment
+
+
+@pytest.mark.ray
+def test_without_the_secret_the_cluster_answers_nobody(ray_environment: dict[str, str]) -> None:
+    import urllib.error
+    import urllib.request
+
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(f"{ray_environment['DASHBOARD']}/api/jobs/", timeout=10)
+    assert raised.value.code == 401
+    raised.value.close()
+
+    token = Path(ray_environment["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o077 == 0
+    stranger = {name: value for name, value in ray_environment.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import ray; ray.init(address='auto')"],
+        env=stranger | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "ConnectionError" in done.stderr
