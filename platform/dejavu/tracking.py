@@ -99,8 +99,6 @@ class Tracking:
         if self.uri.startswith("http"):
             return f"open {without_secrets(self.uri)}"
         if not self.uri.startswith("sqlite:"):  # a database of the user's own: its URI may hold a password
-            return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port 5000'
-        if not self.uri.startswith("sqlite:"):  # a database of the user's own: its URI may hold a password
             return f'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port {UI_PORT}'
         # By its path where a shell would not find it, or would find another.
         beside = Path(sys.executable).with_name("mlflow")
