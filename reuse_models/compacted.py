@@ -65,6 +65,8 @@ class PassResult:
     """int64: rows times ranks put through the products of each boundary's restoration."""
     compared_Fb: Tensor
     """int64: pairs of rows compared at each boundary."""
+    weighed_Fb: Tensor
+    """int64: query-key pairs that importance took beyond those of attention."""
 
 
 class Compacted:
@@ -90,7 +92,8 @@ class Compacted:
             if at.h_BND is not None:
                 at.h_BND[streams_S] = h_SND
         (q_Sh1d,) = vit.split_heads(vit.query(last, h_SND[:, :1]))
-        return vit.finish(q_Sh1d, *vit.split_heads(projected_SNC), h_SND[:, :1])
+        k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
+        return vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_SND[:, :1])
 
     def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, work: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on."""
@@ -128,7 +131,7 @@ class _Held:
     choice: Choice | None
     """None for the tower's input, of which all rows are stored."""
     hidden_XQ: Tensor
-    """Hidden units of all corrections side by side; of reused rows alone where few are."""
+    """Hidden units of the corrections of q, k, v side by side; of reused rows alone where few are."""
     place_X: Tensor
     """int64, of each row: where it is stored, or ANCHOR."""
     stored_h_XD: Tensor
@@ -169,6 +172,7 @@ class _GroupRun:
         token_N = torch.arange(self.num_tokens, device=device)
         self.anchor_X = (stream_F[:, None] * self.num_tokens + token_N).flatten()
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
+        self.weighed_Fb = torch.zeros_like(self.restored_Fb)
         # A frame that others build upon, restored rows and all: every frame of `chained`, the handed-on of `grouped`.
         self.keeps_frames = rules.semantics != "anchor"
         self.block_frames = 1 if self.keeps_frames else workspace.block_frames
@@ -188,7 +192,7 @@ class _GroupRun:
             compared_Fb[:, boundary] += choice.num_pairs_F
         embeddings = [self._leave(held, block, self._fill(held, block)) for block in self._blocks()]
         self._move_on(held)
-        return PassResult(torch.cat(embeddings), reuse_FbN, self.restored_Fb, compared_Fb)
+        return PassResult(torch.cat(embeddings), reuse_FbN, self.restored_Fb, compared_Fb, self.weighed_Fb)
 
     def _blocks(self) -> Iterator[_Block]:
         for stream, start, size in zip(self.work.streams, self.layout.starts, self.layout.sizes, strict=True):
@@ -267,10 +271,9 @@ class _GroupRun:
     def _attend(self, boundary: int, block: _Block, projected_KNC: Tensor) -> None:
         """Run attention on a block and compare what it gives with the stream's anchor."""
         workspace, at = self.workspace, self.anchors[boundary]
-        q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
-        pre_proj_KND = self.vit.attend(q_KhNd, k_KhNd, v_KhNd)
-        workspace.pre_proj_FND[block.frames] = pre_proj_KND
-        workspace.importance_FN[block.frames] = self.vit.importance(q_KhNd, k_KhNd)
+        pre_proj_KND = self._pre_proj(boundary)[block.frames]
+        if workspace.attention(projected_KNC, pre_proj_KND, workspace.importance_FN[block.frames]):
+            self.weighed_Fb[block.frames, boundary] += self.num_tokens
         difference_KND = workspace.difference_KND[: len(pre_proj_KND)]
         torch.sub(pre_proj_KND, at.pre_proj_BND[block.stream], out=difference_KND)
         norm_KN = norms(pre_proj_KND)
@@ -301,7 +304,7 @@ class _GroupRun:
     def _choose(self, boundary: int) -> Choice:
         workspace, frames = self.workspace, self.num_frames
         seen = Seen(
-            workspace.pre_proj_FND[:frames],
+            self._pre_proj(boundary),
             workspace.norm_FN[:frames],
             workspace.to_anchor_FN[:frames],
             workspace.importance_FN[:frames],
@@ -322,7 +325,7 @@ class _GroupRun:
         room = num_computed + self.num_rows * int(self.keeps_frames)
         stored_h_XD = workspace.stored(boundary, room, self.width)
         stored_projected_XC = workspace.stored(boundary, room, (2 if ends_into_last else 3) * self.width)
-        pre_proj_XD = as_rows(workspace.pre_proj_FND[: self.num_frames])
+        pre_proj_XD = as_rows(self._pre_proj(boundary))
         for start in range(0, num_computed, ROWS_PER_PRODUCT):
             part = slice(start, min(start + ROWS_PER_PRODUCT, num_computed))
             rows_X = computed_X[part]
@@ -340,7 +343,6 @@ class _GroupRun:
         self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN != ANCHOR)))
         if not workspace.expects_reuse[boundary]:
             self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN == ANCHOR)))
-        self._move_pre_proj_on(boundary, choice)
         all_prepared = workspace.expects_reuse[boundary]
         workspace.expects_reuse[boundary] = many
         restores_all = many and all_prepared
@@ -367,20 +369,21 @@ class _GroupRun:
         """Write the hidden units of single rows, from the difference to their sources."""
         if not len(rows_X):
             return
-        pre_proj_XD = as_rows(self.workspace.pre_proj_FND[: self.num_frames])
-        anchor_XD = as_rows(self.anchors[boundary].pre_proj_BND)
         hidden_XQ, down_QD = self._hidden(boundary), self._down(boundary)
-        source_X = choice.source_FN.flatten()
         for part_X in rows_X.split(ROWS_PER_PRODUCT):
-            sources = source_X[part_X]
-            own_XD = pre_proj_XD.index_select(0, part_X)
-            # Rows come either all from the group or all from anchors.
-            if int(sources[0]) == ANCHOR:
-                other_XD = anchor_XD.index_select(0, self.anchor_X[part_X])
-            else:
-                other_XD = pre_proj_XD.index_select(0, sources)
-            hidden_XQ.index_copy_(0, part_X, torch.relu_(own_XD.sub_(other_XD) @ down_QD.mT))
+            difference_XD = self._difference(boundary, choice, part_X)
+            hidden_XQ.index_copy_(0, part_X, torch.relu_(difference_XD @ down_QD.mT))
         self._add_ranks(boundary, rows_X, len(down_QD))
+
+    def _difference(self, boundary: int, choice: Choice, rows_X: Tensor) -> Tensor:
+        """Return pre_proj of single rows minus that of their sources."""
+        pre_proj_XD = as_rows(self._pre_proj(boundary))
+        other_XD = as_rows(self.anchors[boundary].pre_proj_BND).index_select(0, self.anchor_X[rows_X])
+        source_X = choice.source_FN.flatten()[rows_X]
+        (inside,) = (source_X != ANCHOR).nonzero(as_tuple=True)
+        if len(inside):
+            other_XD.index_copy_(0, inside, pre_proj_XD.index_select(0, source_X[inside]))
+        return torch.sub(pre_proj_XD.index_select(0, rows_X), other_XD, out=other_XD)
 
     def _h_of(self, held: _Held, rows_X: Tensor) -> Tensor:
         """Return the input h of the next layer for some rows: stored, or restored now."""
@@ -397,26 +400,24 @@ class _GroupRun:
         (inside,) = (base_X != ANCHOR).nonzero(as_tuple=True)
         if len(inside):
             base_XD.index_copy_(0, inside, held.stored_h_XD.index_select(0, held.place_X[base_X[inside]]))
-        hidden_XR = held.hidden_XQ.index_select(0, lacking_X)[:, : self.rank]
-        base_XD.addmm_(hidden_XR, self.rules.addon.restoration(held.boundary).up_4DR[0].mT)
-        self._add_ranks(held.boundary, lacking_X, self.rank)
+        restoration = self.rules.addon.restoration(held.boundary)
+        difference_XD = self._difference(held.boundary, held.choice, lacking_X)
+        hidden_XR = torch.relu_(difference_XD @ restoration.down_QD[: self.rank].mT)
+        base_XD.addmm_(hidden_XR, restoration.up_4DR[0].mT)
+        self._add_ranks(held.boundary, lacking_X, 2 * self.rank)
         return h_XD.index_copy_(0, lacking, base_XD)
-
-    def _move_pre_proj_on(self, boundary: int, choice: Choice) -> None:
-        """The same for what only the choice and the hidden units are made of; the next layer overwrites it."""
-        workspace, at = self.workspace, self.anchors[boundary]
-        for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
-            token_X = _rows(~choice.reused_FN[start])
-            at.pre_proj_BND[stream].index_copy_(0, token_X, workspace.pre_proj_FND[start].index_select(0, token_X))
-            at.norm_BN[stream].index_copy_(0, token_X, workspace.norm_FN[start].index_select(0, token_X))
 
     def _move_on(self, held: _Held) -> None:
         """Hand each group's first computed frame, its last in display order, on as the anchor of its stream."""
         if held.choice is None or held.stored_projected_XC is None:
             return
-        at = self.anchors[held.boundary]
+        at, pre_proj_FND = self.anchors[held.boundary], self._pre_proj(held.boundary)
         for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
             stored = _part(held.computed_ends, _Block(stream, start, start + 1))
+            token_X = held.computed_X[stored] - start * self.num_tokens
+            pre_proj_XD = pre_proj_FND[start].index_select(0, token_X)
+            at.pre_proj_BND[stream].index_copy_(0, token_X, pre_proj_XD)
+            at.norm_BN[stream].index_copy_(0, token_X, norms(pre_proj_XD))
             if self.keeps_frames:
                 first = len(held.computed_X) + start * self.num_tokens
                 kept = slice(first, first + self.num_tokens)
@@ -424,7 +425,6 @@ class _GroupRun:
                 if at.h_BND is not None:
                     at.h_BND[stream] = held.stored_h_XD[kept]
             else:
-                token_X = held.computed_X[stored] - start * self.num_tokens
                 at.projected_BNC[stream].index_copy_(0, token_X, held.stored_projected_XC[stored])
                 if at.h_BND is not None:
                     at.h_BND[stream].index_copy_(0, token_X, held.stored_h_XD[stored])
@@ -432,13 +432,14 @@ class _GroupRun:
     # What restoration is made of.
 
     def _down(self, boundary: int) -> Tensor:
-        """First layers of the corrections that are used: before the last layer, h and q of patches lead nowhere."""
-        down_QD = self.rules.addon.restoration(boundary).down_QD
-        return down_QD[2 * self.rank :] if self.anchors[boundary].h_BND is None else down_QD
+        """First layers of the corrections of q, k, v; before the last layer, q of patches leads nowhere."""
+        return self.rules.addon.restoration(boundary).down_QD[-self._projected_ranks(boundary) :]
 
     def _hidden(self, boundary: int) -> Tensor:
-        hidden_XQ = self.workspace.hidden_2XQ[boundary % 2][: self.num_rows]
-        return hidden_XQ[:, : 2 * self.rank] if self.anchors[boundary].h_BND is None else hidden_XQ
+        return self.workspace.hidden_2XQ[boundary % 2][: self.num_rows, : self._projected_ranks(boundary)]
+
+    def _pre_proj(self, boundary: int) -> Tensor:
+        return self.workspace.pre_proj_2FND[boundary % 2][: self.num_frames]
 
     def _projected_ranks(self, boundary: int) -> int:
         return (2 if self.anchors[boundary].h_BND is None else 3) * self.rank

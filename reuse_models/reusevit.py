@@ -297,7 +297,6 @@ class ReuseVit:
         entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
         closed_FL = torch.cat([computed_Fb, one_F1], 1)
         tokens_Fb = torch.full_like(computed_Fb, num_tokens)
-        into_next = (one_F1 * 0,)
         return {
             "patch_embedding": one_F1,
             "query": torch.cat([entered_FL[:, :-1], one_F1], 1) if last else one_F1,
@@ -306,15 +305,15 @@ class ReuseVit:
             "projection": closed_FL,
             "mlp": closed_FL,
             "head": one_F1,
-            "importance": torch.cat([*into_next, tokens_Fb], 1),
-            "similarity": torch.cat([*into_next, compared_Fb], 1),
+            "importance": torch.cat([none_F1, result.weighed_Fb.cpu()], 1),
+            "similarity": torch.cat([none_F1, compared_Fb], 1),
             "decision": torch.cat([none_F1, (tokens_Fb - 1) * self._decision_units()], 1),
             "restoration": torch.cat([none_F1, restored_Fb], 1),
             "codec_net": one_F1 * codec_net_macs(shape.patches_per_side),
         }
 
     def _num_ranks(self) -> int:
-        return len(CORRECTED) * self.addon.shape.restoration_rank
+        return (len(CORRECTED) - 1) * self.addon.shape.restoration_rank
 
     def _decision_units(self) -> int:
         return self.addon.shape.decision_hidden if isinstance(self.engine.rules.gate, HardGate) else 0

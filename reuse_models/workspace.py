@@ -1,7 +1,7 @@
 """Buffers of one pass of compacted inference. Not state: written anew by every layer, kept since fresh memory is slow.
 
 Shapes: F frames of the pass, K of them in a block, N tokens (CLS first), A patches, D width, C channels of a
-projection, Q ranks of all corrections side by side, X rows (frame · N + token).
+projection, Q ranks of the corrections of q, k, v side by side, X rows (frame · N + token).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reuse_models.anchors import empty_projected, norm_dtype
+from reuse_models.cached_attention import CachedAttention
 from reuse_models.frame_order import GROUP_SIZE
 from reuse_models.vit import Vit
 
@@ -28,11 +29,12 @@ class Workspace:
         self.block_frames = max(1, min(GROUP_SIZE, BLOCK_BYTES // frame_bytes))
         self.block_KNC = empty_projected(like, self.block_frames, shape, 3)
         self.difference_KND = like.new_empty(self.block_frames, shape.num_tokens, shape.width)
-        self.pre_proj_FND = like.new_empty(*tokens, shape.width)
         self.norm_FN = like.new_empty(tokens, dtype=norm_dtype(like))
         self.to_anchor_FN = like.new_empty(tokens, dtype=norm_dtype(like))
         self.importance_FN = like.new_empty(tokens)
+        self.attention = CachedAttention(vit)
         # Of two layers each: rows of the layer before are read while those of this one are written.
+        self.pre_proj_2FND = [like.new_empty(*tokens, shape.width) for _ in range(2)]
         self.hidden_2XQ = [like.new_empty(num_frames * shape.num_tokens, num_ranks) for _ in range(2)]
         self._stored: dict[tuple[int, int], Tensor] = {}
         self.expects_reuse = [True] * (shape.num_layers - 1)
@@ -42,7 +44,7 @@ class Workspace:
         """Return an uninitialised [num_rows, channels], valid until the turn after the next."""
         kept = self._stored.get((turn % 2, channels))
         if kept is None or len(kept) < num_rows:
-            like = self.pre_proj_FND
+            like = self.block_KNC
             self._stored[turn % 2, channels] = kept = like.new_empty(num_rows + num_rows // 4, channels)
         return kept[:num_rows]
 
@@ -52,7 +54,7 @@ class Workspace:
         tensors = [
             self.block_KNC,
             self.difference_KND,
-            self.pre_proj_FND,
+            *self.pre_proj_2FND,
             self.norm_FN,
             self.to_anchor_FN,
             self.importance_FN,
