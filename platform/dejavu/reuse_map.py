@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from dejavu.looks import INK, MUTED
 from dejavu.store import atomic
 
-_CLASSES = {1: "skip", 2: "16×16", 3: "16×8", 4: "8×8", 6: "intra"}
-_CLASS_COLOURS = ListedColormap(["#e9edf2", "#a9cbe8", "#5b9bd0", "#2a5d9c", "#e0803a"])
-_CLASS_NORM = BoundaryNorm([0.5, 1.5, 2.5, 3.5, 4.5, 6.5], 5)
+CLASS_NAMES = {1: "skip", 2: "16×16", 3: "16×8", 4: "8×8", 6: "intra"}
+CLASS_COLOURS = ListedColormap(["#e9edf2", "#a9cbe8", "#5b9bd0", "#2a5d9c", "#e0803a"])
+CLASS_NORM = BoundaryNorm([0.5, 1.5, 2.5, 3.5, 4.5, 6.5], 5)
 
 
 def plot_reuse_map(
@@ -61,12 +61,12 @@ def plot_reuse_map(
         grid[0, column].set_title(f"frame {frame}\n{rate:.0%} reused", fontsize=8, color=INK, linespacing=1.4)
         grid[0, column].imshow(rgb_FHWC[frame], extent=extent, interpolation="antialiased")
         if class_FPP is not None:
-            classes = grid[1, column].imshow(class_FPP[frame], extent=extent, cmap=_CLASS_COLOURS, norm=_CLASS_NORM)
+            classes = grid[1, column].imshow(class_FPP[frame], extent=extent, cmap=CLASS_COLOURS, norm=CLASS_NORM)
         shares = grid[-1, column].imshow(share_FPP[frame], extent=extent, cmap="magma", vmin=0, vmax=1)
     for row, name in enumerate(("frame", *(() if class_FPP is None else ("codec",)), "reuse")):
         grid[row, 0].set_ylabel(name, fontsize=9, color=INK, labelpad=8)
     if class_FPP is not None:
-        _key(figure, grid[1, -1], classes, dict(zip((1, 2, 3, 4, 5.5), _CLASSES.values(), strict=True)))
+        _key(figure, grid[1, -1], classes, dict(zip((1, 2, 3, 4, 5.5), CLASS_NAMES.values(), strict=True)))
     _key(figure, grid[-1, -1], shares, {0: "computed", 0.5: "half", 1: "reused"})
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")
