@@ -14,6 +14,7 @@ from pathlib import Path
 from dejavu import cluster
 from dejavu.backbones.load import Backbone, BackboneError, load_backbone
 from dejavu.experiment import Experiment, ExperimentError, Stage, parse, results_folder
+from dejavu.pareto_view import VIEW_ID
 from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import Embedding
@@ -21,9 +22,10 @@ from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.stages.measure import measure_settings
-from dejavu.stages.prepare import draw_world, load_folder
+from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.score import score_settings, set_exam
+from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
 from dejavu.tracking import Tracking, TrackingError
@@ -31,6 +33,7 @@ from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
 from reuse_models.reusevit import ReuseVitConfig
 from tune_spaces.study import choose, list_configs, read_chosen, sweep, write_chosen
+from tune_spaces.tower import AddonCurve
 
 PUBLISHED_REFRESH = (4, 8, 32, None)
 """Frames after which the published points begin a new segment."""
@@ -40,6 +43,7 @@ ONE_LINE_ERRORS = (
     ExperimentError,
     StoreError,
     TrackingError,
+    TrainError,
     TooManyFailures,
     cluster.ClusterError,
     FileNotFoundError,
@@ -112,12 +116,13 @@ def start(experiment: Experiment) -> Job:
 
 def load_dataset(experiment: Experiment, results: Path) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
+    splits: tuple[Split, ...] = ("train", *SCORED) if "train" in experiment.stages else SCORED
     if experiment.dataset == "synthetic":
-        dataset, num_drawn = draw_world(results / "world", experiment.synthetic)
+        dataset, num_drawn = draw_world(results / "world", experiment.synthetic, splits)
         print(f"drew {num_drawn} videos", flush=True)
         return dataset
     assert experiment.videos is not None, "check_folders has run"
-    return load_folder(experiment.dataset, experiment.videos, experiment.annotations)
+    return load_folder(experiment.dataset, experiment.videos, experiment.annotations, splits)
 
 
 def run(job: Job) -> None:
@@ -134,6 +139,10 @@ def run(job: Job) -> None:
         return
 
     original = job.name(OriginalConfig())
+    if job.runs("train"):
+        fit_addons(job, original)
+    if not {"sweep", "embed", "measure", "score"} & set(experiment.stages):
+        return
     published = [job.name(config) for config in published_configs(job)]
     chosen = choose_settings(job, original) if job.runs("sweep") else read_chosen(job.store, job.name)
     chosen += published
@@ -157,7 +166,27 @@ def run(job: Job) -> None:
         log_frontier(points, job.tracking, tags(job), job.results)
         job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
         print(f"\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
-        print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}", flush=True)
+        print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}")
+        print(f"           then {job.tracking.view_url(VIEW_ID)}", flush=True)
+
+
+def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
+    """Fit ReuseViT at each target on training clips, with the dense embeddings of the store as teacher."""
+    experiment = job.experiment
+    clips = {split: job.of_split(split) for split in ("train", "val")}
+    if not clips["train"]:
+        job.say("no training clips: ReuseViT is measured untrained")
+        return ()
+    pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    for split, some in clips.items():
+        embed_clips(some, [original], job.embedding, pool, split)
+    result = train_addons(clips, original, job.embedding, experiment.train)
+    job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
+    for addon in result.addons:
+        if addon.achieved_rate is not None:
+            print(f"  target={addon.target:g}: requested {addon.target:.3f}, achieved {addon.achieved_rate:.3f}")
+    job.check()
+    return result.addons
 
 
 def published_configs(job: Job) -> list[MethodConfig]:
@@ -182,7 +211,10 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     """Sweep the grids on validation clips and choose; without validation clips, every setting goes on."""
     experiment, validation = job.experiment, job.of_split("val")
     probes = validation or job.of_split("test")
-    configs = list_configs(job.backbone, probes, job.embedding, experiment.sweep)
+    addons = [
+        AddonCurve(addon.name, str(addon.weights), tuple(addon.biases.values())) for addon in read_addons(job.embedding)
+    ]
+    configs = list_configs(job.backbone, probes, job.embedding, experiment.sweep, addons)
     settings = [job.name(config) for config in configs]
     if not validation:
         job.say(f"no validation clips: all {len(settings)} settings are measured")

@@ -114,6 +114,23 @@ class SoftGate:
         return torch.softmax((log_XA2 + noise_XA2) / TEMPERATURE, dim=-1)[..., 0]
 
 
+class StraightGate:
+    """A training gate without noise (ours): hard forward, as inference is, with the gradient of a sigmoid.
+
+    A Gumbel-softmax this cold has a gradient at near ties alone, and its noise reuses patches that must not be reused;
+    here every patch says whether it had better been computed.
+    """
+
+    def __init__(self, decisions: nn.ModuleList) -> None:
+        self.decisions = decisions
+
+    def __call__(self, boundary: int, features: Features) -> Tensor:
+        logits_XA2: Tensor = self.decisions[boundary](features).float()
+        difference_XA = logits_XA2[..., 0] - logits_XA2[..., 1]
+        soft_XA = torch.sigmoid(difference_XA)
+        return (difference_XA > 0).to(soft_XA.dtype) + soft_XA - soft_XA.detach()
+
+
 class HardGate:
     """The inference gate: reuse where its logit, plus a bias that is the runtime knob, is the larger one."""
 

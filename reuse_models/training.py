@@ -9,15 +9,20 @@ Source: paper, section on training; METHODS 2, 3 and 5.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from reuse_models.addon import Addon, addon_shape
 from reuse_models.frame_order import PUBLISHED_PATTERN
-from reuse_models.gate import Numbers, SoftGate
+from reuse_models.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
 from reuse_models.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.masked import Clips, masked_forward
 from reuse_models.rules import Rules
@@ -41,6 +46,10 @@ class FitConfig:
     clip_norm: float = 0.5
     """Longest gradient over all weights."""
     clips_per_step: int = 16
+    gate: Literal["straight", "gumbel"] = "straight"
+    """What mixes computed and restored in training: ours, or the published Gumbel-softmax."""
+    dropout: float = 0.0
+    """In the decisions; the published value is 0.25."""
     semantics: Semantics = "anchor"
     decision_hidden: int | None = None
     """In proportion to the tower unless given."""
@@ -95,18 +104,21 @@ class Fit:
             torch.manual_seed(config.seed)
             shape = addon_shape(vit.shape, config.decision_hidden, config.restoration_rank)
             self.addon = Addon(replace(shape, numbers=config.numbers)).to(device)
+        for decision in self.addon.decisions:
+            assert isinstance(decision, Decision)
+            decision.dropout.p = config.dropout
         self.optimizer = torch.optim.AdamW(
             self.addon.parameter_groups(
                 config.codec_learning_rate, config.restoration_learning_rate, config.decision_learning_rate
             ),
             weight_decay=0.0,
         )
+        self.num_epochs = 0
         self.num_steps = 0
         """Steps taken; noise and dropout of a step follow from its number and the seed, so that a resumed fit goes on
         as if nothing had happened."""
-        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, config.decay)
 
-    def forward(self, batch: Batch, gate: SoftGate) -> tuple[Loss, Tensor]:
+    def forward(self, batch: Batch, gate: Gate) -> tuple[Loss, Tensor]:
         """Return the loss, and [b], the rate at each boundary."""
         codec_XPP = self.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1))
         clips = Clips(
@@ -117,11 +129,18 @@ class Fit:
         output = masked_forward(
             self.vit, Rules(self.addon, gate, self.config.semantics), clips, want_last=self.loss.last_weight > 0
         )
+        teacher = batch.teacher
+        if self.loss.second_last_weight and teacher.second_last_CFND is None:
+            teacher = replace(teacher, second_last_CFND=dense_second_last(self.vit, batch.pixels_CF3HW))
         rates_b = output.reuse_CFbN[:, -3:].detach().float().mean(dim=(0, 1, 3))
-        return reuse_loss(output, batch.teacher, self.loss), rates_b
+        return reuse_loss(output, teacher, self.loss), rates_b
 
-    def step(self, batch: Batch) -> Report:
+    def step(self, batch: Batch, average: Callable[[Sequence[Tensor]], None] | None = None) -> Report:
         """Take one optimiser step.
+
+        Args:
+            batch: This worker's clips.
+            average: Averages gradients over workers, in place; None where there is one worker.
 
         Raises:
             NotFiniteError: Loss or gradient is not finite; nothing was changed.
@@ -131,10 +150,11 @@ class Fit:
         seed = self.config.seed * 1_000_003 + self.num_steps
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # dropout draws from the global generator
-            noise = torch.Generator(device=device).manual_seed(seed)
-            loss, rates_b = self.forward(batch, SoftGate(self.addon.decisions, noise))
+            loss, rates_b = self.forward(batch, self._gate(seed))
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        if average is not None:
+            average([weight.grad for weight in self.addon.parameters() if weight.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.addon.parameters(), self.config.clip_norm)
         if not math.isfinite(float(loss.total.detach())) or not math.isfinite(float(norm)):
             raise NotFiniteError(
@@ -145,9 +165,56 @@ class Fit:
         self.num_steps += 1
         return _report(loss, rates_b)
 
+    def _gate(self, seed: int) -> Gate:
+        if self.config.gate == "straight":
+            return StraightGate(self.addon.decisions)
+        noise = torch.Generator(device=self.vit.position.device).manual_seed(seed)
+        return SoftGate(self.addon.decisions, noise)
+
     def end_epoch(self) -> None:
         """Lower the learning rates."""
-        self.schedule.step()
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.config.decay
+        self.num_epochs += 1
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Report:
+        """Return the loss with the hard gate of inference."""
+        self.addon.eval()
+        loss, rates_b = self.forward(batch, HardGate(self.addon.decisions))
+        return _report(loss, rates_b)
+
+    def save_optimizer(self, path: Path) -> None:
+        """Write what the optimiser remembers to `path` (.safetensors) and the counts beside it, as JSON."""
+        moments = {
+            f"{index}.{name}": value.detach().cpu().contiguous()
+            for index, entries in self.optimizer.state_dict()["state"].items()
+            for name, value in entries.items()
+        }
+        path.with_suffix(".json").write_text(json.dumps({"steps": self.num_steps, "epochs": self.num_epochs}))
+        safetensors.torch.save_file(moments, path.with_suffix(".safetensors"))
+
+    def load_optimizer(self, path: Path) -> None:
+        """Go on where `save_optimizer` was called; the add-on's weights are loaded apart."""
+        counts = json.loads(path.with_suffix(".json").read_text())
+        self.num_epochs, self.num_steps = counts["epochs"], counts["steps"]
+        state = self.optimizer.state_dict()
+        for name, value in safetensors.torch.load_file(path.with_suffix(".safetensors")).items():
+            index, _, entry = name.partition(".")
+            state["state"].setdefault(int(index), {})[entry] = value
+        for group in state["param_groups"]:
+            group["lr"] *= self.config.decay**self.num_epochs
+        self.optimizer.load_state_dict(state)
+
+
+@torch.no_grad()
+def dense_second_last(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
+    """Return [C, F, N, D], the dense tower's output of layer L-2: made only where the loss wants it."""
+    h_XND = vit.embed(pixels_CF3HW.flatten(0, 1))
+    for layer in range(vit.shape.num_layers - 1):
+        h_XND = vit.run_layer(layer, h_XND)
+    h_CFND: Tensor = h_XND.unflatten(0, pixels_CF3HW.shape[:2])
+    return h_CFND
 
 
 def _report(loss: Loss, rates_b: Tensor) -> Report:

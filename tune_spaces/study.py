@@ -32,7 +32,7 @@ from reuse_models.cmc import distance_quantiles
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
 from tune_spaces.grids import GRIDS
-from tune_spaces.tower import Density, Tower
+from tune_spaces.tower import AddonCurve, Density, Tower
 
 STAGE = "sweep"
 
@@ -63,7 +63,11 @@ class SweepConfig:
 
 
 def list_configs(
-    backbone: Backbone, clips: Sequence[Transcoded], embedding: Embedding, config: SweepConfig
+    backbone: Backbone,
+    clips: Sequence[Transcoded],
+    embedding: Embedding,
+    config: SweepConfig,
+    addons: Sequence[AddonCurve] = (),
 ) -> list[MethodConfig]:
     """Return the settings of all methods that this tower can run; a method that refuses it is named in one line.
 
@@ -72,6 +76,7 @@ def list_configs(
         clips: Validation clips, of which the first few show how far tokens move.
         embedding: Where the clips lie.
         config: Which methods, and how many settings.
+        addons: ReuseViT's, trained for this tower.
     """
 
     def quantiles(shares: Sequence[float]) -> list[float]:
@@ -82,7 +87,7 @@ def list_configs(
             backbone.vit, [backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1], shares
         )
 
-    tower = Tower(backbone.vit.shape, quantiles)
+    tower = Tower(backbone.vit.shape, quantiles, tuple(addons))
     configs: list[MethodConfig] = []
     for method in config.methods:
         try:

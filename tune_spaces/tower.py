@@ -16,12 +16,23 @@ PAPER_WIDTHS = (768, 1024)
 
 
 @dataclass(frozen=True, slots=True)
+class AddonCurve:
+    """A trained ReuseViT add-on, and the biases of its decisions that are worth trying."""
+
+    name: str
+    weights: str
+    biases: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tower:
     """The backbone that a sweep runs on."""
 
     shape: VitShape
     distance_quantiles: Callable[[Sequence[float]], list[float]]
     """Quantiles of CMC's distance between consecutive frames of validation clips."""
+    addons: tuple[AddonCurve, ...] = ()
+    """Trained for this tower; none where nothing was trained."""
 
     @property
     def in_paper(self) -> bool:

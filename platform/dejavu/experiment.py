@@ -18,12 +18,15 @@ from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
+from dejavu.stages.train import TrainConfig
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.published import Variant
 from tune_spaces.study import SweepConfig
 
-Stage = Literal["transcode", "sweep", "embed", "measure", "score"]
+Stage = Literal["transcode", "train", "sweep", "embed", "measure", "score"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+UNTRAINED: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "train")
+"""What runs unless training is asked for by `--stages`, in recipes without training videos or without the time."""
 
 
 class ExperimentError(RuntimeError):
@@ -84,6 +87,7 @@ class Experiment:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
@@ -135,6 +139,8 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
         "the same with 22 videos and two settings per method: for tests and notebooks",
         Experiment(
             recipe="tiny",
+            stages=UNTRAINED,
+            train=TrainConfig(targets=(0.8,), max_steps=4),
             synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
             sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),
             measure=MeasureConfig(num_clips=2, num_frames=16, num_rounds=3),
@@ -142,7 +148,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
     ),
     "folder": (
         "a folder of your own videos, no answers needed: the score is fidelity to Original",
-        Experiment(recipe="folder", dataset="video_folder"),
+        Experiment(recipe="folder", dataset="video_folder", stages=UNTRAINED),
     ),
     "nextqa": (
         "NExT-QA videos with NExT-GQA annotations, at the paper's settings",
@@ -151,6 +157,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             dataset="next_qa",
             backbone="openai/clip-vit-large-patch14",
             prompt="{question} {answer}",
+            train=TrainConfig(targets=(0.95, 0.9, 0.85, 0.8)),
             sweep=SweepConfig(density="paper", chosen_per_method=6),
         ),
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dejavu.experiment import STAGES, ExperimentError, parse, results_folder
+from dejavu.experiment import STAGES, UNTRAINED, ExperimentError, parse, results_folder
 
 
 def test_without_arguments_the_demo_runs() -> None:
@@ -78,7 +78,7 @@ def test_a_recipe_without_its_folder_is_refused(tmp_path: Path) -> None:
 
 def test_the_resolved_configuration_reads_back() -> None:
     values = yaml.safe_load(parse(["tiny", "--embed.streams", "3"]).to_yaml())
-    assert (values["recipe"], values["embed"]["streams"], values["stages"]) == ("tiny", 3, list(STAGES))
+    assert (values["recipe"], values["embed"]["streams"], values["stages"]) == ("tiny", 3, list(UNTRAINED))
 
 
 def test_results_go_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import torch
 
+from reuse_models.addon import load_addon, save_addon
 from reuse_models.frame_order import PUBLISHED_PATTERN
 from reuse_models.loss import LossConfig, Teacher
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError
@@ -25,11 +29,15 @@ def batch(clip_vit: Vit) -> Batch:
     return Batch(pixels, codec, Teacher(clip_vit(pixels.flatten(0, 1)).unflatten(0, (4, 6))))
 
 
-def test_training_moves_the_rate_to_its_target_and_leaves_the_tower_alone(clip_vit: Vit, batch: Batch) -> None:
+@pytest.mark.parametrize("gate", ["straight", "gumbel"])
+def test_training_moves_the_rate_to_its_target_and_leaves_the_tower_alone(
+    clip_vit: Vit, batch: Batch, gate: Literal["straight", "gumbel"]
+) -> None:
     before = {name: weight.clone() for name, weight in clip_vit.state_dict().items()}
-    fit = Fit(clip_vit, LOSS, FitConfig(decision_learning_rate=2e-2, decision_hidden=16))
+    fit = Fit(clip_vit, LOSS, FitConfig(decision_learning_rate=2e-2, decision_hidden=16, gate=gate))
     reports = [fit.step(batch) for _ in range(30)]
-    assert reports[0].rate == pytest.approx(0.5, abs=0.1)  # a coin at first
+    if gate == "gumbel":
+        assert reports[0].rate == pytest.approx(0.5, abs=0.1)  # a coin at first
     assert reports[-1].rate > 0.75
     assert reports[-1].loss < reports[0].loss
     assert all(torch.equal(weight, before[name]) for name, weight in clip_vit.state_dict().items())
@@ -56,6 +64,36 @@ def test_the_same_seed_gives_the_same_weights(clip_vit: Vit, batch: Batch) -> No
             fit.step(batch)
     first, second = (fit.addon.state_dict() for fit in fits)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_fit_goes_on_from_its_files_as_if_nothing_had_happened(clip_vit: Vit, batch: Batch, tmp_path: Path) -> None:
+    config = FitConfig(gate="gumbel", dropout=0.25)
+    whole, first = (Fit(clip_vit, LOSS, config) for _ in range(2))
+    for fit in (whole, first):
+        fit.step(batch)
+        fit.end_epoch()
+    save_addon(first.addon, tmp_path / "addon.safetensors")
+    first.save_optimizer(tmp_path / "optimizer")
+    resumed = Fit(clip_vit, LOSS, config)
+    resumed.addon.load_state_dict(load_addon(tmp_path / "addon.safetensors").state_dict())
+    resumed.load_optimizer(tmp_path / "optimizer")
+    for fit in (whole, resumed):
+        fit.step(batch)
+    for name, weight in whole.addon.state_dict().items():
+        torch.testing.assert_close(resumed.addon.state_dict()[name], weight, rtol=0, atol=1e-7)
+
+
+def test_validation_is_hard_and_free_of_noise(clip_vit: Vit, batch: Batch) -> None:
+    fit = Fit(clip_vit, LOSS, FitConfig(gate="gumbel"))
+    assert fit.validate(batch) == fit.validate(batch)
+
+
+def test_hidden_states_of_the_teacher_are_made_where_the_loss_wants_them(clip_vit: Vit, batch: Batch) -> None:
+    without, with_hidden = (
+        Fit(clip_vit, LossConfig(target_rate=0.8, second_last_weight=weight), FitConfig()).validate(batch).loss
+        for weight in (0.0, 1.5)
+    )
+    assert with_hidden > without
 
 
 def test_warm_up_starts_at_the_target_rate_and_restores_better_than_nothing(clip_vit: Vit, batch: Batch) -> None:

@@ -166,26 +166,35 @@ def decode_batch(batch: Batch, embedding: Embedding) -> DecodedBatch:
     segments, decoded, failures = [], [], []
     for segment in batch.segments:
         try:
-            parts = list(
-                decode(
-                    embedding.store.root / segment.path,
-                    start=segment.start,
-                    count=segment.num_frames,
-                    motion_binning=embedding.config.motion_binning,
-                )
-            )
-            frames = _join(parts)
-            if len(frames.seconds_F) != segment.num_frames:
-                raise ValueError(
-                    f"{segment.clip_id}: got {len(frames.seconds_F)} frames, expected {segment.num_frames}; "
-                    "remove its transcoded file and run again"
-                )
+            frames = decode_segment(segment, embedding)
         except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
             failures.append(Failure(clip_id=segment.clip_id, stage=STAGE, reason=first_line(error)))
             continue
         segments.append(segment)
         decoded.append(frames)
     return DecodedBatch(tuple(segments), tuple(decoded), tuple(failures))
+
+
+def decode_segment(segment: Segment, embedding: Embedding) -> DecodedFrames:
+    """Decode one segment, frames and codec grids in one pass.
+
+    Raises:
+        ValueError: The file holds fewer frames.
+        VideoError: It cannot be read.
+    """
+    parts = decode(
+        embedding.store.root / segment.path,
+        start=segment.start,
+        count=segment.num_frames,
+        motion_binning=embedding.config.motion_binning,
+    )
+    frames = _join(list(parts))
+    if len(frames.seconds_F) != segment.num_frames:
+        raise ValueError(
+            f"{segment.clip_id}: got {len(frames.seconds_F)} frames, expected {segment.num_frames}; "
+            "remove its transcoded file and run again"
+        )
+    return frames
 
 
 def _join(parts: Sequence[DecodedFrames]) -> DecodedFrames:

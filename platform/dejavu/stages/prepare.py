@@ -18,8 +18,8 @@ DatasetName = Literal["synthetic", "next_qa", "video_folder"]
 SCORED: tuple[Split, ...] = ("val", "test")
 
 
-def load_folder(name: DatasetName, videos: Path, annotations: Path | None) -> Dataset:
-    """Load a dataset that lies in folders.
+def load_folder(name: DatasetName, videos: Path, annotations: Path | None, splits: Sequence[Split] = SCORED) -> Dataset:
+    """Load a dataset that lies in folders; a folder of videos has no splits.
 
     Raises:
         FileNotFoundError: A folder or an annotation file is missing.
@@ -29,7 +29,7 @@ def load_folder(name: DatasetName, videos: Path, annotations: Path | None) -> Da
         return load_video_folder(videos)
     if annotations is None:
         raise FileNotFoundError("annotations: got nothing, expected a folder of NExT-GQA's files; give --annotations")
-    return load_next_qa(videos, annotations, splits=SCORED)
+    return load_next_qa(videos, annotations, splits=tuple(splits))
 
 
 def draw_world(root: Path, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:

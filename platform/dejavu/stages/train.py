@@ -1,0 +1,499 @@
+"""Fit ReuseViT at each target reuse rate with Ray Train, from streamed decode and the store's dense embeddings.
+
+All targets are fitted in one run: workers decode a batch once and every target learns from it, since starting workers
+costs more than a fit on a small tower. With several workers each takes its share of the clips, and gradients are
+averaged. A fit that was interrupted goes on from its last checkpoint; one that is finished is not done again.
+
+    <store>/train/<run id>/                      Ray Train's checkpoints: weights, optimiser, progress
+    <store>/addons/<addon id>/target=<r>.safetensors, .json    finished weights and their shape
+    <store>/addons/<addon id>/fit.json           how it went; written last
+    <store>/addons/latest.json                   those of the last training, for stages that run by themselves
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.records import Failure, Transcoded
+from dejavu.setting import Setting, kernel_version
+from dejavu.stages.batch import Batch as BatchOfClips
+from dejavu.stages.batch import Embedding, cut, decode_batch
+from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
+from dejavu.stages.read import clips_identity, read_embeddings
+from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
+from dejavu.store import atomic, identity, write_json
+from reuse_models.addon import load_addon, save_addon
+from reuse_models.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
+from reuse_models.loss import LossConfig
+from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError, Report
+from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
+
+
+class TrainError(RuntimeError):
+    """Training cannot begin, or broke off; one line says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """What is fitted, and for how long."""
+
+    targets: tuple[float, ...] = (0.9, 0.8)
+    """Reuse rates, 0..1; one add-on is fitted for each."""
+    epochs: int = 5
+    """Visits to each training clip."""
+    max_steps: int | None = None
+    """Ends the fit earlier."""
+    patience: int = 7
+    """Epochs without a better loss on validation clips after which a target stops."""
+    second_last_weight: float = 0.0
+    """Of the second-to-last layer's hidden states in the loss; needs a dense pass beside each step."""
+    rate_weight: float = 0.35
+    validation_windows: int = 32
+    """Windows of validation clips looked at after each epoch."""
+    calibrated_rates: tuple[float, ...] = (0.6, 0.7, 0.8, 0.85, 0.9, 0.93)
+    """Reuse rates for which the bias of the decisions is sought on validation clips."""
+    calibration_clips: int = 8
+    num_workers: int | None = None
+    """A GPU each where there are any, else a CPU each; as many as there are, up to two on CPUs."""
+    max_failures: int = 2
+    """Times that dead workers are replaced."""
+    compile: bool = False
+    """torch.compile the frozen tower's layers."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            ValueError: A target is outside 0..1 or stands twice, or a count is below 1.
+        """
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"train.targets: got {self.targets}, expected different rates; name each once")
+        for target in self.targets:
+            LossConfig(target_rate=target)
+        counts = (self.epochs, self.patience, self.validation_windows, self.num_workers or 1, self.max_steps or 1)
+        if min(counts) < 1:
+            raise ValueError(f"train: got {self}, expected counts of 1 or more; leave them at their defaults")
+
+    def loss(self, target: float) -> LossConfig:
+        """Return the loss of one target."""
+        return LossConfig(target_rate=target, second_last_weight=self.second_last_weight, rate_weight=self.rate_weight)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedAddon:
+    """One finished fit."""
+
+    target: float
+    weights: Path
+    curve: tuple[Mapping[str, float], ...]
+    """One entry per epoch: step, loss and rate on training and validation clips."""
+    biases: Mapping[float, float]
+    """Requested reuse rate -> bias of the decisions that gives it on validation clips; empty without any."""
+    achieved_rate: float | None
+    """On validation clips, at bias 0; None without any."""
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return f"target={self.target:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What the stage leaves."""
+
+    addons: tuple[TrainedAddon, ...]
+    num_trained: int
+    """Fitted now; 0 where all were there."""
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """All that a worker needs; small enough to travel."""
+
+    embedding: Embedding
+    config: TrainConfig
+    targets: tuple[float, ...]
+    train: tuple[Transcoded, ...]
+    validation: tuple[Transcoded, ...]
+    original: Setting
+
+
+def train_addons(
+    clips: Mapping[str, Sequence[Transcoded]], original: Setting, embedding: Embedding, config: TrainConfig
+) -> TrainResult:
+    """Fit what the store lacks.
+
+    Args:
+        clips: By split, `train` and `val`; the dense embeddings of both must be in the store.
+        original: Dense: the teacher.
+        embedding: Backbone, store and how videos are read.
+        config: Targets and schedule.
+
+    Raises:
+        TrainError: The clips do not do, the teacher's embeddings are not those of this backbone and transcode, or the
+            loss is no number any more.
+    """
+    long = tuple(clip for clip in clips["train"] if clip.num_frames >= PATTERN_SPAN)
+    validation = tuple(clip for clip in clips.get("val", ()) if clip.num_frames >= PATTERN_SPAN)
+    ids = {target: _addon_id(target, long, original, config) for target in config.targets}
+    pending = tuple(target for target in config.targets if _read(embedding, ids[target], target) is None)
+    failures: tuple[Failure, ...] = ()
+    if pending:
+        _check(long, validation, original, embedding, config, len(clips["train"]))
+        task = _Task(embedding, config, pending, long, validation, original)
+        failures = _fit(task, ids)
+    addons = tuple(addon for target in config.targets if (addon := _read(embedding, ids[target], target)))
+    write_json(_latest(embedding), {f"{target:g}": ids[target] for target in config.targets})
+    return TrainResult(addons, len(pending), failures)
+
+
+def read_addons(embedding: Embedding) -> tuple[TrainedAddon, ...]:
+    """Return what the last training in this results folder left; nothing where there was none."""
+    if not _latest(embedding).is_file():
+        return ()
+    ids = json.loads(_latest(embedding).read_text(encoding="utf-8"))
+    found = [_read(embedding, addon_id, float(target)) for target, addon_id in ids.items()]
+    return tuple(addon for addon in found if addon)
+
+
+def _latest(embedding: Embedding) -> Path:
+    return embedding.store.root / "addons" / "latest.json"
+
+
+def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, config: TrainConfig) -> str:
+    """Name an add-on by everything that it follows from; Original's setting names backbone, decoder and code."""
+    settings = asdict(config)
+    for name in ("targets", "num_workers", "max_failures", "compile"):
+        settings.pop(name)
+    parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
+    return identity({**parts, "code": kernel_version()})
+
+
+def _folder(embedding: Embedding, addon_id: str) -> Path:
+    return embedding.store.root.resolve() / "addons" / addon_id
+
+
+def _read(embedding: Embedding, addon_id: str, target: float) -> TrainedAddon | None:
+    folder = _folder(embedding, addon_id)
+    note = folder / "fit.json"
+    if not note.is_file():
+        return None
+    found = json.loads(note.read_text(encoding="utf-8"))
+    return TrainedAddon(
+        target,
+        folder / f"target={target:g}.safetensors",
+        tuple(found["curve"]),
+        {float(rate): bias for rate, bias in found["biases"].items()},
+        found["achieved_rate"],
+    )
+
+
+def _check(  # noqa: PLR0913, PLR0917  one call, in one place
+    long: Sequence[Transcoded],
+    validation: Sequence[Transcoded],
+    original: Setting,
+    embedding: Embedding,
+    config: TrainConfig,
+    num_given: int,
+) -> None:
+    """Refuse at start what would fail later."""
+    if num_windows(long) < config.fit.clips_per_step:
+        raise TrainError(
+            f"training clips: got {num_given}, of which {len(long)} have {PATTERN_SPAN} frames or more and give "
+            f"{num_windows(long)} windows, expected {config.fit.clips_per_step} for one step; give more videos or "
+            "lower --train.fit.clips-per-step"
+        )
+    for name, some in (("training", long), ("validation", validation)):
+        found = read_embeddings(embedding, original, some)
+        lacking = [clip.clip_id for clip in some if clip.clip_id not in found]
+        if len(lacking) == len(some) and some:
+            raise TrainError(
+                f"teacher: got no dense embedding of {len(some)} {name} clips under this backbone, transcode and code, "
+                "expected those of the embed stage; run it with this very configuration first"
+            )
+
+
+def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
+    """Run Ray Train and keep what it leaves."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    fitting = gpus or min(2, max(1, int(resources.get("CPU", 1))))
+    workers = min(task.config.num_workers or fitting, len(task.train))
+    run_id = identity({"addons": sorted(ids[target] for target in task.targets), "workers": workers})
+    result = TorchTrainer(
+        _worker,
+        train_loop_config={"task": task},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=bool(gpus), resources_per_worker=None if gpus else {"CPU": 1}
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=str(task.embedding.store.root.resolve() / "train"),
+            failure_config=FailureConfig(max_failures=task.config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    ).fit()
+    if result.checkpoint is None or result.metrics is None:
+        raise TrainError(f"training: got no checkpoint ({result.error}), expected one; see Ray's log of the workers")
+    with result.checkpoint.as_directory() as folder:
+        progress = json.loads((Path(folder) / "progress.json").read_text(encoding="utf-8"))
+        if broken := progress.get("broken"):
+            raise TrainError(f"{broken}; the last good checkpoint is {result.checkpoint.path}")
+        for target in task.targets:
+            _keep(Path(folder), _folder(task.embedding, ids[target]), target, progress["targets"][f"{target:g}"])
+    failures = tuple(Failure(**row) for row in progress["failures"])
+    task.embedding.store.write_failures(STAGE, failures)
+    return failures
+
+
+def _keep(checkpoint: Path, folder: Path, target: float, progress: Mapping[str, Any]) -> None:
+    """Copy one target's weights out of a checkpoint; the note that makes them count comes last."""
+    for suffix in ("json", "safetensors"):
+        with atomic(folder / f"target={target:g}.{suffix}") as temporary:
+            shutil.copyfile(checkpoint / f"target={target:g}.{suffix}", temporary)
+    write_json(folder / "fit.json", progress)
+
+
+# ------------------------------------------------------------------------------------------------------- in the workers
+def _worker(config: dict[str, Any]) -> None:
+    """Fit all targets on this worker's share of the clips."""
+    task: _Task = config["task"]
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and world > 1:
+        torch.set_num_threads(1)
+    _Course(task, load_backbone(task.embedding.backbone, device=device), rank, world).run()
+
+
+class _Course:
+    """The fits of one worker, side by side on the same batches."""
+
+    def __init__(self, task: _Task, backbone: Backbone, rank: int, world: int) -> None:
+        self.task, self.backbone, self.rank, self.world = task, backbone, rank, world
+        config = task.config
+        by_content = sorted(task.train, key=lambda clip: clip.content_id)
+        mine = by_content[rank::world]
+        teacher = read_embeddings(task.embedding, task.original, mine)
+        readable = [clip for clip in mine if clip.clip_id in teacher]
+        self.stream = WindowStream(
+            readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding
+        )
+        self.fits = {target: Fit(backbone.vit, config.loss(target), config.fit) for target in task.targets}
+        self.curves: dict[float, list[dict[str, float]]] = {target: [] for target in task.targets}
+        self.biases: dict[float, dict[str, float]] = {target: {} for target in task.targets}
+        self.achieved: dict[float, float | None] = dict.fromkeys(task.targets)
+        self.stopped: set[float] = set()
+        self.per_rank = max(1, config.fit.clips_per_step // world)
+        self.steps_per_epoch = max(1, num_windows(task.train) // (self.per_rank * world))
+        self.num_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or 10**9)
+        self.step, self.broken = 0, ""
+        self.started = time.monotonic()
+
+    def run(self) -> None:
+        """Train to the end, reporting after each epoch."""
+        resumed = train.get_checkpoint()
+        if resumed is not None:
+            with resumed.as_directory() as folder:
+                self._load(Path(folder))
+        # Another stretch of the stream after each resume: what was seen is not decoded again.
+        windows = self.stream.windows(self.rank + 1000 * self.step)
+        batches = shuffled(windows, self.per_rank, seed=self.rank + self.step)
+        validation = self._validation()
+        if resumed is None:
+            self._warm_up(windows)
+        began, sums = self.step, {target: _Means() for target in self.fits}
+        while self.step < self.num_steps and len(self.stopped) < len(self.fits) and not self.broken:
+            batch = to_batch(next(batches), self.backbone)
+            for target, fit in self.fits.items():
+                if target not in self.stopped:
+                    self._take_step(target, fit, batch, sums[target])
+            self.step += 1
+            if self.step % self.steps_per_epoch == 0 or self.step == self.num_steps or self.broken:
+                self._end_epoch(sums, validation, began)
+                sums = {target: _Means() for target in self.fits}
+        self._calibrate()
+        self._report()
+
+    def _calibrate(self) -> None:
+        """Find the bias for each wanted rate; the first worker alone, on whole validation clips."""
+        config = self.task.config
+        clips = sorted(self.task.validation, key=lambda clip: clip.content_id)[: config.calibration_clips]
+        if self.rank or not clips or self.broken:
+            return
+        segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
+        frames = decode_batch(BatchOfClips(tuple(segments), ()), self.task.embedding).frames
+        if not frames:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for target, fit in self.fits.items():
+                weights = Path(folder) / f"target={target:g}.safetensors"
+                save_addon(fit.addon, weights)
+                setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics)
+                rates = rate_curve(setting, self.backbone, frames)
+                self.biases[target] = {
+                    f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
+                }
+                self.achieved[target] = rates[PROBED_BIASES.index(0.0)]
+                print(f"  train target={target:g}: reuses {self.achieved[target]:.3f} on validation clips", flush=True)
+
+    def _take_step(self, target: float, fit: Fit, batch: Batch, means: _Means) -> None:
+        try:
+            means.add(fit.step(batch, self._average if self.world > 1 else None))
+        except NotFiniteError as error:
+            self.broken = f"target {target:g}, step {self.step}: {error}"
+
+    def _average(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Average over workers: one message for all weights."""
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world
+        for gradient, new in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(new.view_as(gradient))
+
+    def _warm_up(self, windows: Any) -> None:
+        """Start from what the dense tower shows; every worker sees its own clips, the first one's start is taken."""
+        config = self.task.config.warm_up
+        if not config.steps:
+            return
+        size = self.per_rank
+        some = ([next(windows) for _ in range(size)] for _ in range(-(-config.num_clips // size)))
+        pixels = (to_batch(part, self.backbone).pixels_CF3HW for part in some)
+        pairs_b = gather_pairs(self.backbone.vit, pixels, PUBLISHED_PATTERN, config)
+        first: Fit | None = None
+        for target, fit in self.fits.items():
+            warm_up(fit.addon, pairs_b, target, config)
+            first = first or fit
+            if self.world > 1:
+                for value in fit.addon.state_dict().values():
+                    torch.distributed.broadcast(value, 0)
+
+    def _validation(self) -> Batch | None:
+        """Return windows of validation clips, the same after each epoch; on the first worker alone."""
+        clips = sorted(self.task.validation, key=lambda clip: clip.content_id)
+        if self.rank or not clips:
+            return None
+        teacher = read_embeddings(self.task.embedding, self.task.original, clips)
+        clips = [clip for clip in clips if clip.clip_id in teacher]
+        stream = WindowStream(clips, {n: found.embeddings_FE for n, found in teacher.items()}, self.task.embedding)
+        windows = stream.windows(0)
+        wanted = min(self.task.config.validation_windows, num_windows(clips))
+        return to_batch([next(windows) for _ in range(wanted)], self.backbone)
+
+    def _end_epoch(self, sums: Mapping[float, _Means], validation: Batch | None, began: int) -> None:
+        """Lower learning rates, look at validation clips, report."""
+        for target, fit in self.fits.items():
+            if target in self.stopped:
+                continue
+            fit.end_epoch()
+            entry = {"step": float(self.step), **sums[target].values()}
+            if validation is not None:
+                entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(validation)).items()}
+            self.curves[target].append(entry)
+        self._stop_early()
+        if not self.rank:
+            spent = time.monotonic() - self.started
+            left = spent / max(1, self.step - began) * (self.num_steps - self.step)
+            for target, curve in self.curves.items():
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in curve[-1].items() if name != "step")
+                print(f"  train target={target:g}: step {self.step} of {self.num_steps}, {shown}", flush=True)
+            print(f"  train: {spent:.0f} s, about {left:.0f} s left", flush=True)
+        self._report()
+
+    def _stop_early(self) -> None:
+        """Stop what has not got better for `patience` epochs; the first worker decides for all."""
+        patience = self.task.config.patience
+        for index, target in enumerate(self.fits):
+            losses = [entry.get("val_loss", entry["loss"]) for entry in self.curves[target]]
+            stale = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+            decided = torch.tensor([float(stale >= patience), float(index)])
+            if self.world > 1:
+                torch.distributed.broadcast(decided, 0)
+            if decided[0]:
+                self.stopped.add(target)
+
+    def _report(self) -> None:
+        metrics: dict[str, Any] = {"step": self.step, "broken": self.broken}
+        failures: list[Any] = [asdict(failure) for failure in self.stream.failures.values()]
+        if self.world > 1:
+            gathered: list[Any] = [None] * self.world
+            torch.distributed.all_gather_object(gathered, failures)
+            failures = [row for rows in gathered for row in rows]
+        if self.rank:
+            train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), failures)
+            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    def _save(self, folder: Path, failures: list[dict[str, Any]]) -> None:
+        """Write weights, optimisers and progress: safetensors and JSON alone."""
+        for target, fit in self.fits.items():
+            save_addon(fit.addon, folder / f"target={target:g}.safetensors")
+            fit.save_optimizer(folder / f"target={target:g}.optimizer")
+        progress = {
+            "step": self.step,
+            "broken": self.broken,
+            "stopped": sorted(self.stopped),
+            "failures": failures,
+            "targets": {
+                f"{target:g}": {
+                    "target": target,
+                    "achieved_rate": self.achieved[target],
+                    "biases": self.biases[target],
+                    "curve": curve,
+                }
+                for target, curve in self.curves.items()
+            },
+        }
+        (folder / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
+
+    def _load(self, folder: Path) -> None:
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        self.step, self.stopped = progress["step"], set(progress["stopped"])
+        for failure in progress["failures"]:
+            self.stream.failures[failure["clip_id"]] = Failure(**failure)
+        for target, fit in self.fits.items():
+            fit.addon.load_state_dict(load_addon(folder / f"target={target:g}.safetensors").state_dict())
+            fit.load_optimizer(folder / f"target={target:g}.optimizer")
+            self.curves[target] = progress["targets"][f"{target:g}"]["curve"]
+
+
+class _Means:
+    """Means of the reports since the last epoch."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def add(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def values(self) -> dict[str, float]:
+        if not self.reports:
+            return {}
+        rows = [_numbers(report) for report in self.reports]
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _numbers(report: Report) -> dict[str, float]:
+    layers = {f"rate_layer_{layer}": rate for layer, rate in enumerate(report.rate_per_boundary, 1)}
+    return {"loss": report.loss, "rate": report.rate, "embedding_error": report.embedding_error, **layers}
