@@ -15,6 +15,7 @@ LEVELS = [
     ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
     ("dejavu.label_placement", "dejavu.pareto_view"),
     ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map", "dejavu.tracking"),
+    ("dejavu.equal_flops",),
     ("dejavu.nextgqa_golden",),
     ("dejavu.stages",),
     ("tune_spaces",),

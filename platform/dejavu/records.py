@@ -183,3 +183,7 @@ class ParetoPoint:
     acc_gqa_loss_ci_low: float | None = None
     """As accuracy_loss_ci_low, for Acc@GQA."""
     acc_gqa_loss_ci_high: float | None = None
+    acc_gqa_diff_ci_low: float | None = None
+    """Paired 95 % interval of ReuseViT's Acc@GQA minus that of the best baseline at equal executed FLOPs, whose own
+    frontier is interpolated; None outside every baseline's range and for the baselines themselves."""
+    acc_gqa_diff_ci_high: float | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dejavu.cluster import PACKAGES_ROOT
+from dejavu.equal_flops import Scored, best_difference
 from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of
 from dejavu.looks import looks_of
 from dejavu.pareto_csv import write_pareto_csv
@@ -78,7 +79,24 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         trained=_trained(score.setting.config),
         **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
         **_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed),
+        **_difference(score, evidence),
     )
+
+
+def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
+    """Return the interval of ReuseViT's lead over the best baseline at equal FLOPs; nothing for other methods."""
+    if score.setting.method != ReuseVitConfig.method or not score.rows:
+        return {}
+    others = [
+        Scored(one.setting.method, one.gflops_per_frame, one.rows)
+        for one in evidence.scores
+        if one.setting.method not in (ReuseVitConfig.method, OriginalConfig.method)
+    ]
+    ours = Scored(score.setting.method, score.gflops_per_frame, score.rows)
+    found = best_difference(ours, others, "grounded", seed=evidence.seed)
+    if found is None:
+        return {}
+    return {"acc_gqa_diff_ci_low": found.interval.low, "acc_gqa_diff_ci_high": found.interval.high}
 
 
 def _trained(config: MethodConfig) -> bool | None:
