@@ -1,0 +1,66 @@
+"""What training refuses at start, and what a fit is named by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dejavu.records import Transcoded
+from dejavu.setting import name_setting
+from dejavu.stages.batch import EmbedConfig, Embedding
+from dejavu.stages.train import TrainConfig, TrainError, read_addons, train_addons
+from dejavu.store import Store
+from reuse_models.original import OriginalConfig
+
+ORIGINAL = name_setting(OriginalConfig(), "tower", EmbedConfig().shaping())
+
+
+def clip(name: str, num_frames: int) -> Transcoded:
+    return Transcoded(
+        clip_id=name,
+        content_id=name,
+        path=f"mp4/{name}.mp4",
+        num_frames=num_frames,
+        frame_px=128,
+        fps=2.0,
+        duration_s=num_frames / 2,
+        codec_metadata=True,
+    )
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.2])
+def test_a_target_outside_0_to_1_is_refused(target: float) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        TrainConfig(targets=(0.9, target))
+
+
+def test_the_same_target_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="different rates"):
+        TrainConfig(targets=(0.9, 0.9))
+
+
+def test_too_few_or_too_short_clips_are_refused_at_start(tmp_path: Path) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    short = [clip(str(index), 12) for index in range(40)]
+    with pytest.raises(TrainError, match="got 40, of which 0 have 13 frames or more"):
+        train_addons({"train": short, "val": []}, ORIGINAL, embedding, TrainConfig())
+    few = [clip(str(index), 13) for index in range(15)]
+    with pytest.raises(TrainError, match="give 15 windows, expected 16 for one step"):
+        train_addons({"train": few, "val": []}, ORIGINAL, embedding, TrainConfig())
+
+
+def test_a_store_without_this_teacher_is_refused_at_start(tmp_path: Path) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    with pytest.raises(TrainError, match="no dense embedding of 20 training clips"):
+        train_addons({"train": [clip(str(i), 13) for i in range(20)]}, ORIGINAL, embedding, TrainConfig())
+
+
+def test_nothing_trained_is_nothing_to_read(tmp_path: Path) -> None:
+    assert read_addons(Embedding("embedded", Store(tmp_path), EmbedConfig())) == ()
+
+
+def test_the_loss_takes_its_weights_from_the_config() -> None:
+    loss = replace(TrainConfig(), second_last_weight=1.5).loss(0.8)
+    assert (loss.target_rate, loss.second_last_weight, loss.rate_weight) == (0.8, 1.5, 0.35)
