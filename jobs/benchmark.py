@@ -179,11 +179,16 @@ def _measure(
     options: argparse.Namespace, vit: Vit, dense: dict[str, Callable[[Tensor], object]], num_streams: int
 ) -> list[Row]:
     first, chunk = _chunks(vit, num_streams)
-    settings = [
-        (name, _start(_config(name, rate, options.choice, vit, chunk), rate, vit, first, chunk))
-        for name in options.method
-        for rate in options.reuse_rates
-    ]
+    settings = []
+    for name in options.method:
+        for rate in options.reuse_rates:
+            try:
+                config = _config(name, rate, options.choice, vit, chunk)
+            except ValueError as error:
+                # A schedule cannot save every share on every tower; the other settings can be measured all the same.
+                print(f"{name} at {rate:.0%} is left out: {error}")
+                continue
+            settings.append((name, _start(config, rate, vit, first, chunk)))
     frames_F3HW = torch.cat(chunk.pixels)
     paths: dict[str, DensePath] = {}
     for name, tower in dense.items():
@@ -380,13 +385,17 @@ def break_even_table(rows: list[Row]) -> str:
         lines += [f"speed-up of {method} over dense; * where reuse is slower", "streams  " + _cells(rates)]
         for streams in sorted({row.streams for row in rows}):
             found = {row.reuse_rate: row for row in rows if row.streams == streams and row.method == method}
-            cells = [f"{found[rate].speedup:.2f}{'*' if found[rate].speedup < 1 else ' '}" for rate in rates]
+            cells = [_cell(found.get(rate)) for rate in rates]
             lines.append(f"{streams:>7}  " + "  ".join(f"{cell:>6}" for cell in cells))
         slower = [row for row in rows if row.method == method and row.speedup < 1]
         for row in slower:
             where = f"{row.streams} streams at {row.reuse_rate:.0%} reuse"
             lines.append(f"slower than dense: {where}, {row.speedup:.2f} of its speed")
     return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    return "-" if row is None else f"{row.speedup:.2f}{'*' if row.speedup < 1 else ' '}"
 
 
 def _cells(rates: list[float]) -> str:
