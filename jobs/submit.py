@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     ray = Path(sys.executable).with_name("ray")
     results = Path.cwd() / "results"
     with cluster(ray) as started:
-        print(f"Ray dashboard {started.dashboard}", flush=True)
+        print(f"Ray dashboard {started.dashboard} (it asks for the token in {started.token})", flush=True)
         variables = {
             "PYTHONPATH": "platform",
             "DEJAVU_RESULTS": str(results),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,9 +99,9 @@ class Tracking:
             return f"open {without_secrets(self.uri)}"
         if not self.uri.startswith("sqlite:"):  # a database of the user's own: its URI may hold a password
             return f'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port {UI_PORT}'
-        # By its path where a shell would not find it, or would find another.
+        # By its path, unless this environment is the activated one: a job's PATH is not that of a person's shell.
         beside = Path(sys.executable).with_name("mlflow")
-        program = str(beside) if beside.is_file() and shutil.which("mlflow") != str(beside) else "mlflow"
+        program = str(beside) if beside.is_file() and os.environ.get("VIRTUAL_ENV") != sys.prefix else "mlflow"
         return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(self.uri)} --port {UI_PORT}"
 
     def view_path(self, view_id: str) -> str:
