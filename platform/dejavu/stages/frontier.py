@@ -162,15 +162,16 @@ def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mappin
     )
     parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
     tags = {**tags, "mlflow.source.name": "jobs/pipeline.py", "mlflow.source.git.commit": tags["git_commit"]}
-    note = {"mlflow.note.content": _describe(points, quality, tracking.view_path(VIEW_ID))}
+    note = {"mlflow.note.content": describe(points, quality, tracking.view_path(VIEW_ID))}
     parent = Run(name=tags["recipe"], params=parameters, metrics=summary, tags=tags | note, artifacts=artifacts)
     parent_id = tracking.log(parent, [_child(point, tags) for point in points])
     tracking.save_view(VIEW_ID, saved_view(parent_id, quality, round(1e3 * time.time())))
     return parent_id
 
 
-def _describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -> str:
+def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -> str:
     """Return the parent's description in Markdown: where to look, and each method's cheapest good setting."""
+    good = {name: best for name, best in best_within(points, quality, "flops_reduction").items() if name != ORIGINAL}
     lines = [
         f"Each setting is a child run; [{VIEW_NAME}]({view_path}) shows them all, `pareto.png` is under Artifacts.",
         "",
@@ -179,12 +180,13 @@ def _describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -
         f"| method | setting | {quality} | FLOPs | speed |",
         "|---|---|---|---|---|",
     ]
-    for method, best in best_within(points, quality, "flops_reduction").items():
-        if method != ORIGINAL:
-            speed = "" if best.speedup is None else f"{best.speedup:.2f}x"
-            name = looks_of([method])[method].name
-            cost = f"{best.flops_reduction:.2f}x fewer | {speed}"
-            lines.append(f"| {name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
+    for method, best in good.items():
+        speed = "" if best.speedup is None else f"{best.speedup:.2f}x"
+        name = looks_of([method])[method].name
+        cost = f"{best.flops_reduction:.2f}x fewer | {speed}"
+        lines.append(f"| {name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
+    if not good:
+        lines[2:] = [f"No setting of another method is within 2 % of Original's `{quality}`."]
     return "\n".join(lines)
 
 

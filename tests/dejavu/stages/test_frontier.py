@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dejavu.records import ParetoPoint
-from dejavu.stages.frontier import draw_frontier, log_frontier
+from dejavu.stages.frontier import describe, draw_frontier, log_frontier
 from dejavu.tracking import Tracking
 
 pytestmark = [
@@ -57,3 +57,10 @@ def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyP
     experiment = client.get_experiment(tracking.experiment_id)
     view = json.loads(experiment.tags["mlflow.sharedViewState.pareto"])
     assert parent_id in view["state"]
+
+
+def test_a_run_without_a_good_setting_says_so() -> None:
+    text = describe([point("original", "dense", 0.9, 1.0), point("cmc", "t=9", 0.5, 4.0)], "accuracy", "/#/here")
+    assert "No setting of another method is within 2 %" in text
+    assert "(/#/here)" in text
+    assert "|" not in text
