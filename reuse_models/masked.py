@@ -68,27 +68,27 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False
     vit.check_pixels(pixels)
     codec_FCA = clips.codec_CFPP.transpose(0, 1).flatten(2)
 
-    h_XND = vit.embed(pixels)
-    qkv_XNC = vit.qkv(0, h_XND)
+    # What leads the order and refers to nothing depends on no trained weight: it records nothing for gradients.
+    num_dense = next((index for index, step in enumerate(clips.steps) if step.candidates), num_frames)
+    parts = [pixels[: num_dense * num_clips], pixels[num_dense * num_clips :]]
+    records = (False, torch.is_grad_enabled())
+    states = [_enter(vit, part) if len(part) else None for part in parts]
     gates: list[Tensor] = []
     for boundary in range(last):
-        q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
-        pre_proj_XND = vit.attend(q_XhNd, k_XhNd, v_XhNd)
-        importance_XN = vit.importance(q_XhNd, k_XhNd)
-        h_XND = vit.close(boundary, h_XND, pre_proj_XND)
-        second_last = h_XND
-        qkv_XNC = vit.qkv(boundary + 1, h_XND)
-        at = _Boundary(
-            boundary,
-            pre_proj_XND.view(num_frames, num_clips, *pre_proj_XND.shape[1:]),
-            _frames(importance_XN, num_frames),
-            codec_FCA,
-        )
-        computed = State(_frames(h_XND, num_frames), _frames(qkv_XNC, num_frames))
-        used, g_FCA = _mix(rules, at, computed, clips.steps)
-        h_XND, qkv_XNC = used.h_CAD.flatten(0, 1), used.qkv_CAC.flatten(0, 1)
+        frames: list[_Computed] = []
+        for state, recording in zip(states, records, strict=True):
+            if state is not None:
+                with torch.set_grad_enabled(recording):
+                    frames += _layer(vit, boundary, state, num_clips)
+        used_F, g_FCA = _mix(rules, boundary, frames, codec_FCA, clips.steps)
+        halves = (frames[:num_dense], used_F[num_dense:])
+        states = [_joined([one.state if isinstance(one, _Computed) else one for one in half]) for half in halves]
+        second_last = torch.cat([one.state.h_CAD for one in frames])
         gates.append(g_FCA)
 
+    whole = _joined([state for state in states if state is not None])
+    assert whole is not None
+    h_XND, qkv_XNC = whole.h_CAD, whole.qkv_CAC
     q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
     last_CFND = None
     if want_last:
@@ -107,32 +107,61 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Boundary:
-    index: int
-    pre_proj_FCND: Tensor
-    importance_FCN: Tensor
-    codec_FCA: Tensor
+class _Computed:
+    """One frame of every clip after a layer, nothing reused yet."""
+
+    pre_proj_CND: Tensor
+    importance_CN: Tensor
+    state: State
+    """h, and q, k, v of the next layer, CLS included."""
 
 
-def _mix(rules: Rules, at: _Boundary, computed: State, steps: Sequence[FrameStep]) -> tuple[State, Tensor]:
-    """Return the state used by the next layer, [F, C, N, ·], and g_FCA."""
+def _enter(vit: Vit, pixels_X3HW: Tensor) -> State:
+    h_XND = vit.embed(pixels_X3HW)
+    return State(h_XND, vit.qkv(0, h_XND))
+
+
+def _layer(vit: Vit, index: int, state: State, num_clips: int) -> list[_Computed]:
+    """Run layer `index` and the next one's projections for all frames at once; return them one by one.
+
+    They are unbound, not indexed: the gradient of an index is a tensor of zeros as large as all frames.
+    """
+    q_XhNd, k_XhNd, v_XhNd = vit.split_heads(state.qkv_CAC)
+    pre_proj_XND = vit.attend(q_XhNd, k_XhNd, v_XhNd)
+    importance_XN = vit.importance(q_XhNd, k_XhNd)
+    h_XND = vit.close(index, state.h_CAD, pre_proj_XND)
+    all_four = (pre_proj_XND, importance_XN, h_XND, vit.qkv(index + 1, h_XND))
+    frames = zip(*(x.unflatten(0, (-1, num_clips)).unbind(0) for x in all_four), strict=True)
+    return [_Computed(pre_proj, importance, State(h, qkv)) for pre_proj, importance, h, qkv in frames]
+
+
+def _joined(states: Sequence[State]) -> State | None:
+    """Put frames back together, frame after frame; None for no frame."""
+    if not states:
+        return None
+    return State(torch.cat([state.h_CAD for state in states]), torch.cat([state.qkv_CAC for state in states]))
+
+
+def _mix(
+    rules: Rules, boundary: int, frames: Sequence[_Computed], codec_FCA: Tensor, steps: Sequence[FrameStep]
+) -> tuple[list[State], Tensor]:
+    """Return the state used by the next layer, frame by frame, and g_FCA."""
     traces: dict[int, Trace] = {}
-    used_h, used_qkv, gates = [], [], []
-    for index, step in enumerate(steps):
-        own = State(computed.h_CAD[index, :, 1:], computed.qkv_CAC[index, :, 1:])
-        pre_proj_CAD = at.pre_proj_FCND[index, :, 1:]
+    used, gates = [], []
+    for frame, codec_CA, step in zip(frames, codec_FCA.unbind(0), steps, strict=True):
+        own = State(frame.state.h_CAD[:, 1:], frame.state.qkv_CAC[:, 1:])
+        pre_proj_CAD = frame.pre_proj_CND[:, 1:]
         if not step.candidates:
-            g_CA = torch.zeros_like(at.codec_FCA[index])
+            g_CA = torch.zeros_like(codec_CA)
             trace = Trace(pre_proj_CAD, own, own, step.group)
         else:
             candidates = tuple(traces[frame] for frame in step.candidates)
             reference = choose_reference(pre_proj_CAD, candidates, rules.semantics, step.group)
             clip_ids = [(clip, step.frame) for clip in range(len(pre_proj_CAD))]
-            features = Features(
-                at.importance_FCN[index, :, 1:], reference.similarity_CA, at.codec_FCA[index], step.kind, clip_ids
-            )
-            g_CA = rules.gate(at.index, features).to(pre_proj_CAD.dtype)
-            h_CAD, qkv_CAC = rules.addon.restoration(at.index)(pre_proj_CAD - reference.pre_proj_CAD)
+            importance_CA = frame.importance_CN[:, 1:]
+            features = Features(importance_CA, reference.similarity_CA, codec_CA, step.kind, clip_ids)
+            g_CA = rules.gate(boundary, features).to(pre_proj_CAD.dtype)
+            h_CAD, qkv_CAC = rules.addon.restoration(boundary)(pre_proj_CAD - reference.pre_proj_CAD)
             restored = State(reference.state.h_CAD + h_CAD, reference.state.qkv_CAC + qkv_CAC)
             g_CA1 = g_CA[..., None]
             trace = Trace(
@@ -143,9 +172,13 @@ def _mix(rules: Rules, at: _Boundary, computed: State, steps: Sequence[FrameStep
             )
         traces[step.frame] = trace
         gates.append(g_CA)
-        used_h.append(torch.cat([computed.h_CAD[index, :, :1], trace.used.h_CAD], dim=1))
-        used_qkv.append(torch.cat([computed.qkv_CAC[index, :, :1], trace.used.qkv_CAC], dim=1))
-    return State(torch.stack(used_h), torch.stack(used_qkv)), torch.stack(gates)
+        used.append(
+            State(
+                torch.cat([frame.state.h_CAD[:, :1], trace.used.h_CAD], dim=1),
+                torch.cat([frame.state.qkv_CAC[:, :1], trace.used.qkv_CAC], dim=1),
+            )
+        )
+    return used, torch.stack(gates)
 
 
 def _frames(x_X: Tensor, num_frames: int) -> Tensor:
