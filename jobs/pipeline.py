@@ -116,7 +116,7 @@ def start(experiment: Experiment) -> Job:
 
 def load_dataset(experiment: Experiment, results: Path) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
-    splits: tuple[Split, ...] = ("train", *SCORED) if "train" in experiment.stages else SCORED
+    splits: tuple[Split, ...] = ("train", *SCORED) if experiment.trains else SCORED
     if experiment.dataset == "synthetic":
         dataset, num_drawn = draw_world(results / "world", experiment.synthetic, splits)
         print(f"drew {num_drawn} videos", flush=True)
@@ -139,7 +139,7 @@ def run(job: Job) -> None:
         return
 
     original = job.name(OriginalConfig())
-    if job.runs("train"):
+    if experiment.trains:
         fit_addons(job, original)
     if not {"sweep", "embed", "measure", "score"} & set(experiment.stages):
         return

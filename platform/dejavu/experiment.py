@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from dejavu.stages.prepare import DatasetName
 from dejavu.stages.train import TrainConfig
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.published import Variant
+from reuse_models.training import FitConfig
 from tune_spaces.study import SweepConfig
 
 Stage = Literal["transcode", "train", "sweep", "embed", "measure", "score"]
@@ -110,6 +111,11 @@ class Experiment:
         if self.num_workers is not None and self.num_workers < 1:
             raise ExperimentError(f"num_workers: got {self.num_workers}, expected 1 or more; leave it out to fit all")
 
+    @property
+    def trains(self) -> bool:
+        """Whether ReuseViT is fitted: the stage was asked for, and somebody will measure what it makes."""
+        return "train" in self.stages and "reusevit" in self.sweep.methods
+
     def check_folders(self) -> None:
         """Refuse to start without the folders that the recipe reads.
 
@@ -133,14 +139,30 @@ class Experiment:
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
 
 
+DEMO_TRAINING = TrainConfig(
+    epochs=8,
+    fit=FitConfig(
+        codec_learning_rate=2.5e-3,
+        restoration_learning_rate=3e-3,
+        decision_learning_rate=1e-2,
+        decay=0.75,
+        restoration_rank=4,
+    ),
+)
+"""For a small tower and minutes: fewer and larger steps than published, and a rank that costs little of what reuse saves
+(docs/training.md)."""
+
 RECIPES: dict[str, tuple[str, Experiment]] = {
-    "demo": ("a synthetic world of 220 videos on the embedded backbone: minutes on a laptop", Experiment()),
+    "demo": (
+        "a synthetic world of 220 videos on the embedded backbone: minutes on a laptop",
+        Experiment(train=DEMO_TRAINING),
+    ),
     "tiny": (
         "the same with 22 videos and two settings per method: for tests and notebooks",
         Experiment(
             recipe="tiny",
             stages=UNTRAINED,
-            train=TrainConfig(targets=(0.8,), max_steps=4),
+            train=replace(DEMO_TRAINING, targets=(0.8,), max_steps=4),
             synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
             sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),
             measure=MeasureConfig(num_clips=2, num_frames=16, num_rounds=3),

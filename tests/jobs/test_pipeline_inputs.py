@@ -91,7 +91,7 @@ def test_nextqa_runs_on_its_own_layout_with_a_saved_backbone(pipeline: Pipeline,
     shutil.copytree(embedded, backbone)
     CLIPModel.from_pretrained(embedded).save_pretrained(backbone)
 
-    world = make_world(tmp_path / "world", SyntheticConfig(num_train=0, num_val=2, num_test=3))
+    world = make_world(tmp_path / "world", SyntheticConfig(num_train=1, num_val=2, num_test=3))
     gone = sorted((world / "videos").rglob("3*.mp4"))[0]
     gone.unlink()
     done = pipeline(
@@ -132,3 +132,42 @@ def test_a_mistake_at_the_start_is_one_line(pipeline: Pipeline, tmp_path: Path, 
     assert message in errors[0]
     assert "; " in errors[0]
     assert "Traceback" not in done.stderr
+
+
+def test_published_checkpoints_run_at_every_published_refresh(
+    pipeline: Pipeline, shared_dir: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    import dejavu.backbones.load as loading
+
+    embedded = Path(loading.__file__).parent / "embedded"
+    vision = CLIPVisionConfig.from_pretrained(shared_dir / "golden" / "clip_vision_config.json")
+    text = CLIPConfig.from_pretrained(embedded).text_config
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=32)
+    backbone = tmp_path / "backbone"
+    CLIPModel(config).save_pretrained(backbone)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(embedded / name, backbone / name)
+
+    state = load_file(shared_dir / "golden" / "reference_state.safetensors")
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    torch.save({"state_dict": {f"net.{name}": value for name, value in state.items()}}, checkpoints / "r80.ckpt")
+
+    world = make_world(tmp_path / "world", SyntheticConfig(num_train=1, num_val=1, num_test=2))
+    words = ["nextqa", "--videos", world / "videos", "--annotations", world / "annotations", "--backbone", backbone]
+    words += ["--published-checkpoints", checkpoints, "--variant", "released", "--results", tmp_path / "out"]
+    done = pipeline(*words, "--sweep.density", "tiny", "--sweep.methods", "frame_skip", "--prompt", "{answer}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    points = rows(tmp_path / "out" / "pareto.csv")
+    published = [point["setting"] for point in points if point["method"] == "reusevit"]
+    assert len(published) == 4
+    assert {setting.rpartition("R=")[2] if "R=" in setting else "none" for setting in published} == {
+        "4", "8", "32", "none",
+    }  # fmt: skip
+    assert all("released" in setting for setting in published)
+    assert all(point["trained"] == "true" for point in points if point["method"] == "reusevit")
