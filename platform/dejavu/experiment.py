@@ -149,7 +149,7 @@ DEMO_TRAINING = TrainConfig(
         restoration_rank=4,
     ),
 )
-"""For a small tower and minutes: fewer and larger steps than published, and a rank that costs little of what reuse saves
+"""For a small tower and minutes: fewer and larger steps than published, a rank that costs little of what reuse saves
 (docs/training.md)."""
 
 RECIPES: dict[str, tuple[str, Experiment]] = {
