@@ -28,7 +28,7 @@ from dejavu.stages.score import score_settings, set_exam
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
-from dejavu.tracking import Tracking, TrackingError
+from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
 from reuse_models.reusevit import ReuseVitConfig
@@ -183,10 +183,28 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     result = train_addons(clips, original, job.embedding, experiment.train)
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
+        if result.num_trained:
+            job.tracking.log(fit_run(job, addon), [])
         if addon.achieved_rate is not None:
             print(f"  target={addon.target:g}: requested {addon.target:.3f}, achieved {addon.achieved_rate:.3f}")
     job.check()
     return result.addons
+
+
+def fit_run(job: Job, addon: TrainedAddon) -> Run:
+    """Return what MLflow keeps of a fit: its curves, requested against achieved reuse, and the weights as a model."""
+    curves = {
+        name: [(int(entry["step"]), entry[name]) for entry in addon.curve if name in entry]
+        for name in sorted({name for entry in addon.curve for name in entry} - {"step"})
+    }
+    return Run(
+        name=f"fit {addon.name}",
+        params={"target": addon.target, "biases": dict(addon.biases)},
+        metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
+        tags=tags(job),
+        curves=curves,
+        addon=LoggedAddon(addon.weights, job.experiment.backbone),
+    )
 
 
 def published_configs(job: Job) -> list[MethodConfig]:

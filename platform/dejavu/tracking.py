@@ -6,12 +6,15 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 EXPERIMENT = "dejavu"
+METRICS_PER_CALL = 500
+"""MLflow takes up to 1000 at once."""
 UI_PORT = 5000
 
 
@@ -79,10 +82,22 @@ class Tracking:
             params=[Param(name, str(value)[:6000]) for name, value in run.params.items()],
             tags=[RunTag(name, value) for name, value in run.tags.items()],
         )
+        points = [(name, step, value) for name, curve in run.curves.items() for step, value in curve]
+        for start in range(0, len(points), METRICS_PER_CALL):
+            some = points[start : start + METRICS_PER_CALL]
+            client.log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, step, value in some])
         for path in run.artifacts:
             client.log_artifact(run_id, str(path))
+        if run.addon is not None:
+            self._log_addon(run_id, run.addon)
         client.set_terminated(run_id, status=run.status)
         return run_id
+
+    def _log_addon(self, run_id: str, addon: LoggedAddon) -> None:
+        """Log weights and their shape as a model: `mlflow.pyfunc.load_model` runs it in another process."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # MLflow wants a schema; two named arrays have none
+            _log_model(run_id, addon)
 
     def save_view(self, view_id: str, value: str) -> None:
         """Keep a view of the runs in the experiment, and let the UI take it as one of models, not of agents."""
@@ -117,6 +132,16 @@ class Tracking:
         return address + self.view_path(view_id)
 
 
+@dataclass(frozen=True, slots=True)
+class LoggedAddon:
+    """ReuseViT's trained weights, and the backbone that they fit."""
+
+    weights: Path
+    """A .safetensors with its .json beside it."""
+    backbone: str
+    """As load_backbone takes it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """What one MLflow run holds."""
@@ -128,8 +153,47 @@ class Run:
     tags: Mapping[str, str]
     artifacts: tuple[Path, ...] = ()
     status: str = "FINISHED"
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """Metrics over steps."""
+    addon: LoggedAddon | None = None
+    """Weights to log as a model."""
 
 
 def without_secrets(text: str) -> str:
     """Return a text in which no URI carries a user and password."""
     return re.sub(r"://[^@/\s]+@", "://", text)
+
+
+def _log_model(run_id: str, addon: LoggedAddon) -> None:
+    import mlflow  # noqa: PLC0415
+
+    class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+        """Pixels [F, 3, S, S] and codec grids [F, 4, P, P] of one video in, embeddings [F, E] out."""
+
+        def load_context(self, context: Any) -> None:
+            """Build the method on its backbone."""
+            from dejavu.backbones.load import load_backbone  # noqa: PLC0415
+            from reuse_models.reusevit import ReuseVitConfig  # noqa: PLC0415
+
+            vit = load_backbone(context.model_config["backbone"]).vit
+            self.method = ReuseVitConfig(weights=context.artifacts["weights"]).build(vit)
+
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            """Embed one whole video."""
+            import torch  # noqa: PLC0415
+
+            from reuse_models.method import Chunk  # noqa: PLC0415
+
+            pixels, codec = (torch.as_tensor(model_input[name]) for name in ("pixels", "codec"))
+            with torch.inference_mode():
+                encoded = self.method.encode(Chunk((pixels,), (codec,), (True,)), self.method.start(1))
+            return encoded.embeddings[0].numpy()
+
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name="addon",
+            python_model=ReuseVitModel(),
+            artifacts={"weights": str(addon.weights), "shape": str(addon.weights.with_suffix(".json"))},
+            model_config={"backbone": addon.backbone},
+            pip_requirements=["dejavu"],
+        )

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.tracking import Run, Tracking, TrackingError, without_secrets
+from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError, without_secrets
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*ype hint.*:UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -72,3 +73,35 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: 
 def test_a_uri_is_shown_without_its_password() -> None:
     assert without_secrets("https://me:secret@host/x") == "https://host/x"
     assert without_secrets("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_curves_keep_their_steps_and_an_addon_is_a_model_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    import mlflow
+    import torch
+
+    from dejavu.backbones.load import load_backbone
+    from reuse_models.addon import Addon, addon_shape, save_addon
+    from reuse_models.method import Chunk
+    from reuse_models.reusevit import ReuseVitConfig
+
+    vit = load_backbone("embedded").vit
+    weights = tmp_path / "target=0.8.safetensors"
+    save_addon(Addon(addon_shape(vit.shape)), weights)
+    tracking = Tracking.open(tmp_path)
+    addon = LoggedAddon(weights, "embedded")
+    run_id = tracking.log(
+        Run(name="fit", params={}, metrics={}, tags={}, curves={"loss": [(5, 0.5), (10, 0.25)]}, addon=addon), []
+    )
+    client = mlflow.MlflowClient(tracking.uri)
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(5, 0.5), (10, 0.25)]
+
+    pixels, codec = torch.randn(3, 3, vit.shape.image_px, vit.shape.image_px), torch.rand(3, 4, 8, 8)
+    (model,) = client.search_logged_models([tracking.experiment_id])
+    found = mlflow.pyfunc.load_model(model.model_uri).predict({"pixels": pixels.numpy(), "codec": codec.numpy()})
+    method = ReuseVitConfig(weights=str(weights)).build(vit)
+    with torch.inference_mode():
+        expected = method.encode(Chunk((pixels,), (codec,), (True,)), method.start(1)).embeddings[0]
+    torch.testing.assert_close(torch.as_tensor(found), expected)
