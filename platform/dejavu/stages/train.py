@@ -13,6 +13,7 @@ averaged. A fit that was interrupted goes on from its last checkpoint; one that 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -43,6 +44,9 @@ from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError, Report
 from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
 
+SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embedding_error")
+"""Of an epoch's numbers, those that are printed."""
+
 
 class TrainError(RuntimeError):
     """Training cannot begin, or broke off; one line says why and what to do."""
@@ -72,8 +76,6 @@ class TrainConfig:
     """A GPU each where there are any, else a CPU each; as many as there are, up to two on CPUs."""
     max_failures: int = 2
     """Times that dead workers are replaced."""
-    compile: bool = False
-    """torch.compile the frozen tower's layers."""
     fit: FitConfig = field(default_factory=FitConfig)
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
 
@@ -182,7 +184,7 @@ def _latest(embedding: Embedding) -> Path:
 def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, config: TrainConfig) -> str:
     """Name an add-on by everything that it follows from; Original's setting names backbone, decoder and code."""
     settings = asdict(config)
-    for name in ("targets", "num_workers", "max_failures", "compile"):
+    for name in ("targets", "num_workers", "max_failures"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
     return identity({**parts, "code": kernel_version()})
@@ -276,6 +278,7 @@ def _keep(checkpoint: Path, folder: Path, target: float, progress: Mapping[str, 
 # ------------------------------------------------------------------------------------------------------- in the workers
 def _worker(config: dict[str, Any]) -> None:
     """Fit all targets on this worker's share of the clips."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # two lines a checkpoint otherwise
     task: _Task = config["task"]
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -414,7 +417,7 @@ class _Course:
             spent = time.monotonic() - self.started
             left = spent / max(1, self.step - began) * (self.num_steps - self.step)
             for target, curve in self.curves.items():
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in curve[-1].items() if name != "step")
+                shown = ", ".join(f"{name} {curve[-1][name]:.4g}" for name in SHOWN if name in curve[-1])
                 print(f"  train target={target:g}: step {self.step} of {self.num_steps}, {shown}", flush=True)
             print(f"  train: {spent:.0f} s, about {left:.0f} s left", flush=True)
         self._report()
