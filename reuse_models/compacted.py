@@ -321,7 +321,10 @@ class _GroupRun:
         computed_X = _rows(~choice.reused_FN)
         num_computed = len(computed_X)
         ends_into_last = self.anchors[boundary].h_BND is None
-        project = vit.key_value if ends_into_last else vit.qkv
+        next_layer = vit.layer(boundary + 1)
+        weight_CD, bias_C = next_layer.qkv_weight, next_layer.qkv_bias
+        if ends_into_last:
+            weight_CD, bias_C = weight_CD[self.width :], bias_C[self.width :]
         room = num_computed + self.num_rows * int(self.keeps_frames)
         stored_h_XD = workspace.stored(boundary, room, self.width)
         stored_projected_XC = workspace.stored(boundary, room, (2 if ends_into_last else 3) * self.width)
@@ -331,7 +334,7 @@ class _GroupRun:
             rows_X = computed_X[part]
             h_XD = vit.close(boundary, self._h_of(before, rows_X), pre_proj_XD.index_select(0, rows_X))
             stored_h_XD[part] = h_XD
-            stored_projected_XC[part] = project(boundary + 1, h_XD)
+            torch.addmm(bias_C, vit.norm1(boundary + 1, h_XD), weight_CD.mT, out=stored_projected_XC[part])
         place_X = torch.full((self.num_rows,), ANCHOR, device=computed_X.device)
         place_X[computed_X] = torch.arange(num_computed, device=computed_X.device)
 
