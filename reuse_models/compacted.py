@@ -322,9 +322,8 @@ class _GroupRun:
         num_computed = len(computed_X)
         ends_into_last = self.anchors[boundary].h_BND is None
         next_layer = vit.layer(boundary + 1)
-        weight_CD, bias_C = next_layer.qkv_weight, next_layer.qkv_bias
-        if ends_into_last:
-            weight_CD, bias_C = weight_CD[self.width :], bias_C[self.width :]
+        first = self.width if ends_into_last else 0
+        weight_CD, bias_C = next_layer.qkv_weight[first:], next_layer.qkv_bias[first:]
         room = num_computed + self.num_rows * int(self.keeps_frames)
         stored_h_XD = workspace.stored(boundary, room, self.width)
         stored_projected_XC = workspace.stored(boundary, room, (2 if ends_into_last else 3) * self.width)
