@@ -192,14 +192,14 @@ class Fit:
             for name, value in entries.items()
         }
         path.with_suffix(".json").write_text(json.dumps({"steps": self.num_steps, "epochs": self.num_epochs}))
-        safetensors.torch.save_file(moments, path.with_suffix(".safetensors"))
+        safetensors.torch.save_file(moments, path)
 
     def load_optimizer(self, path: Path) -> None:
         """Go on where `save_optimizer` was called; the add-on's weights are loaded apart."""
         counts = json.loads(path.with_suffix(".json").read_text())
         self.num_epochs, self.num_steps = counts["epochs"], counts["steps"]
         state = self.optimizer.state_dict()
-        for name, value in safetensors.torch.load_file(path.with_suffix(".safetensors")).items():
+        for name, value in safetensors.torch.load_file(path).items():
             index, _, entry = name.partition(".")
             state["state"].setdefault(int(index), {})[entry] = value
         for group in state["param_groups"]:

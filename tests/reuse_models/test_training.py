@@ -73,10 +73,10 @@ def test_a_fit_goes_on_from_its_files_as_if_nothing_had_happened(clip_vit: Vit, 
         fit.step(batch)
         fit.end_epoch()
     save_addon(first.addon, tmp_path / "addon.safetensors")
-    first.save_optimizer(tmp_path / "optimizer")
+    first.save_optimizer(tmp_path / "addon.optimizer.safetensors")
     resumed = Fit(clip_vit, LOSS, config)
     resumed.addon.load_state_dict(load_addon(tmp_path / "addon.safetensors").state_dict())
-    resumed.load_optimizer(tmp_path / "optimizer")
+    resumed.load_optimizer(tmp_path / "addon.optimizer.safetensors")
     for fit in (whole, resumed):
         fit.step(batch)
     for name, weight in whole.addon.state_dict().items():

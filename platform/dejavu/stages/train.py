@@ -12,6 +12,7 @@ averaged. A fit that was interrupted goes on from its last checkpoint; one that 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -305,6 +306,8 @@ class _Course:
         self.curves: dict[float, list[dict[str, float]]] = {target: [] for target in task.targets}
         self.biases: dict[float, dict[str, float]] = {target: {} for target in task.targets}
         self.achieved: dict[float, float | None] = dict.fromkeys(task.targets)
+        self.best = {target: (float("inf"), fit.addon) for target, fit in self.fits.items()}
+        """Per target, the lowest loss on validation clips so far and the weights of that epoch: what is kept."""
         self.stopped: set[float] = set()
         self.per_rank = max(1, config.fit.clips_per_step // world)
         self.steps_per_epoch = max(1, num_windows(task.train) // (self.per_rank * world))
@@ -348,9 +351,9 @@ class _Course:
         if not frames:
             return
         with tempfile.TemporaryDirectory() as folder:
-            for target, fit in self.fits.items():
+            for target, (_, addon) in self.best.items():
                 weights = Path(folder) / f"target={target:g}.safetensors"
-                save_addon(fit.addon, weights)
+                save_addon(addon, weights)
                 setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics)
                 rates = rate_curve(setting, self.backbone, frames)
                 self.biases[target] = {
@@ -412,6 +415,9 @@ class _Course:
             if validation is not None:
                 entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(validation)).items()}
             self.curves[target].append(entry)
+            judged = entry.get("val_loss", entry.get("loss", float("inf")))
+            if judged < self.best[target][0]:
+                self.best[target] = judged, copy.deepcopy(fit.addon)
         self._stop_early()
         if not self.rank:
             spent = time.monotonic() - self.started
@@ -426,7 +432,7 @@ class _Course:
         """Stop what has not got better for `patience` epochs; the first worker decides for all."""
         patience = self.task.config.patience
         for index, target in enumerate(self.fits):
-            losses = [entry.get("val_loss", entry["loss"]) for entry in self.curves[target]]
+            losses = [entry.get("val_loss", entry.get("loss", float("inf"))) for entry in self.curves[target]]
             stale = len(losses) - 1 - losses.index(min(losses)) if losses else 0
             decided = torch.tensor([float(stale >= patience), float(index)])
             if self.world > 1:
@@ -451,13 +457,15 @@ class _Course:
     def _save(self, folder: Path, failures: list[dict[str, Any]]) -> None:
         """Write weights, optimisers and progress: safetensors and JSON alone."""
         for target, fit in self.fits.items():
-            save_addon(fit.addon, folder / f"target={target:g}.safetensors")
-            fit.save_optimizer(folder / f"target={target:g}.optimizer")
+            save_addon(self.best[target][1], folder / f"target={target:g}.safetensors")
+            save_addon(fit.addon, folder / f"target={target:g}.last.safetensors")
+            fit.save_optimizer(folder / f"target={target:g}.optimizer.safetensors")
         progress = {
             "step": self.step,
             "broken": self.broken,
             "stopped": sorted(self.stopped),
             "failures": failures,
+            "best": {f"{target:g}": loss for target, (loss, _) in self.best.items()},
             "targets": {
                 f"{target:g}": {
                     "target": target,
@@ -476,8 +484,11 @@ class _Course:
         for failure in progress["failures"]:
             self.stream.failures[failure["clip_id"]] = Failure(**failure)
         for target, fit in self.fits.items():
-            fit.addon.load_state_dict(load_addon(folder / f"target={target:g}.safetensors").state_dict())
-            fit.load_optimizer(folder / f"target={target:g}.optimizer")
+            best = load_addon(folder / f"target={target:g}.safetensors").to(self.backbone.vit.position)
+            self.best[target] = progress["best"][f"{target:g}"], best
+            last = load_addon(folder / f"target={target:g}.last.safetensors")
+            fit.addon.load_state_dict(last.state_dict())
+            fit.load_optimizer(folder / f"target={target:g}.optimizer.safetensors")
             self.curves[target] = progress["targets"][f"{target:g}"]["curve"]
 
 
