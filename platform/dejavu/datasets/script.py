@@ -131,11 +131,18 @@ def write_script(rng: np.random.Generator, num_targets: int, duration_s: tuple[i
     length_s = int(rng.integers(duration_s[0], duration_s[1] + 1))
     side_px = min(width_px, height_px)
     cuts_s = _cuts(rng, length_s)
-    num_cast = int(rng.integers(4, 6))
+    num_cast = int(rng.integers(3, 5))
     kinds = [KINDS[index] for index in rng.permutation(len(KINDS))]
     cast_kinds, free_kinds = kinds[:num_cast], kinds[num_cast:]
-    tracks = [_cast_track(rng, kind, side_px, length_s, cuts_s) for kind in cast_kinds]
-    if rng.random() < 0.5:
+    scenes = list(zip((0.0, *cuts_s), (*cuts_s, float(length_s)), strict=True))
+    places = [rng.permutation(9)[:num_cast] for _ in scenes]
+    tracks = [
+        _cast_track(
+            rng, kind, side_px, [(*scene, int(cells[member])) for scene, cells in zip(scenes, places, strict=True)]
+        )
+        for member, kind in enumerate(cast_kinds)
+    ]
+    if rng.random() < 0.3:
         tracks.append(_block_track(rng, side_px, length_s))
     targets: list[Target] = []
     fronts: list[Track] = []
@@ -272,18 +279,24 @@ def _bounce(distance_px: float, room_px: int) -> int:
 
 
 def _size_px(rng: np.random.Generator, side_px: int) -> int:
-    return round(side_px * rng.uniform(0.19, 0.3))
+    return round(side_px * rng.uniform(0.22, 0.31))
 
 
 def _angle_deg(rng: np.random.Generator) -> int:
     return int(rng.integers(-3, 4)) * ANGLE_STEP_DEG
 
 
-def _cast_track(rng: np.random.Generator, kind: Kind, side_px: int, length_s: int, cuts_s: tuple[float, ...]) -> Track:
-    """Return an object that stays, still or strolling, and is elsewhere after a cut; one in four comes or goes."""
+def _cast_track(rng: np.random.Generator, kind: Kind, side_px: int, scenes: list[tuple[float, float, int]]) -> Track:
+    """Return an object that stays, still or strolling, and is elsewhere after a cut; one in four comes or goes.
+
+    A scene is its start and end in seconds and the ninth of the square to start in, so that the cast does not stand in
+    a heap.
+    """
     times, xs, ys = [], [], []
-    for from_s, until_s in zip((0.0, *cuts_s), (*cuts_s, float(length_s)), strict=True):
-        x, y = rng.uniform(0.12, 0.88, size=2)
+    length_s = scenes[-1][1]
+    for from_s, until_s, cell in scenes:
+        jitter_x, jitter_y = rng.uniform(-0.07, 0.07, size=2)
+        x, y = 0.18 + 0.32 * (cell % 3) + jitter_x, 0.18 + 0.32 * (cell // 3) + jitter_y
         strolls = rng.random() < 0.5
         steps = max(2, round((until_s - from_s) / 3)) if strolls else 2
         for time_s in np.linspace(from_s, until_s - 1e-3, steps):
@@ -291,7 +304,7 @@ def _cast_track(rng: np.random.Generator, kind: Kind, side_px: int, length_s: in
             xs.append(float(x))
             ys.append(float(y))
             if strolls:
-                shift_x, shift_y = rng.uniform(-0.25, 0.25, size=2)
+                shift_x, shift_y = rng.uniform(-0.15, 0.15, size=2)
                 x, y = np.clip([x + shift_x, y + shift_y], 0.08, 0.92)
     appears_s, leaves_s = 0.0, float(length_s)
     fate = rng.random()

@@ -27,7 +27,7 @@ from dejavu.records import Split
 from dejavu.store import write_json, write_text
 from dejavu.video.write import write_video
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Goes up when the same seed draws something else, so that kept videos are drawn again."""
 
 SPLIT_CODES: dict[Split, int] = {"train": 1, "val": 2, "test": 3}

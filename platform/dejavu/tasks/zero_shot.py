@@ -14,6 +14,12 @@ SPAN_LEVEL = 0.6
 """A frame belongs to the span while its score lies above median + SPAN_LEVEL * (peak - median)."""
 
 
+USUAL_SHARE = 0.4
+"""Share of an answer's median cosine over the clip that is taken off its peak. Some phrases fit every frame of a clip a
+little (a colour of the background, a shape that others contain): what is usual says less than what stands out. Chosen
+on the demo's validation clips, where 0.3 to 0.5 are alike and 0 loses 7 points of Acc@QA."""
+
+
 @dataclass(frozen=True, slots=True)
 class ZeroShot:
     """One answered question."""
@@ -23,16 +29,16 @@ class ZeroShot:
     span_s: tuple[float, float]
     """Where the answer was seen, in seconds."""
     scores: NDArray[np.float32]
-    """[A]: each answer's cosine with the frame that it fits best."""
+    """[A]: each answer's cosine with the frame that it fits best, less 0.4 of its median cosine over the clip."""
 
 
 def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike) -> ZeroShot:
     """Answer one question about one clip.
 
-    An answer's score is the largest cosine over frames, since what is asked for may be there for one frame alone. The
-    span runs from the best frame of the chosen answer to both sides while frames score above
-    median + 0.6 (peak - median), and half a frame period further at both ends, since a frame stands for the time
-    around it.
+    An answer's score is the largest cosine over frames, since what is asked for may be there for one frame alone, less
+    a share of its median over frames, which is how well it fits the clip at any time. The span runs from the best frame
+    of the chosen answer to both sides while frames score above median + 0.6 (peak - median), and half a frame period
+    further at both ends, since a frame stands for the time around it.
 
     Args:
         frames_FE: Frame embeddings, of any length.
@@ -47,7 +53,7 @@ def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike)
     seconds_F = np.asarray(seconds_F, dtype=np.float64)
     _check(frames_FE, seconds_F, answers_AE)
     scores_FA = _unit(frames_FE) @ _unit(answers_AE).T
-    scores_A = scores_FA.max(axis=0)
+    scores_A = scores_FA.max(axis=0) - np.float32(USUAL_SHARE) * np.median(scores_FA, axis=0).astype(np.float32)
     answer = int(scores_A.argmax())
     return ZeroShot(answer, span_around_peak(scores_FA[:, answer], seconds_F), scores_A)
 

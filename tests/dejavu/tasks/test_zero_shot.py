@@ -18,7 +18,16 @@ ANSWERS = np.eye(3)[:2]
 def test_the_answer_is_the_one_that_fits_some_frame_best() -> None:
     result = zero_shot(frames_like([0.1, 0.1, 0.9, 0.8, 0.1, 0.1, 0.1, 0.1]), SECONDS, ANSWERS)
     assert result.answer == 0
-    assert result.scores.tolist() == pytest.approx([0.9, 0.0])
+    # The peak less 0.4 of the median: 0.9 - 0.4 * 0.1.
+    assert result.scores.tolist() == pytest.approx([0.86, 0.0])
+
+
+def test_what_fits_the_clip_at_any_time_says_less_than_what_stands_out() -> None:
+    # Answer 0 peaks at 0.7 over a median of 0.6, answer 1 at 0.6 over 0.
+    frames = np.zeros((5, 3))
+    frames[:, 0], frames[2, :2] = 0.6, (0.7, 0.6)
+    frames[:, 2] = np.sqrt(1 - (frames**2).sum(axis=1))
+    assert zero_shot(frames, SECONDS[:5], ANSWERS).answer == 1
 
 
 def test_the_span_is_the_frames_around_the_peak_and_half_a_period_more() -> None:
