@@ -140,12 +140,12 @@ class Experiment:
 
 
 DEMO_TRAINING = TrainConfig(
-    epochs=8,
+    epochs=6,
     fit=FitConfig(
         codec_learning_rate=2.5e-3,
-        restoration_learning_rate=3e-3,
-        decision_learning_rate=1e-2,
-        decay=0.75,
+        restoration_learning_rate=4e-3,
+        decision_learning_rate=5e-3,
+        decay=0.65,
         restoration_rank=4,
     ),
 )
