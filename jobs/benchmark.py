@@ -304,7 +304,9 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
                 f"backbone: got {backbone!r} without --random-weights, expected a local directory; save_pretrained "
                 "the model there, or measure on random weights"
             )
-        return CLIPVisionModelWithProjection.from_pretrained(backbone).eval()
+        return CLIPVisionModelWithProjection.from_pretrained(
+            backbone, local_files_only=True, use_safetensors=True
+        ).eval()
     shape = KNOWN_SHAPES.get(backbone)
     if shape is None or not shape.has_cls:
         known = ", ".join(name for name, one in KNOWN_SHAPES.items() if one.has_cls)
