@@ -1,1 +1,1 @@
-"""dejavu."""
+"""Experiments with inter-frame computation reuse on Ray: data, stages, tasks, tracking and plots."""

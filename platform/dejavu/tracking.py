@@ -1,4 +1,4 @@
-"""MLflow: one parent run for a run of the pipeline, one child for each method setting. The only importer of mlflow."""
+"""MLflow: one parent run for a run of the pipeline, one child for each method setting (mlflow is used only here)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 EXPERIMENT = "dejavu"
 METRICS_PER_CALL = 500
@@ -41,18 +43,18 @@ class Tracking:
         # Both are read when mlflow is imported, which takes seconds: so it is imported here, not above.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        import mlflow  # noqa: PLC0415
+        from mlflow import MlflowClient  # noqa: PLC0415
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
-        mlflow.set_tracking_uri(uri)
         try:
-            known = mlflow.get_experiment_by_name(EXPERIMENT)
+            client = MlflowClient(uri)
+            known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
                 return Tracking(uri, known.experiment_id)
             local = uri.startswith("sqlite:")
             location = (results.resolve() / "mlartifacts").as_uri() if local else None
-            return Tracking(uri, mlflow.create_experiment(EXPERIMENT, artifact_location=location))
+            return Tracking(uri, client.create_experiment(EXPERIMENT, artifact_location=location))
         except (MlflowException, OSError) as error:
             reason = without_secrets(str(error).splitlines()[0])[:200]
             raise TrackingError(
@@ -95,9 +97,16 @@ class Tracking:
 
     def _log_addon(self, run_id: str, addon: LoggedAddon) -> None:
         """Log weights and their shape as a model: `mlflow.pyfunc.load_model` runs it in another process."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # MLflow wants a schema; two named arrays have none
-            _log_model(run_id, addon)
+        import mlflow  # noqa: PLC0415
+
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(self.uri)  # for the whole process, and by its environment for those it starts
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # MLflow wants an example; the signature says what comes
+                _log_model(run_id, addon)
+        finally:
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None takes it back
 
     def save_view(self, view_id: str, value: str) -> None:
         """Keep a view of the runs in the experiment, and let the UI take it as one of models, not of agents."""
@@ -166,34 +175,20 @@ def without_secrets(text: str) -> str:
 
 def _log_model(run_id: str, addon: LoggedAddon) -> None:
     import mlflow  # noqa: PLC0415
+    from mlflow.models import ModelSignature  # noqa: PLC0415
+    from mlflow.types import Schema, TensorSpec  # noqa: PLC0415
 
-    class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-        """Pixels [F, 3, S, S] and codec grids [F, 4, P, P] of one video in, embeddings [F, E] out."""
-
-        def load_context(self, context: Any) -> None:
-            """Build the method on its backbone."""
-            from dejavu.backbones.load import load_backbone  # noqa: PLC0415
-            from reuse_models.reusevit import ReuseVitConfig  # noqa: PLC0415
-
-            vit = load_backbone(context.model_config["backbone"]).vit
-            self.method = ReuseVitConfig(weights=context.artifacts["weights"]).build(vit)
-
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-            """Embed one whole video."""
-            import torch  # noqa: PLC0415
-
-            from reuse_models.method import Chunk  # noqa: PLC0415
-
-            pixels, codec = (torch.as_tensor(model_input[name]) for name in ("pixels", "codec"))
-            with torch.inference_mode():
-                encoded = self.method.encode(Chunk((pixels,), (codec,), (True,)), self.method.start(1))
-            return encoded.embeddings[0].numpy()
-
+    float32 = np.dtype(np.float32)
+    signature = ModelSignature(
+        Schema([TensorSpec(float32, (-1, 3, -1, -1), "pixels"), TensorSpec(float32, (-1, 4, -1, -1), "codec")]),
+        Schema([TensorSpec(float32, (-1, -1))]),
+    )
     with mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
             name="addon",
-            python_model=ReuseVitModel(),
+            python_model=str(Path(__file__).with_name("addon_model.py")),  # as code: nothing is pickled
             artifacts={"weights": str(addon.weights), "shape": str(addon.weights.with_suffix(".json"))},
             model_config={"backbone": addon.backbone},
-            pip_requirements=["dejavu"],
+            signature=signature,
+            pip_requirements=["dejavu-platform"],
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError, without_s
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*ype hint.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*ype hint:UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -96,9 +97,11 @@ def test_curves_keep_their_steps_and_an_addon_is_a_model_that_runs(
         Run(name="fit", params={}, metrics={}, tags={}, curves={"loss": [(5, 0.5), (10, 0.25)]}, addon=addon), []
     )
     client = mlflow.MlflowClient(tracking.uri)
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "a process started from here would log to another run's database"
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(5, 0.5), (10, 0.25)]
 
     pixels, codec = torch.randn(3, 3, vit.shape.image_px, vit.shape.image_px), torch.rand(3, 4, 8, 8)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
     (model,) = client.search_logged_models([tracking.experiment_id])
     found = mlflow.pyfunc.load_model(model.model_uri).predict({"pixels": pixels.numpy(), "codec": codec.numpy()})
     method = ReuseVitConfig(weights=str(weights)).build(vit)
