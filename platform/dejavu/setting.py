@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ class Setting:
 
     config: MethodConfig
     setting_id: str
+    backbone_identity: str = field(default="", compare=False)
+    """Of the tower; empty where the setting has travelled to a worker."""
 
     @property
     def method(self) -> str:
@@ -55,7 +57,7 @@ def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[s
     if weights:
         row["weights"] = file_sha256(Path(weights)) if Path(weights).is_file() else _folder_sha256(Path(weights))
     parts = {"config": row, "backbone": backbone_identity, "embedding": embedding, "code": kernel_version()}
-    return Setting(config, identity(parts))
+    return Setting(config, identity(parts), backbone_identity)
 
 
 @cache

@@ -3,6 +3,7 @@
     <root>/mp4/<content id>.mp4                     transcoded clips
     <root>/transcoded/<source key>.json             what is known of each, written after its mp4
     <root>/embeddings/<setting id>/<shard id>.parquet   one row per frame; the footer names the identities inside
+    <root>/embeddings/<setting id>/setting.json         what the id stands for: method, config, backbone, cuts
     <root>/failures/<stage>/<part>.json             what could not be done, replaced whenever the stage runs again
 
 Everything is written to a temporary file beside its target and renamed, so that a file is either absent or whole.
@@ -131,6 +132,15 @@ class Store:
             metadata = pq.read_schema(path).metadata or {}
             index.update(dict.fromkeys(json.loads(metadata.get(IDENTITIES_KEY, b"[]")), path))
         return index
+
+    def describe(self, setting_id: str, note: Mapping[str, Any]) -> None:
+        """Say what a setting's id, which is a hash, stands for, so that later versions of the code can find it."""
+        write_json(self.embeddings_dir(setting_id) / "setting.json", dict(note))
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """List what `describe` wrote: setting id -> note."""
+        notes = sorted((self.root / "embeddings").glob("*/setting.json"))
+        return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in notes}
 
     # -------------------------------------------------------------------------------------------------------- failures
     def write_failures(self, stage: str, failures: Iterable[Failure], *, part: str = "all") -> None:

@@ -18,6 +18,7 @@ from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, decode_ba
 from dejavu.stages.encode import BatchEncoder
 from dejavu.stages.spread import Row, configure, report_progress
 from dejavu.video.decode import DecodedFrames
+from reuse_models.registry import config_to_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ def embed_clips(
     if not batches:
         embedding.store.write_failures(STAGE, (), part=part)
         return EmbedResult(0, ())
+    for setting in settings:
+        _describe(setting, embedding)
     configure()
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
     results = (
@@ -66,6 +69,18 @@ def embed_clips(
     failed = {failure.clip_id for failure in failures}
     touched = {segment.clip_id for batch in batches for segment in batch.segments}
     return EmbedResult(len(touched - failed), tuple(failures))
+
+
+def _describe(setting: Setting, embedding: Embedding) -> None:
+    note = {
+        "method": setting.method,
+        "label": setting.label,
+        "config": config_to_dict(setting.config),
+        "backbone": embedding.backbone,
+        "backbone_identity": setting.backbone_identity,
+        "embedding": embedding.config.shaping(),
+    }
+    embedding.store.describe(setting.setting_id, note)
 
 
 class _DecodeRow:

@@ -1,0 +1,193 @@
+"""Exact search over frame embeddings: a query's best moments, each once.
+
+Shapes: R frames of all clips (rows), E embedding width, F frames of one clip, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from dejavu.tasks.zero_shot import span_around_peak
+
+BLOCK_ROWS = 2048
+"""Rows widened to float32 at a time: a megabyte or two at usual widths, so that products read them from cache."""
+FIRST_CANDIDATES = 64
+"""Best frames looked at first for each moment wanted; the number grows fourfold until there are moments enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Embeddings of many clips in memory, in half precision as they are stored; rows of a clip follow one another."""
+
+    clip_ids: tuple[str, ...]
+    content_ids: tuple[str, ...]
+    """Of the same clips."""
+    starts: NDArray[np.int64]
+    """[number of clips + 1]: rows starts[i] .. starts[i + 1] - 1 are clip i's, in display order."""
+    frame_R: NDArray[np.int32]
+    seconds_R: NDArray[np.float64]
+    embedding_RE: NDArray[np.float16]
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit.
+
+        Raises:
+            ValueError: They do not, or there is no frame.
+        """
+        num_rows = len(self.embedding_RE)
+        fits = (
+            self.embedding_RE.ndim == 2
+            and num_rows > 0
+            and self.embedding_RE.dtype == np.float16
+            and len(self.clip_ids) == len(self.content_ids) == len(self.starts) - 1
+            and (self.starts[0], self.starts[-1]) == (0, num_rows)
+            and bool((np.diff(self.starts) > 0).all())
+            and self.frame_R.shape == self.seconds_R.shape == (num_rows,)
+        )
+        if not fits:
+            raise ValueError(
+                f"frames: got {len(self.clip_ids)} clips with embeddings {self.embedding_RE.shape} of "
+                f"{self.embedding_RE.dtype}, expected one frame or more of each, float16 [R, E]; embed the clips first"
+            )
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return int(self.embedding_RE.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """Where a clip answers a query best, with the frames around that do so nearly as well."""
+
+    clip_id: str
+    content_id: str
+    frame: int
+    """Of the transcoded clip, from 0."""
+    seconds: float
+    """Of the best frame."""
+    start_s: float
+    end_s: float
+    score: float
+    """Cosine of the best frame to the query, -1..1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MomentConfig:
+    """What counts as one moment."""
+
+    top: int = 10
+    """Moments wanted."""
+    merge_s: float = 5.0
+    """Frames of one clip so close to a better hit belong to it, in seconds."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: One of them is out of range.
+        """
+        if self.top < 1:
+            raise ValueError(f"--top: got {self.top}, expected 1 or more; ask for one hit at least")
+        if not 0 <= self.merge_s < float("inf"):
+            raise ValueError(f"--merge-s: got {self.merge_s}, expected 0 s or more; 0 merges nothing but a hit's span")
+
+
+def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
+    """Return [R], the cosine of every frame to one query; -inf where a frame's embedding has no direction.
+
+    Rows are widened block by block and multiplied while they are in cache: memory is read once, at half the bytes that
+    float32 would need.
+
+    Args:
+        frames: The collection.
+        query_E: Of any length but zero.
+
+    Raises:
+        ValueError: The query is of another width, or has no direction.
+    """
+    query = torch.as_tensor(np.asarray(query_E, dtype=np.float32))
+    if query.shape != (frames.width,) or not torch.isfinite(query).all() or not query.any():
+        raise ValueError(
+            f"query: got an embedding {list(query.shape)}, expected [{frames.width}] with a direction, as the frames "
+            "have; embed text and frames with one backbone"
+        )
+    unit_E = query / query.norm()
+    rows_RE = torch.from_numpy(frames.embedding_RE)
+    cosine_R = torch.empty(len(rows_RE))
+    wide_BE = torch.empty(min(BLOCK_ROWS, len(rows_RE)), frames.width)
+    for start in range(0, len(rows_RE), BLOCK_ROWS):
+        block_BE = rows_RE[start : start + BLOCK_ROWS]
+        wide = wide_BE[: len(block_BE)].copy_(block_BE)
+        length_B = torch.linalg.vector_norm(wide, dim=1)
+        dot_B = torch.mv(wide, unit_E)
+        known_B = torch.isfinite(length_B) & (length_B > 0)
+        cosine_R[start : start + BLOCK_ROWS] = torch.where(known_B, dot_B / length_B, -torch.inf)
+    return cosine_R.numpy()
+
+
+def best_moments(frames: Frames, score_R: NDArray[np.float32], config: MomentConfig) -> list[Moment]:
+    """Return the best moments, best first: hits of one clip that are close in time, or of one span, are one.
+
+    Greedy non-maximum suppression: the best frame is a moment; frames of its clip within `merge_s` of it, or inside
+    the span of frames around it that score nearly as well, are no moments of their own; and so on. Equal scores go by
+    place in the collection.
+
+    Args:
+        frames: The collection.
+        score_R: As `cosines` returns.
+        config: How many, and how close.
+    """
+    moments: list[Moment] = []
+    taken: dict[int, list[tuple[float, float]]] = {}
+    for row in _best_first(score_R, config.top * FIRST_CANDIDATES):
+        clip = int(np.searchsorted(frames.starts, row, side="right")) - 1
+        seconds = float(frames.seconds_R[row])
+        if any(start <= seconds <= end for start, end in taken.get(clip, ())):
+            continue
+        start_s, end_s = _span(frames, score_R, clip, row)
+        reach = min(start_s, seconds - config.merge_s), max(end_s, seconds + config.merge_s)
+        taken.setdefault(clip, []).append(reach)
+        moments.append(
+            Moment(
+                clip_id=frames.clip_ids[clip],
+                content_id=frames.content_ids[clip],
+                frame=int(frames.frame_R[row]),
+                seconds=seconds,
+                start_s=start_s,
+                end_s=end_s,
+                score=float(score_R[row]),
+            )
+        )
+        if len(moments) == config.top:
+            break
+    return moments
+
+
+def _span(frames: Frames, score_R: NDArray[np.float32], clip: int, row: int) -> tuple[float, float]:
+    """Return the span around one hit, which need not be the clip's best: other moments of it are cut off half way."""
+    first, stop = int(frames.starts[clip]), int(frames.starts[clip + 1])
+    score_F = np.where(np.isfinite(score_R[first:stop]), score_R[first:stop], -1.0).astype(np.float32)
+    peak = row - first
+    # What scores higher than this hit belongs to a better one: the span ends there.
+    higher = np.flatnonzero(score_F > score_F[peak])
+    low = int(higher[higher < peak].max()) + 1 if (higher < peak).any() else 0
+    high = int(higher[higher > peak].min()) if (higher > peak).any() else len(score_F)
+    return span_around_peak(score_F[low:high], frames.seconds_R[first + low : first + high])
+
+
+def _best_first(score_R: NDArray[np.float32], num_first: int) -> Iterator[int]:
+    """Yield rows by falling score, equal ones by row; sorts no more than are asked for, in growing portions."""
+    given, wanted, num_rows = 0, num_first, int(np.isfinite(score_R).sum())
+    while given < num_rows:
+        wanted = min(wanted, num_rows)
+        least = np.partition(score_R, len(score_R) - wanted)[len(score_R) - wanted]
+        found = np.flatnonzero(score_R >= least)
+        ordered = found[np.argsort(-score_R[found], kind="stable")]
+        yield from map(int, ordered[given:])
+        given, wanted = len(ordered), 4 * len(ordered)
