@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     golden = Golden(options.golden)
     rows = golden.compare_all()
+    rows += attempt("temp_clip", "tempclip_forward.safetensors", lambda: _temp_clip(golden))
     rows += _codec(options.golden)
     rows += attempt("nextgqa", "nextgqa_expected.json", lambda: _nextgqa(golden, annotations))
     checked = sum(row.state == "ok" for row in rows)
@@ -58,6 +59,15 @@ def _line(row: Row) -> str:
     state = "not checked" if row.state == "absent" else row.state
     note = f"  {row.note}" if row.note else ""
     return f"{state:<11}  {row.name:<44}  error {error:>9}  tolerance {row.tolerance:<7g}  {row.file}{note}"
+
+
+def _temp_clip(golden: Golden) -> Iterable[Row]:
+    state, forward = golden.path("tempclip_state.safetensors"), golden.path("tempclip_forward.safetensors")
+    try:
+        from dejavu.temp_clip_golden import check_temp_clip
+    except ModuleNotFoundError as error:
+        raise AbsentError(f"{error.name} is not installed") from error
+    return check_temp_clip(state, forward)
 
 
 def _codec(golden: Path) -> list[Row]:

@@ -192,7 +192,7 @@ _RECORDS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def read_state_dict(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """Return the tensors of the checkpoint's `state_dict` whose names are wanted.
+    """Return the tensors of the checkpoint's `state_dict`, or of one that was saved bare, whose names are wanted.
 
     Raises:
         ValueError: The file is missing, broken, no checkpoint, or asks for something that runs things.
@@ -243,7 +243,7 @@ def _read(archive: zipfile.ZipFile, wanted: Callable[[str], bool]) -> dict[str, 
         raise ValueError("a pickle too large for a list of tensors")
     with archive.open(pickles[0]) as file:
         content = _TensorUnpickler(file).load()
-    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    state = content.get("state_dict", _bare(content)) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise ValueError("no state_dict")
     storages: dict[str, Tensor] = {}
@@ -260,6 +260,11 @@ def _read(archive: zipfile.ZipFile, wanted: Callable[[str], bool]) -> dict[str, 
             raise ValueError(f"two types of number in storage {stored.key}")
         tensors[name] = flat.as_strided(stored.size, stored.stride, stored.offset).clone()
     return tensors
+
+
+def _bare(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """Return the file's content itself where it is nothing but named tensors."""
+    return content if content and all(isinstance(stored, StoredTensor) for stored in content.values()) else None
 
 
 def _storage(archive: zipfile.ZipFile, name: str, stored: StoredTensor) -> Tensor:

@@ -75,22 +75,36 @@ def locate(name: str) -> BackboneFiles:
 
 
 def _fetch(name: str) -> Path:
-    """Download a snapshot from the hub, or find it in the cache."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow to import, and seldom needed
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError  # noqa: PLC0415
-
+    """Find a backbone on the hub."""
     where = f"a directory, {EMBEDDED!r}, or a name on the hub such as openai/clip-vit-large-patch14"
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BackboneError(f"backbone: got {name}, which is no directory, expected {where}; check the path")
+    return fetch(name, where, "backbone")
+
+
+def fetch(name: str, where: str, subject: str = "text encoder") -> Path:
+    """Download a snapshot from the hub, or find it in the cache.
+
+    Args:
+        name: On the hub.
+        where: What else a name may be, for the message.
+        subject: What is looked for.
+
+    Raises:
+        BackboneError: It is not on the hub, or the hub is out of reach and it not in the cache.
+    """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow to import, and seldom needed
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError  # noqa: PLC0415
+
     try:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise BackboneError(
-            f"backbone: got {name}, which neither is a directory nor on the hub, expected {where}; check the name"
+            f"{subject}: got {name}, which neither is a directory nor on the hub, expected {where}; check the name"
         ) from error
     except (OSError, HfHubHTTPError) as error:
         raise BackboneError(
-            f"backbone: got {name}, which is no directory here, and the hub cannot be reached, expected {where}; "
+            f"{subject}: got {name}, which is no directory here, and the hub cannot be reached, expected {where}; "
             "download it where there is a network and pass its directory"
         ) from error
 
