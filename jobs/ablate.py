@@ -1,0 +1,120 @@
+"""Which ideas of ReuseViT pay? `python jobs/ablate.py [--list] [--out results/ablation]`.
+
+Fits every variant under every seed by the plain loop, uses it on validation clips of the synthetic world, and writes
+the table into docs/ablations.md. A result is one JSON file; what is there already is not done again.
+"""
+
+import _bootstrap  # first: makes the packages importable
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from dejavu import cluster
+from dejavu.ablation.footage import open_world
+from dejavu.ablation.table import render
+from dejavu.ablation.trial import Trial, fit_addon, measure, to_row
+from dejavu.ablation.variants import VARIANTS
+from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.experiment import RECIPES
+from dejavu.stages.score import set_exam
+from dejavu.store import StoreError, write_json, write_text
+
+BEGIN, END = "<!-- table: written by jobs/ablate.py -->", "<!-- end of table -->"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is measured, and where it goes."""
+
+    variants: tuple[str, ...] = ()
+    """Rows of the table; all unless given."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Fits of each variant."""
+    steps: int = 72
+    """Of a fit; so many take less than a minute of an idle core."""
+    seconds: float = float("inf")
+    """Begin nothing new after so long: the same command goes on later."""
+    out: Path = Path("results/ablation")
+    """Results folder."""
+    world: Path | None = None
+    """A demo world drawn before, only read; drawn in the results folder unless given."""
+    document: Path = _bootstrap.ROOT / "docs" / "ablations.md"
+    """Where the table goes."""
+    list: bool = False
+    """Print the variants and end."""
+    table: bool = False
+    """Write the table of what is there and end."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.variants if name not in VARIANTS]:
+            raise ValueError(f"--variants: got {unknown[0]!r}, expected some of {', '.join(VARIANTS)}; see --list")
+        if self.steps < 1 or not self.seeds:
+            raise ValueError(f"--steps, --seeds: got {self.steps}, {self.seeds}, expected 1 or more; leave them out")
+
+
+def main() -> int:
+    """Measure what is lacking, print and write the table; return the exit status."""
+    try:
+        options = tyro.cli(Options, description=__doc__)
+        if options.list:
+            for variant in VARIANTS.values():
+                print(f"{variant.name:24} {variant.says}")
+            return 0
+        if not options.table:
+            run(options)
+        write_table(options.out, options.document)
+    except (BackboneError, StoreError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def run(options: Options) -> None:
+    """Measure what is lacking: one seed of everything before the next."""
+    began = time.monotonic()
+    backbone = load_backbone()
+    experiment = RECIPES["demo"][1]
+    world = open_world(options.out, options.world, experiment.synthetic, backbone)
+    exam = set_exam([clip.clip for clip in world.validation], world.questions, backbone, experiment.prompt)
+    clips = f"{len(world.train)} training clips, {len(world.validation)} validation clips"
+    print(f"{clips}, {len(exam.questions)} questions", flush=True)
+    names = options.variants or tuple(VARIANTS)
+    trials = [Trial(VARIANTS[name], seed, options.steps) for seed in options.seeds for name in names]
+    for number, trial in enumerate(trials, 1):
+        result = options.out / "results" / f"{trial.result_id(world.data_id)}.json"
+        if result.is_file():
+            continue
+        if time.monotonic() - began > options.seconds:
+            print("time is up; the same command goes on from here", flush=True)
+            return
+        weights = options.out / "addons" / f"{trial.fit_id(world.data_id)}.safetensors"
+        fit_seconds = 0.0 if weights.is_file() else fit_addon(trial, world, backbone, weights)
+        points = measure(trial, world, backbone, exam, weights)
+        write_json(result, to_row(trial, points, fit_seconds))
+        spent = time.monotonic() - began
+        print(f"[{spent:6.0f} s] {number} of {len(trials)}: {trial.variant.name}, seed {trial.seed}", flush=True)
+
+
+def write_table(out: Path, document: Path) -> None:
+    """Print the table, and put it into the document between its marks, with command and hardware."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "results").glob("*.json"))]
+    text = render(rows)
+    print(text)
+    words = shlex.join(word for word in sys.argv[1:] if word != "--table")
+    made = f"`python jobs/ablate.py {words}`, {cluster.hardware()}, {torch.get_num_threads()} thread(s)."
+    before, after = "# Ablations\n\n", ""
+    if document.is_file():
+        before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+    write_text(document, f"{before}{BEGIN}\n\n{made}\n\n{text}\n{END}{after or chr(10)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

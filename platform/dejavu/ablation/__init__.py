@@ -1,0 +1,1 @@
+"""Which ideas of ReuseViT pay: variants, their fits and the table."""

@@ -1,0 +1,136 @@
+"""Clips decoded once and kept whole: what every fit of an ablation reads, so that a fit pays for its steps alone.
+
+Only for worlds of a few hundred short clips: a frame of the demo is 49 kB. The pipeline streams (stages/windows.py).
+
+Shapes: F frames of a clip or of a window in computing order, T codec steps, P patches a side, E embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dejavu.backbones.load import Backbone
+from dejavu.datasets.next_qa import load_next_qa
+from dejavu.datasets.synthetic import SyntheticConfig, make_world
+from dejavu.records import Clip, Question, Split, Transcoded
+from dejavu.stages.encode import encode_batch
+from dejavu.stages.transcode import source_key, transcode_one
+from dejavu.stages.windows import Window
+from dejavu.store import Store, atomic, identity
+from dejavu.video.codec_grid import MotionBinning
+from dejavu.video.decode import DecodedFrames, decode_all
+from dejavu.video.mp4 import TranscodeConfig
+from reuse_models.codec_net import CODEC_STEPS
+from reuse_models.frame_order import PATTERN_SPAN, FrameStep
+from reuse_models.original import OriginalConfig
+
+CHUNK_FRAMES = 16
+MOTIONS: tuple[MotionBinning, ...] = get_args(MotionBinning)
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """One decoded clip."""
+
+    clip: Transcoded
+    rgb_FHWC: NDArray[np.uint8]
+    seconds_F: NDArray[np.float64]
+    codec: Mapping[MotionBinning, NDArray[np.float32]]
+    """[F, 4, P, P] for each way to file motion vectors."""
+    dense_FE: NDArray[np.float32]
+    """Original's embeddings: teacher and yardstick."""
+
+    def frames(self, motion: MotionBinning) -> DecodedFrames:
+        """Return the clip as a decoder would."""
+        return DecodedFrames(self.rgb_FHWC, self.codec[motion], self.seconds_F, "", codec_metadata=True)
+
+    def window(self, start: int, steps: Sequence[FrameStep], motion: MotionBinning) -> Window:
+        """Cut one training clip that begins at frame `start`."""
+        codec_F4PP = self.codec[motion]
+        missing = np.zeros((CODEC_STEPS - 1, *codec_F4PP.shape[1:]), np.float32)
+        padded_F4PP = np.concatenate([missing, codec_F4PP])
+        at = [start + step.frame for step in steps]
+        history = np.stack([padded_F4PP[place : place + CODEC_STEPS] for place in at])
+        return Window(self.rgb_FHWC[at], history.transpose(0, 2, 1, 3, 4), self.dense_FE[at])
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Decoded clips by split, and what is asked about those of validation."""
+
+    train: tuple[Footage, ...]
+    validation: tuple[Footage, ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def data_id(self) -> str:
+        """Names the clips by content."""
+        return identity({"clips": [clip.clip.content_id for clip in (*self.train, *self.validation)]})
+
+
+def open_world(folder: Path, drawn: Path | None, config: SyntheticConfig, backbone: Backbone) -> World:
+    """Draw, transcode and decode what `folder` lacks; return it decoded.
+
+    Args:
+        folder: Where everything is kept.
+        drawn: A world drawn before by this very config; it is only read. None draws one in `folder`.
+        config: Of the world.
+        backbone: Says the frame size, and embeds.
+    """
+    root = drawn or make_world(folder / "world", config)
+    dataset = load_next_qa(root / "videos", root / "annotations", splits=("train", "val"))
+    store = Store.open(folder / "store")
+    by_split: dict[Split, list[Footage]] = {"train": [], "val": []}
+    for clip in sorted(dataset.clips, key=lambda clip: clip.clip_id):
+        transcoded = _transcoded(clip, store, backbone.frame_px)
+        if clip.split == "val" or transcoded.num_frames >= PATTERN_SPAN:
+            by_split[clip.split].append(_footage(transcoded, store, folder / "footage", backbone))
+    questions = tuple(question for question in dataset.questions if question.split == "val")
+    return World(tuple(by_split["train"]), tuple(by_split["val"]), questions)
+
+
+def windows(clips: Sequence[Footage], steps: Sequence[FrameStep], motion: MotionBinning, seed: int) -> Iterator[Window]:
+    """Draw training clips without end: every video once, anywhere in it, then all again in another order."""
+    rng = np.random.default_rng(seed)
+    while True:
+        for index in rng.permutation(len(clips)):
+            clip = clips[index]
+            yield clip.window(int(rng.integers(0, clip.clip.num_frames - PATTERN_SPAN + 1)), steps, motion)
+
+
+def _transcoded(clip: Clip, store: Store, frame_px: int) -> Transcoded:
+    config = TranscodeConfig()
+    key = source_key(clip, config, frame_px)
+    if not store.transcoded_path(key).is_file():
+        row = {"clip": asdict(clip), "key": key, "store": str(store.root), "px": frame_px, "config": asdict(config)}
+        if error := transcode_one(row)["error"]:
+            raise ValueError(f"clip {clip.clip_id}: got {error}, expected a video; draw the world again")
+    return Transcoded(**json.loads(store.transcoded_path(key).read_text(encoding="utf-8")))
+
+
+def _footage(clip: Transcoded, store: Store, folder: Path, backbone: Backbone) -> Footage:
+    key = identity({"content": clip.content_id, "backbone": backbone.identity, "motions": MOTIONS})
+    path = folder / f"{key}.npz"
+    if not path.is_file():
+        decoded = {motion: decode_all(store.root / clip.path, motion_binning=motion) for motion in MOTIONS}
+        first = decoded[MOTIONS[0]]
+        method = OriginalConfig().build(backbone.vit)
+        dense_FE = encode_batch(method, backbone, [first], CHUNK_FRAMES)[0].embeddings_FE
+        arrays: dict[str, NDArray[Any]] = {
+            "rgb": first.rgb_FHWC,
+            "seconds": first.seconds_F,
+            "dense": dense_FE,
+            **{f"codec {motion}": one.codec_F4PP for motion, one in decoded.items()},
+        }
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    with np.load(path) as arrays:
+        codec = {motion: arrays[f"codec {motion}"] for motion in MOTIONS}
+        return Footage(clip, arrays["rgb"], arrays["seconds"], codec, arrays["dense"])

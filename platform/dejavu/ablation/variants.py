@@ -1,0 +1,103 @@
+"""What is compared: each variant changes one thing of the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any
+
+from dejavu.video.codec_grid import MotionBinning
+from reuse_models.loss import LossConfig
+from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.training import FitConfig
+
+DEFAULT = "default"
+DEFAULT_FIT = FitConfig(
+    codec_learning_rate=2.5e-3,
+    restoration_learning_rate=4e-3,
+    decision_learning_rate=5e-3,
+    decay=0.65,
+    restoration_rank=4,
+    clips_per_step=16,
+)
+"""The demo's, in fewer steps."""
+DEFAULT_LOSS = LossConfig(target_rate=0.9, second_last_weight=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One row of the table."""
+
+    name: str
+    says: str
+    """What is different, for readers of the table."""
+    fit: FitConfig = DEFAULT_FIT
+    loss: LossConfig = DEFAULT_LOSS
+    motion: MotionBinning = "destination"
+    method: ReuseVitConfig = field(default_factory=ReuseVitConfig)
+    """How the add-on is used; its weights are those of the fit."""
+
+    def fit_parts(self) -> dict[str, Any]:
+        """Return what names the fit: variants that differ in use alone share it."""
+        return {"fit": changed(self.fit), "loss": changed(self.loss), "motion": self.motion}
+
+    def parts(self) -> dict[str, Any]:
+        """Return what names the result, beside data, seed and steps."""
+        return {**self.fit_parts(), "method": changed(self.method)}
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """Return the fields of a config that are not at their defaults: a field added later names nothing anew."""
+    found = {}
+    for one in fields(config):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        if (value := getattr(config, one.name)) != default:
+            found[one.name] = value
+    return found
+
+
+def _all() -> tuple[Variant, ...]:
+    targets = tuple(
+        Variant(
+            name=f"target={target:g}",
+            says=f"trained for a reuse rate of {target:g} instead of 0.9, trimmed by the same knob",
+            loss=replace(DEFAULT_LOSS, target_rate=target),
+        )
+        for target in (0.95, 0.8, 0.7)
+    )
+    semantics = tuple(
+        Variant(
+            name=f"semantics={semantics}",
+            says=f"state semantics `{semantics}`, in training and use",
+            fit=replace(DEFAULT_FIT, semantics=semantics),
+            method=ReuseVitConfig(semantics=semantics),
+        )
+        for semantics in ("chained", "grouped")
+    )
+    refresh = tuple(
+        Variant(
+            name=f"refresh={refresh}",
+            says=f"the default's add-ons with a dense frame after every {refresh}",
+            method=ReuseVitConfig(refresh=refresh),
+        )
+        for refresh in (4, 8, 32)
+    )
+    return (
+        Variant(name=DEFAULT, says="semantics `anchor`, no refresh, target 0.9, hidden terms 0"),
+        *semantics,
+        Variant(
+            name="motion=published",
+            says="motion vectors filed by their source, as in the artifact",
+            motion="published",
+        ),
+        *refresh,
+        Variant(
+            name="hidden=1.5",
+            says="weight 1.5 on the second-to-last layer's hidden states",
+            loss=replace(DEFAULT_LOSS, second_last_weight=1.5),
+        ),
+        *targets,
+    )
+
+
+VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in _all()}
