@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dejavu.tasks.zero_shot import span_around_peak
+from dejavu.tasks.zero_shot import USUAL_SHARE, span_around_peak
 
 BLOCK_ROWS = 2048
 """Rows widened to float32 at a time: a megabyte or two at usual widths, so that products read them from cache."""
@@ -73,8 +73,10 @@ class Moment:
     """Of the best frame."""
     start_s: float
     end_s: float
+    cosine: float
+    """Of the best frame to the query, -1..1."""
     score: float
-    """Cosine of the best frame to the query, -1..1."""
+    """The cosine, less a share of the clip's median cosine: what hits are ordered by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +87,8 @@ class MomentConfig:
     """Moments wanted."""
     merge_s: float = 5.0
     """Frames of one clip so close to a better hit belong to it, in seconds."""
+    usual_share: float = USUAL_SHARE
+    """Share of a clip's median cosine that is taken off its frames' cosines, as zero-shot answers do, 0..1."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -96,6 +100,8 @@ class MomentConfig:
             raise ValueError(f"--top: got {self.top}, expected 1 or more; ask for one hit at least")
         if not 0 <= self.merge_s < float("inf"):
             raise ValueError(f"--merge-s: got {self.merge_s}, expected 0 s or more; 0 merges nothing but a hit's span")
+        if not 0 <= self.usual_share <= 1:
+            raise ValueError(f"--usual-share: got {self.usual_share}, expected 0..1; 0 orders hits by the plain cosine")
 
 
 def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
@@ -131,7 +137,38 @@ def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
     return cosine_R.numpy()
 
 
-def best_moments(frames: Frames, score_R: NDArray[np.float32], config: MomentConfig) -> list[Moment]:
+def usual_cosines(frames: Frames, cosine_R: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return one number per clip, the median of its frames' cosines: how well the query fits it at any time."""
+    num_frames = np.diff(frames.starts)
+    clip_R = np.repeat(np.arange(len(num_frames)), num_frames)
+    # Cosines lie in -1..1, so that one sort of clip and cosine in one number sorts each clip in its place.
+    sorted_R = np.sort(4.0 * clip_R + np.maximum(cosine_R, -1.0))
+    low, high = frames.starts[:-1] + (num_frames - 1) // 2, frames.starts[:-1] + num_frames // 2
+    median: NDArray[np.float64] = (sorted_R[low] + sorted_R[high]) / 2 - 4.0 * np.arange(len(num_frames))
+    return median
+
+
+def find_moments(frames: Frames, query_E: ArrayLike, config: MomentConfig) -> list[Moment]:
+    """Return the moments that fit a query best, best first.
+
+    Args:
+        frames: The collection.
+        query_E: A text's embedding in the frames' space.
+        config: How many, how close, and how much of what is usual in a clip is taken off.
+
+    Raises:
+        ValueError: The query does not fit the frames.
+    """
+    cosine_R = cosines(frames, query_E)
+    if not config.usual_share:
+        return best_moments(frames, cosine_R, cosine_R, config)
+    usual_C = (config.usual_share * usual_cosines(frames, cosine_R)).astype(np.float32)
+    return best_moments(frames, cosine_R - np.repeat(usual_C, np.diff(frames.starts)), cosine_R, config)
+
+
+def best_moments(
+    frames: Frames, score_R: NDArray[np.float32], cosine_R: NDArray[np.float32], config: MomentConfig
+) -> list[Moment]:
     """Return the best moments, best first: hits of one clip that are close in time, or of one span, are one.
 
     Greedy non-maximum suppression: the best frame is a moment; frames of its clip within `merge_s` of it, or inside
@@ -140,7 +177,8 @@ def best_moments(frames: Frames, score_R: NDArray[np.float32], config: MomentCon
 
     Args:
         frames: The collection.
-        score_R: As `cosines` returns.
+        score_R: What orders hits; -inf for a frame that is none.
+        cosine_R: As `cosines` returns.
         config: How many, and how close.
     """
     moments: list[Moment] = []
@@ -161,6 +199,7 @@ def best_moments(frames: Frames, score_R: NDArray[np.float32], config: MomentCon
                 seconds=seconds,
                 start_s=start_s,
                 end_s=end_s,
+                cosine=float(cosine_R[row]),
                 score=float(score_R[row]),
             )
         )
@@ -172,7 +211,7 @@ def best_moments(frames: Frames, score_R: NDArray[np.float32], config: MomentCon
 def _span(frames: Frames, score_R: NDArray[np.float32], clip: int, row: int) -> tuple[float, float]:
     """Return the span around one hit, which need not be the clip's best: other moments of it are cut off half way."""
     first, stop = int(frames.starts[clip]), int(frames.starts[clip + 1])
-    score_F = np.where(np.isfinite(score_R[first:stop]), score_R[first:stop], -1.0).astype(np.float32)
+    score_F = np.where(np.isfinite(score_R[first:stop]), score_R[first:stop], -2.0).astype(np.float32)
     peak = row - first
     # What scores higher than this hit belongs to a better one: the span ends there.
     higher = np.flatnonzero(score_F > score_F[peak])

@@ -1,0 +1,310 @@
+"""Text to the best moments of a stored collection: `python jobs/search.py "a red circle leaves" --store DIR`.
+
+One line per hit: video, seconds, score. With `--videos DIR`, new videos are transcoded and embedded first; what is in
+the store already is not touched. See docs/search.md.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dejavu import cluster
+from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
+from dejavu.backbones.locate import locate
+from dejavu.contact_sheet import Tile, draw_contact_sheet
+from dejavu.datasets.video_folder import load_video_folder
+from dejavu.experiment import RECIPES, ExperimentError
+from dejavu.records import Failure, Transcoded
+from dejavu.search import Moment, MomentConfig, find_moments
+from dejavu.setting import Setting, name_setting
+from dejavu.stages.batch import EmbedConfig, Embedding, cut
+from dejavu.stages.collect import StoredSetting, list_settings, read_frames
+from dejavu.stages.embed import embed_clips
+from dejavu.stages.failed import write_failures_csv
+from dejavu.stages.transcode import transcode_clips
+from dejavu.store import Store, StoreError, write_json, write_text
+from dejavu.tasks.zero_shot import USUAL_SHARE
+from dejavu.video.decode import decode
+from dejavu.video.mp4 import TranscodeConfig
+from dejavu.video.source import VideoError
+from reuse_models.method import MethodConfig
+from reuse_models.original import OriginalConfig
+from reuse_models.registry import config_from_dict
+
+ONE_LINE_ERRORS = (BackboneError, ExperimentError, StoreError, cluster.ClusterError, OSError, ValueError)
+
+
+class SearchError(ValueError):
+    """The search cannot be made; one line says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A results folder, or one that is about to become one, and how its clips are cut and embedded."""
+
+    results: Path
+    store: Store
+    backbone: str
+    transcode: TranscodeConfig
+    embed: EmbedConfig
+
+    @property
+    def embedding(self) -> Embedding:
+        """What the embed stage takes."""
+        return Embedding(self.backbone, self.store, self.embed)
+
+
+def say(text: str) -> None:
+    """Print what is not a hit."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- the collection
+def open_collection(folder: Path, backbone: str | None, videos: Path | None) -> Collection:
+    """Open a results folder (or the `store` inside it) as its own config.yaml says; begin one where videos are given.
+
+    Raises:
+        SearchError: There is no store and no videos to begin one with.
+    """
+    results = folder.parent if folder.name == "store" and (folder / "embeddings").is_dir() else folder
+    if not (results / "store" / "embeddings").is_dir():
+        if videos is None:
+            raise SearchError(
+                f"--store: got {folder} without store/embeddings, expected a results folder; run a pipeline with "
+                "--results there, or give --videos to begin a collection"
+            )
+        load_video_folder(videos)  # before anything is written
+        store = Store.open(results / "store")
+        if not (results / "config.yaml").is_file():
+            recipe = replace(RECIPES["folder"][1], videos=videos.absolute(), backbone=backbone or EMBEDDED)
+            write_text(results / "config.yaml", recipe.to_yaml())
+    else:
+        store = Store(results / "store")
+    config: dict[str, Any] = {}
+    if (results / "config.yaml").is_file():
+        config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
+    return Collection(
+        results,
+        store,
+        backbone or config.get("backbone", EMBEDDED),
+        TranscodeConfig(**config.get("transcode", {})),
+        EmbedConfig(**config.get("embed", {})),
+    )
+
+
+def check_backbone(collection: Collection, backbone: Backbone) -> None:
+    """Refuse a backbone that the store's embeddings were not made with.
+
+    Raises:
+        SearchError: They were made with another.
+    """
+    made_with = {str(note["backbone_identity"]): note["backbone"] for note in collection.store.described().values()}
+    config = collection.results / "config.yaml"
+    if not made_with and config.is_file():
+        name = yaml.safe_load(config.read_text(encoding="utf-8")).get("backbone", EMBEDDED)
+        made_with = {backbone.identity if name == backbone.name else locate(name).identity(): name}
+    if made_with and backbone.identity not in made_with:
+        raise SearchError(
+            f"--backbone: got {backbone.name}, expected {' or '.join(sorted(set(made_with.values())))}, with which the "
+            "embeddings of this store were made; leave it out, or use another --store"
+        )
+
+
+def stored_settings(collection: Collection, backbone: Backbone) -> list[StoredSetting]:
+    """List what is embedded on this backbone; a store of an older version is asked for Original and what it chose."""
+    configs: list[MethodConfig] = [OriginalConfig()]
+    chosen = collection.store.root / "chosen.json"
+    if chosen.is_file():
+        configs += [config_from_dict(row) for row in json.loads(chosen.read_text(encoding="utf-8"))]
+    named = [
+        StoredSetting(name(config, collection, backbone), backbone.name)
+        for config in configs
+        if Path(getattr(config, "weights", None) or ".").exists()  # a name needs the weights' content
+    ]
+    found = list_settings(collection.store, named)
+    return [stored for stored in found if stored.setting.backbone_identity == backbone.identity]
+
+
+def name(config: MethodConfig, collection: Collection, backbone: Backbone) -> Setting:
+    """Name a method's config on this backbone."""
+    return name_setting(config, backbone.identity, collection.embed.shaping())
+
+
+def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
+    """Read a setting: a method (`original`), its setting as pareto.csv has it, or the fields of its config.
+
+    Raises:
+        SearchError: A method alone has several settings stored.
+        ValueError: Method or field is unknown.
+    """
+    method, *rest = words.split() or [""]
+    fitting = [one for one in stored if one.name == " ".join(words.split())]
+    if not fitting and not rest:
+        fitting = [one for one in stored if one.setting.method == method]
+    if len({one.name for one in fitting}) > 1:
+        names = ", ".join(repr(name) for name in sorted({one.name for one in fitting}))
+        raise SearchError(f"--setting: got {words!r}, expected one of {names}; name one of them")
+    if fitting:
+        return fitting[0].setting.config
+    if method == OriginalConfig.method and rest == ["dense"]:
+        rest = []
+    if lacking := [word for word in rest if "=" not in word]:
+        raise SearchError(
+            f"--setting: got {lacking[0]!r} in {words!r}, expected field=value; give a method and its fields, such as "
+            "'eventful refreshed_tokens=16'"
+        )
+    values = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in rest)}
+    return config_from_dict({"method": method, **values})
+
+
+# ---------------------------------------------------------------------------------------------------- new videos
+def add_videos(videos: Path, collection: Collection, settings: Sequence[Setting]) -> None:
+    """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
+    clips = load_video_folder(videos).clips
+    px = load_backbone(collection.backbone).frame_px
+    known = transcode_clips(clips, collection.store, collection.transcode, px, make=False).clips
+    failures: list[Failure] = []
+    if len(known) < len(clips):
+        cluster.connect()
+        made = transcode_clips(clips, collection.store, collection.transcode, px)
+        known, failures = made.clips, [*made.failures]
+    lacking = [clip for clip in known.values() if not is_embedded(clip, collection, settings)]
+    if lacking:
+        cluster.connect()
+        pool = cluster.actor_pool(None, None)
+        failures += embed_clips(lacking, settings[:1], collection.embedding, pool, "search").failures
+    if failures:
+        write_failures_csv(collection.store, collection.results / "failures.csv")
+    failed = {failure.clip_id for failure in failures}
+    say(f"videos: {len(clips)} in {videos}, {len(lacking)} embedded now, {len(failed)} failed")
+    for failure in failures:
+        say(f"  {failure.clip_id}  {failure.stage}  {failure.reason}")
+
+
+def is_embedded(clip: Transcoded, collection: Collection, settings: Sequence[Setting]) -> bool:
+    """Whether all of a clip is there under these settings together."""
+    done = set().union(*(done_units(collection.store, setting) for setting in settings))
+    return all(segment.unit_id in done for segment in cut([clip], collection.embed.segment_frames))
+
+
+def done_units(store: Store, setting: Setting) -> set[str]:
+    """Return the pieces that are embedded under a setting."""
+    return set(store.done(setting.setting_id))
+
+
+# ---------------------------------------------------------------------------------------------------- the search
+def search(arguments: argparse.Namespace) -> list[Moment]:
+    """Find the best moments, having embedded new videos where asked to.
+
+    Raises:
+        SearchError: The query is empty, or the store lacks what is asked for.
+    """
+    query = arguments.query.strip()
+    if not query:
+        raise SearchError("query: got nothing, expected words; say what is to be seen, such as 'a red circle'")
+    config = MomentConfig(top=arguments.top, merge_s=arguments.merge_s, usual_share=arguments.usual_share)
+    collection = open_collection(arguments.store, arguments.backbone, arguments.videos)
+    backbone = load_backbone(collection.backbone)
+    check_backbone(collection, backbone)
+    query_E = backbone.embed_texts([query])[0].numpy()
+    stored = stored_settings(collection, backbone)
+    method = choose_setting(arguments.setting, stored)
+    current = name(method, collection, backbone)
+    # Embeddings that an earlier version of the code made are as good as they were, so they are searched as well.
+    same = [one.setting for one in stored if one.name == f"{current.method} {current.label}"]
+    settings = [current, *(setting for setting in same if setting != current)]
+    if arguments.videos is not None:
+        add_videos(arguments.videos, collection, settings)
+    elif not same:
+        raise SearchError(
+            f"--setting: got {arguments.setting!r}, expected one that is embedded in {collection.results}: "
+            f"{list_names(stored, collection.store)}; name one of them, or give --videos to embed with it"
+        )
+    frames = read_frames(collection.store, settings)
+    found = find_moments(frames, query_E, config)
+    say(f"searched {len(frames.seconds_R)} frames of {len(frames.clip_ids)} videos, {method.method} {method.setting}")
+    if arguments.json:
+        write_json(
+            arguments.json, {"query": query, "setting": arguments.setting, "hits": [asdict(hit) for hit in found]}
+        )
+    for line in lines(found):
+        print(line)
+    if arguments.contact_sheet:
+        draw_hits(found, collection.store, arguments.contact_sheet, f"{query}   ·   {method.method} {method.setting}")
+    return found
+
+
+def list_names(stored: Sequence[StoredSetting], store: Store) -> str:
+    """Return the names of stored settings, and how many there are whose name is lost."""
+    names = [repr(name) for name in sorted({one.name for one in stored})]
+    listed = {one.setting.setting_id for one in stored}
+    lost = {path.parent.name for path in (store.root / "embeddings").glob("*/*.parquet")} - listed
+    if lost:
+        names.append(f"{len(lost)} that another version of the code or another backbone left without a name")
+    return ", ".join(names) or "none at all"
+
+
+def lines(found: Sequence[Moment]) -> list[str]:
+    """Return one line per hit: video, seconds, score."""
+    width = max((len(hit.clip_id) for hit in found), default=0)
+    return [f"{hit.clip_id:<{width}}  {hit.seconds:8.1f} s  {hit.score:7.4f}" for hit in found]
+
+
+def draw_hits(found: Sequence[Moment], store: Store, path: Path, title: str) -> None:
+    """Draw each hit's frame with its place in the list, its score, its video and its time."""
+    tiles = []
+    for rank, hit in enumerate(found, 1):
+        rgb = None
+        try:
+            rgb = next(decode(store.mp4_path(hit.content_id), start=hit.frame, count=1)).rgb_FHWC[0]
+        except (VideoError, OSError, StopIteration) as error:
+            say(f"contact sheet: got no picture of {hit.clip_id} at {hit.seconds:.1f} s ({error}); its tile is empty")
+        seen = f"{hit.seconds:.1f} s ({hit.start_s:.1f} to {hit.end_s:.1f})"
+        shown = hit.clip_id if len(hit.clip_id) <= 24 else f"{hit.clip_id[:23]}…"
+        tiles.append(Tile(rgb, f"{rank}.  {hit.score:.3f}  {seen}", shown))
+    draw_contact_sheet(tiles, path, title=title)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python jobs/search.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("query", help="what is to be seen, in words")
+    parser.add_argument("--store", type=Path, required=True, help="a results folder; begun with --videos if not there")
+    parser.add_argument("--top", type=int, default=10, help="hits wanted (default 10)")
+    parser.add_argument("--setting", default="original", help="method, and its setting if it has several stored")
+    parser.add_argument("--videos", type=Path, help="folder of videos: new ones are embedded first")
+    parser.add_argument("--backbone", help="as the pipeline takes it; the store's own unless given")
+    parser.add_argument("--merge-s", type=float, default=5.0, help="hits of one video so close are one (default 5 s)")
+    parser.add_argument(
+        "--usual-share",
+        type=float,
+        default=USUAL_SHARE,
+        help="share of a video's median cosine taken off its frames' (default %(default)s; 0: plain cosine)",
+    )
+    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw the hits' frames")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits with their spans and frames")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Search; return the exit status."""
+    try:
+        search(parse(sys.argv[1:]))
+    except ONE_LINE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
