@@ -16,6 +16,7 @@ from dejavu.backbones.load import Backbone, BackboneError, load_backbone
 from dejavu.experiment import Experiment, ExperimentError, Stage, parse, results_folder
 from dejavu.pareto_view import VIEW_ID
 from dejavu.records import Dataset, Question, Split, Transcoded
+from dejavu.report import RunFacts
 from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.embed import embed_clips
@@ -24,7 +25,8 @@ from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_c
 from dejavu.stages.measure import measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
-from dejavu.stages.score import score_settings, set_exam
+from dejavu.stages.report import Scored, write_page
+from dejavu.stages.score import SettingScore, score_settings, set_exam
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
@@ -160,12 +162,14 @@ def run(job: Job) -> None:
     if job.runs("score"):
         exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt)
         scores = score_settings([original, *chosen], original, exam, job.embedding)
-        points = gather_points(Evidence(scores, timings, job.backbone.vit.shape, experiment.seed))
+        evidence = Evidence(scores, timings, job.backbone.vit.shape, experiment.seed)
+        points = gather_points(evidence)
         title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
         draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa")
+        page = write_page(Scored(points, evidence, exam, job.embedding), run_facts(job, scores[0]), job.results)
         log_frontier(points, job.tracking, tags(job), job.results)
         job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
-        print(f"\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
+        print(f"\nreport     {page}\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
         print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}")
         print(f"           then {job.tracking.view_url(VIEW_ID)}", flush=True)
 
@@ -261,6 +265,22 @@ def tags(job: Job) -> dict[str, str]:
         "backbone": f"{job.backbone.name} {job.backbone.identity[:12]}",
         "hardware": cluster.hardware(),
     }
+
+
+def run_facts(job: Job, original: SettingScore) -> RunFacts:
+    """Return what the report says of this run beside its points."""
+    return RunFacts(
+        recipe=job.experiment.recipe,
+        dataset=job.dataset.name,
+        num_clips=len(job.dataset.clips),
+        num_questions=len(original.rows),
+        num_without_span=original.task.num_without_span if original.task else 0,
+        missing=job.dataset.missing,
+        failures=job.store.failures(),
+        num_rounds=job.experiment.measure.num_rounds,
+        tags=tags(job),
+        config_yaml=(job.results / "config.yaml").read_text(encoding="utf-8"),
+    )
 
 
 def main() -> int:

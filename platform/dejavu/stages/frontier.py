@@ -34,6 +34,17 @@ from reuse_models.vit import VitShape
 
 PARAMETER_FIELDS = ("method", "setting", "split", "num_clips")
 FLAG_FIELDS = ("trained", "on_frontier")
+ARTIFACTS = (
+    "report.html",
+    "pareto.png",
+    "pareto.svg",
+    "pareto.csv",
+    "breakdown.csv",
+    "drift.csv",
+    "config.yaml",
+    "failures.csv",
+)
+"""Of a run, where they are."""
 FIRST_METRICS = ("accuracy", "acc_gqa", "gflops_per_frame")
 """MLflow's compare page begins with what was logged first."""
 
@@ -157,9 +168,7 @@ def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mappin
         summary[f"best_flops_reduction_within_2pct/{method}"] = best.flops_reduction
     for method, best in best_within(points, quality, "speedup").items():
         summary[f"best_speedup_within_2pct/{method}"] = best.speedup
-    artifacts = tuple(
-        results / name for name in ("pareto.png", "pareto.svg", "pareto.csv", "config.yaml", "failures.csv")
-    )
+    artifacts = tuple(path for name in ARTIFACTS if (path := results / name).is_file())
     parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
     tags = {**tags, "mlflow.source.name": "jobs/pipeline.py", "mlflow.source.git.commit": tags["git_commit"]}
     note = {"mlflow.note.content": describe(points, quality, tracking.view_path(VIEW_ID))}

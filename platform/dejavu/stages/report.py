@@ -1,0 +1,106 @@
+"""Gather what a person looks at after a run: break-downs, drift, where tokens were reused; write the page with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dejavu.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
+from dejavu.drift import drift_curve, plot_drift, refresh_period, write_drift_csv
+from dejavu.records import ParetoPoint
+from dejavu.report import Picture, RunFacts, write_report
+from dejavu.setting import Setting
+from dejavu.stages.batch import Embedding
+from dejavu.stages.frontier import Evidence
+from dejavu.stages.motion import measure_motion
+from dejavu.stages.read import read_embeddings
+from dejavu.stages.score import Exam
+from dejavu.tasks.fidelity import frame_cosines
+
+PARETO_CAPTION = (
+    "Each line is a method, each mark a setting. Right is cheaper, up is better. Whiskers are the paired 95 % interval "
+    "of the difference to Original, at Original's quality: where they cross its line, the two cannot be told apart."
+)
+DRIFT_CAPTION = (
+    "Mean cosine of a frame's embedding to the dense tower's, by the number of frames since the method last computed a "
+    "frame in full; shaded, its 95 % interval over resampled clips. Ages that fewer than a third of the clips reach "
+    "are left out. The numbers are in drift.csv."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a run has in hand once its settings are scored."""
+
+    points: Sequence[ParetoPoint]
+    """In the order of the evidence's scores."""
+    evidence: Evidence
+    exam: Exam
+    embedding: Embedding
+
+
+def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
+    """Write breakdown.csv, drift.csv and report.html beside pareto.csv; return the page's path."""
+    settings = [score.setting for score in scored.evidence.scores]
+    cosines = _cosines(settings, scored)
+    shared = sorted(set.intersection(*(set(by_clip) for by_clip in cosines.values())))
+    clips = [clip for clip in scored.exam.clips if clip.clip_id in set(shared)]
+    groups = by_question_type([question for question in scored.exam.questions if question.clip_id in set(shared)])
+    groups += by_terciles("motion_px", measure_motion(clips, scored.embedding.store))
+    groups += by_terciles("duration_s", {clip.clip_id: clip.duration_s for clip in clips})
+    answered = [
+        Answered(
+            score.setting.method,
+            score.setting.label,
+            score.rows,
+            {clip_id: float(cosines[score.setting][clip_id].mean()) for clip_id in shared},
+        )
+        for score in scored.evidence.scores
+    ]
+    rows = break_down(answered, answered[0], groups, seed=scored.evidence.seed)
+    write_breakdown_csv(results / "breakdown.csv", rows)
+    pictures = {
+        "pareto": [Picture(results / "pareto.svg", "", PARETO_CAPTION)],
+        "drift": _draw_drift(scored, cosines, results),
+    }
+    page = results / "report.html"
+    write_report(page, scored.points, rows, pictures, facts)
+    return page
+
+
+def _cosines(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[str, NDArray[np.floating]]]:
+    """Return each frame's cosine to Original's, setting by setting and clip by clip; one setting is read at a time."""
+    dense = read_embeddings(scored.embedding, settings[0], scored.exam.clips)
+    found = {}
+    for setting in settings:
+        ours = read_embeddings(scored.embedding, setting, scored.exam.clips)
+        found[setting] = {
+            clip_id: frame_cosines(ours[clip_id].embeddings_FE, dense[clip_id].embeddings_FE)
+            for clip_id in sorted(ours.keys() & dense.keys())
+        }
+    return found
+
+
+def _draw_drift(
+    scored: Scored, cosines: Mapping[Setting, Mapping[str, NDArray[np.floating]]], results: Path
+) -> list[Picture]:
+    """Draw the curves of settings that reuse anything; merging methods and Original compute each frame by itself."""
+    segment_frames = scored.embedding.config.segment_frames
+    curves = []
+    for point, score in zip(scored.points, scored.evidence.scores, strict=True):
+        if not point.reuse_rate:
+            continue
+        setting = score.setting
+        period = refresh_period(setting.config, segment_frames)
+        label = (setting.method, setting.label)
+        curves.append(drift_curve(label, cosines[setting], segment_frames, period, seed=scored.evidence.seed))
+    write_drift_csv(results / "drift.csv", curves)
+    if not any(curves):
+        return []
+    picture = scored.embedding.store.root / "pictures" / "drift.png"
+    plot_drift(curves, picture)
+    return [Picture(picture, "", DRIFT_CAPTION)]
