@@ -191,13 +191,8 @@ def add_videos(videos: Path, collection: Collection, settings: Sequence[Setting]
 
 def is_embedded(clip: Transcoded, collection: Collection, settings: Sequence[Setting]) -> bool:
     """Whether all of a clip is there under these settings together."""
-    done = set().union(*(done_units(collection.store, setting) for setting in settings))
+    done = {unit for setting in settings for unit in collection.store.done(setting.setting_id)}
     return all(segment.unit_id in done for segment in cut([clip], collection.embed.segment_frames))
-
-
-def done_units(store: Store, setting: Setting) -> set[str]:
-    """Return the pieces that are embedded under a setting."""
-    return set(store.done(setting.setting_id))
 
 
 # ---------------------------------------------------------------------------------------------------- the search
@@ -223,7 +218,7 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
     settings = [current, *(setting for setting in same if setting != current)]
     if arguments.videos is not None:
         add_videos(arguments.videos, collection, settings)
-    elif not same:
+    elif not any(collection.store.done(setting.setting_id) for setting in settings):
         raise SearchError(
             f"--setting: got {arguments.setting!r}, expected one that is embedded in {collection.results}: "
             f"{list_names(stored, collection.store)}; name one of them, or give --videos to embed with it"

@@ -1,0 +1,24 @@
+"""The benchmark times what search really does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dejavu.search import MomentConfig, find_moments
+
+
+def test_a_planted_frame_is_found_and_a_row_is_measured() -> None:
+    import benchmark_search
+
+    frames = benchmark_search.make_frames(1000, 16, frames_per_clip=120)
+    assert len(frames.clip_ids) == 9
+    query_E = np.random.default_rng(3).standard_normal(16)
+    frames.embedding_RE[777] = query_E
+    found = find_moments(frames, query_E, MomentConfig(top=1, usual_share=0))
+    assert (found[0].clip_id, found[0].frame) == ("clip6", 57)
+    threads = torch.get_num_threads()
+    row = benchmark_search.measure(frames, num_queries=3, threads=1)
+    torch.set_num_threads(threads)
+    assert (row.num_frames, row.num_queries, row.embeddings_mb) == (1000, 3, 0.032)
+    assert 0 < row.median_ms <= row.worst_ms
