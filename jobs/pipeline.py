@@ -27,6 +27,8 @@ from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import SettingScore, score_settings, set_exam
+from dejavu.stages.task_table import write_task_scores
+from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, fit_head, open_head
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
@@ -66,6 +68,8 @@ class Job:
     dataset: Dataset
     embedding: Embedding
     clips: dict[str, Transcoded] = field(default_factory=dict)
+    head: TrainedHead | None = None
+    """Answers the questions, where that is not left to CLIP's text tower."""
     started: float = field(default_factory=time.monotonic)
 
     def runs(self, stage: Stage) -> bool:
@@ -105,6 +109,7 @@ def start(experiment: Experiment) -> Job:
     write_text(results / "config.yaml", experiment.to_yaml())
     print(experiment.to_yaml(), flush=True)
     backbone = load_backbone(experiment.backbone)
+    check_head(experiment.task, backbone, experiment.prompt)
     tracking = Tracking.open(results)
     cluster.connect()
     dataset = load_dataset(experiment, results)
@@ -118,7 +123,7 @@ def start(experiment: Experiment) -> Job:
 
 def load_dataset(experiment: Experiment, results: Path) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
-    splits: tuple[Split, ...] = ("train", *SCORED) if experiment.trains else SCORED
+    splits: tuple[Split, ...] = ("train", *SCORED) if experiment.trains or experiment.task.trains else SCORED
     if experiment.dataset == "synthetic":
         dataset, num_drawn = draw_world(results / "world", experiment.synthetic, splits)
         print(f"drew {num_drawn} videos", flush=True)
@@ -145,6 +150,7 @@ def run(job: Job) -> None:
         fit_addons(job, original)
     if not {"sweep", "embed", "measure", "score"} & set(experiment.stages):
         return
+    job.head = train_head(job, original)
     published = [job.name(config) for config in published_configs(job)]
     chosen = choose_settings(job, original) if job.runs("sweep") else read_chosen(job.store, job.name)
     chosen += published
@@ -160,8 +166,9 @@ def run(job: Job) -> None:
         )
         job.say(f"timed {num_timed} settings")
     if job.runs("score"):
-        exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt)
+        exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt, job.head)
         scores = score_settings([original, *chosen], original, exam, job.embedding)
+        write_task_scores(job.results / "task_scores.csv", scores)
         evidence = Evidence(scores, timings, job.backbone.vit.shape, experiment.seed)
         points = gather_points(evidence)
         title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
@@ -172,6 +179,35 @@ def run(job: Job) -> None:
         print(f"\nreport     {page}\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
         print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}")
         print(f"           then {job.tracking.view_url(VIEW_ID)}", flush=True)
+
+
+def train_head(job: Job, original: Setting) -> TrainedHead | None:
+    """Return the head that answers questions, fitted on Original's embeddings unless a checkpoint is given."""
+    experiment, task = job.experiment, job.experiment.task
+    if task.head == "zero_shot":
+        return None
+    if not task.trains:
+        return open_head(task, job.backbone, experiment.prompt)
+    pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    clips = {split: job.of_split(split) for split in ("train", "val")}
+    for split, some in clips.items():
+        embed_clips(some, [original], job.embedding, pool, split)
+    questions = [*job.questions("train"), *job.questions("val")]
+    fitted = fit_head([*clips["train"], *clips["val"]], questions, original, job.embedding, task, experiment.prompt)
+    job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
+    if fitted.is_new:
+        job.tracking.log(head_run(job, fitted), [])
+    return open_head(task, job.backbone, experiment.prompt, fitted.weights)
+
+
+def head_run(job: Job, fitted: HeadFit) -> Run:
+    """Return what MLflow keeps of a head's fit: its curves and weights."""
+    curves = {
+        name: [(int(entry["epoch"]), entry[name]) for entry in fitted.curve if name in entry]
+        for name in sorted({name for entry in fitted.curve for name in entry} - {"epoch"})
+    }
+    files = (fitted.weights, fitted.weights.with_suffix(".json"))
+    return Run(name="fit temp_clip", params={}, metrics={}, tags=tags(job), artifacts=files, curves=curves)
 
 
 def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
@@ -244,7 +280,7 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
         return settings
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     embed_clips(validation, [original], job.embedding, pool, "val")
-    exam = set_exam(validation, job.questions("val"), job.backbone, experiment.prompt)
+    exam = set_exam(validation, job.questions("val"), job.backbone, experiment.prompt, job.head)
     num_trials = sweep(settings, original, exam, job.embedding, pool)
     scores = score_settings(settings, original, exam, job.embedding)
     chosen = choose(scores, experiment.sweep.chosen_per_method)

@@ -18,7 +18,9 @@ from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
+from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train import TrainConfig
+from dejavu.tasks.temp_clip_fit import TempClipFitConfig
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.published import Variant
 from reuse_models.training import FitConfig
@@ -85,6 +87,7 @@ class Experiment:
     """How a question and a candidate answer become the text that frames are compared with."""
     seed: int = 0
     """Of the bootstrap."""
+    task: TaskConfig = field(default_factory=TaskConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
@@ -152,10 +155,15 @@ DEMO_TRAINING = TrainConfig(
 """For a small tower and minutes: fewer and larger steps than published, a rank that costs little of what reuse saves
 (docs/training.md)."""
 
+DEMO_HEAD = TaskConfig(
+    fit=TempClipFitConfig(width=128, ffn_width=128, epochs=12, learning_rate=1e-3, dropout=0.1, questions_per_step=32)
+)
+"""A head that fits in a minute, on the backbone's own text tower."""
+
 RECIPES: dict[str, tuple[str, Experiment]] = {
     "demo": (
         "a synthetic world of 220 videos on the embedded backbone: minutes on a laptop",
-        Experiment(train=DEMO_TRAINING),
+        Experiment(train=DEMO_TRAINING, task=DEMO_HEAD),
     ),
     "tiny": (
         "the same with 22 videos and two settings per method: for tests and notebooks",
@@ -163,6 +171,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             recipe="tiny",
             stages=UNTRAINED,
             train=replace(DEMO_TRAINING, targets=(0.8,), max_steps=4),
+            task=replace(DEMO_HEAD, fit=replace(DEMO_HEAD.fit, epochs=2)),
             synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
             sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),
             measure=MeasureConfig(num_clips=2, num_frames=16, num_rounds=3),

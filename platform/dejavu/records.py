@@ -127,6 +127,8 @@ class TaskScore:
     A type without a question is absent."""
     rows: tuple[EvalRow, ...]
     """One per question that counts, in the order of the questions."""
+    num_beyond_video: int = 0
+    """Predicted spans that leave the clip's annotated duration; they count as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

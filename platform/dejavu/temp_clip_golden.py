@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dejavu.backbones.sentences import mean_hidden, roberta_from_state
-from dejavu.tasks.temp_clip_weights import TEXT, head_from_state, read_weights
+from dejavu.tasks.temp_clip_weights import head_from_state, read_weights, text_weights
 from reuse_models.golden import EMBEDDING_TOLERANCE, Row, compare
 
 GOLDEN_HEADS = 4
@@ -30,8 +30,7 @@ def check_temp_clip(state_file: Path, forward_file: Path) -> list[Row]:
     """
     state = read_weights(state_file)
     golden = load_file(forward_file)
-    text = {name.removeprefix(TEXT): weight for name, weight in state.items() if name.startswith(TEXT)}
-    roberta = roberta_from_state(text, num_heads=GOLDEN_HEADS, norm_eps=NORM_EPS)
+    roberta = roberta_from_state(text_weights(state), num_heads=GOLDEN_HEADS, norm_eps=NORM_EPS)
     head = head_from_state(state, GOLDEN_HEADS)
     tokens_BAW = golden["answer_token_ids"]
     with torch.inference_mode():

@@ -44,7 +44,7 @@ class Sentences:
         )
         return found["input_ids"]  # type: ignore[no-any-return]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return [T, S] float32 on the CPU, without gradients.
 

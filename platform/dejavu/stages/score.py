@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,11 @@ from dejavu.records import EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.read import ClipEmbeddings, read_embeddings
+from dejavu.stages.temp_clip import TrainedHead
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
+from dejavu.tasks.temp_clip import TempClip
+from dejavu.tasks.temp_clip_answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
 from dejavu.tasks.zero_shot import zero_shot
 
 
@@ -31,6 +34,9 @@ class SettingScore:
     task: TaskScore | None
     """None where the dataset has no answers."""
 
+    by_span: Mapping[SpanKind, TaskScore] = field(default_factory=dict)
+    """A trained head's score under each kind of span, `task` being one of them; empty without such a head."""
+
     @property
     def rows(self) -> tuple[EvalRow, ...]:
         """Scored questions, for the bootstrap."""
@@ -44,10 +50,20 @@ class Exam:
     clips: tuple[Transcoded, ...]
     questions: tuple[Question, ...]
     answers_AE: Mapping[str, NDArray[np.float32]]
-    """Question id -> [A, E], the candidates' text embeddings, normalised."""
+    """Question id -> [A, E], the candidates' text embeddings, normalised; with a head, its text encoder's vectors."""
+    head: TempClip | None = None
+    """Answers instead of CLIP's own text tower."""
+    span: SpanKind = "combined"
+    """Which of the head's spans counts."""
 
 
-def set_exam(clips: Sequence[Transcoded], questions: Sequence[Question], backbone: Backbone, prompt: str) -> Exam:
+def set_exam(
+    clips: Sequence[Transcoded],
+    questions: Sequence[Question],
+    backbone: Backbone,
+    prompt: str,
+    trained: TrainedHead | None = None,
+) -> Exam:
     """Embed the candidates of all questions about these clips, each text once.
 
     Args:
@@ -55,23 +71,14 @@ def set_exam(clips: Sequence[Transcoded], questions: Sequence[Question], backbon
         questions: Questions about other clips are left out.
         backbone: Its text tower is used; not at all where there are no questions.
         prompt: How question and answer become a text, such as `{answer}` or `{question} {answer}`.
+        trained: A head that answers instead, with its own text encoder and prompt.
     """
     names = {clip.clip_id for clip in clips}
     asked = tuple(question for question in questions if question.clip_id in names)
-    texts = {
-        question.question_id: [prompt.format(question=question.text, answer=answer) for answer in question.answers]
-        for question in asked
-    }
-    unique = sorted({text for candidates in texts.values() for text in candidates})
-    if not unique:
-        return Exam(tuple(clips), (), {})
-    embeddings_TE = backbone.embed_texts(unique).float().cpu().numpy()
-    row_of = {text: row for row, text in enumerate(unique)}
-    return Exam(
-        tuple(clips),
-        asked,
-        {name: embeddings_TE[[row_of[text] for text in candidates]] for name, candidates in texts.items()},
-    )
+    if trained is not None:
+        sentences = embed_candidates(asked, trained.sentences.embed, trained.prompt)
+        return Exam(tuple(clips), asked, sentences, trained.head, trained.span)
+    return Exam(tuple(clips), asked, embed_candidates(asked, lambda texts: backbone.embed_texts(list(texts)), prompt))
 
 
 def score_settings(
@@ -97,6 +104,8 @@ def score_settings(
             "run the embed stage, and see failures.csv"
         )
     questions = [question for question in exam.questions if question.clip_id in shared]
+    if left_out := len(exam.questions) - len(questions):
+        print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
     return [_score(setting, read[setting], read[original], sorted(shared), questions, exam) for setting in settings]
 
 
@@ -109,9 +118,8 @@ def _score(  # noqa: PLR0913, PLR0917  one call, in one place
     exam: Exam,
 ) -> SettingScore:
     cosines = {clip_id: frame_cosines(clips[clip_id].embeddings_FE, dense[clip_id].embeddings_FE) for clip_id in shared}
-    predictions = [
-        _predict(question, clips[question.clip_id], exam.answers_AE[question.question_id]) for question in questions
-    ]
+    has_spans = any(question.spans_s for question in questions)
+    by_span = _score_head(exam.head, clips, questions, exam) if exam.head is not None and has_spans else {}
     flops_F = np.concatenate([clips[clip_id].flops_F for clip_id in shared])
     return SettingScore(
         setting=setting,
@@ -120,8 +128,24 @@ def _score(  # noqa: PLR0913, PLR0917  one call, in one place
         reuse_rate=float(np.concatenate([clips[clip_id].reuse_rate_F for clip_id in shared]).mean()),
         gflops_per_frame=float(flops_F.mean()) / 1e9,
         fidelity=score_fidelity(cosines).overall,
-        task=score(questions, predictions) if any(question.spans_s for question in questions) else None,
+        task=by_span.get(exam.span) or (_score_zero_shot(clips, questions, exam) if has_spans else None),
+        by_span=by_span,
     )
+
+
+def _score_zero_shot(clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam) -> TaskScore:
+    answers = exam.answers_AE
+    return score(questions, [_predict(one, clips[one.clip_id], answers[one.question_id]) for one in questions])
+
+
+def _score_head(
+    head: TempClip, clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam
+) -> dict[SpanKind, TaskScore]:
+    wanted = head.shape.num_frames
+    asked_about = {question.clip_id for question in questions}
+    seen = {name: see_clip(clips[name].embeddings_FE, clips[name].seconds_F, wanted) for name in asked_about}
+    predictions = answer_questions(head, seen, questions, exam.answers_AE)
+    return {kind: score(questions, predictions[kind]) for kind in SPAN_KINDS}
 
 
 def _predict(question: Question, clip: ClipEmbeddings, answers_AE: NDArray[np.float32]) -> Prediction:

@@ -21,6 +21,10 @@ TYPE_GROUPS: Mapping[str, tuple[str, ...]] = {
 """NExT-QA's question types as its papers report them."""
 
 
+DURATION_ROUNDING_S = 0.5
+"""Annotated durations are whole seconds: a span that ends so much later may still be inside the video."""
+
+
 def overlap_of(predicted_s: Span, annotated_s: Span) -> tuple[float, float]:
     """Compare one predicted with one annotated span.
 
@@ -76,7 +80,13 @@ def score(questions: Sequence[Question], predictions: Sequence[Prediction]) -> T
         tiou_05=fmean(row.iou >= 0.5 for row in rows),
         by_type=_accuracy_by_type(scored, rows),
         rows=rows,
+        num_beyond_video=sum(_leaves_video(question, by_id[question.question_id]) for question in scored),
     )
+
+
+def _leaves_video(question: Question, prediction: Prediction) -> bool:
+    start_s, end_s = prediction.span_s
+    return start_s < 0 or (question.duration_s > 0 and end_s > question.duration_s + DURATION_ROUNDING_S)
 
 
 def _row(question: Question, prediction: Prediction) -> EvalRow:

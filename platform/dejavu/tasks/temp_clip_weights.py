@@ -110,6 +110,11 @@ def head_from_state(state: Mapping[str, Tensor], num_heads: int = PUBLISHED_HEAD
     return head.eval()
 
 
+def text_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the text encoder's weights under its own names; nothing where the file has none."""
+    return {name.removeprefix(TEXT): weight for name, weight in state.items() if name.startswith(TEXT)}
+
+
 def load_temp_clip(path: Path, num_heads: int | None = None) -> TempClipWeights:
     """Read a published checkpoint or what `save_temp_clip` wrote.
 
@@ -129,8 +134,7 @@ def load_temp_clip(path: Path, num_heads: int | None = None) -> TempClipWeights:
     note_path = path.with_suffix(".json")
     note = json.loads(note_path.read_text(encoding="utf-8")) if note_path.is_file() else {}
     head = head_from_state(state, num_heads or note.get("num_heads", PUBLISHED_HEADS))
-    text = {name.removeprefix(TEXT): weight for name, weight in state.items() if name.startswith(TEXT)}
-    return TempClipWeights(head, text, note.get("text_encoder"))
+    return TempClipWeights(head, text_weights(state), note.get("text_encoder"))
 
 
 def save_temp_clip(head: TempClip, text: Mapping[str, Tensor], text_encoder: str, path: Path) -> None:

@@ -1,0 +1,44 @@
+"""Every metric of every setting and kind of span, and the accuracy of each question type: task_scores.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from dejavu.records import TaskScore
+from dejavu.stages.score import SettingScore
+from dejavu.store import write_text
+from dejavu.tasks.grounded_qa import TYPE_GROUPS
+
+METRICS = tuple(field.name for field in fields(TaskScore) if field.name not in ("by_type", "rows"))
+COLUMNS = ("method", "setting", "span", *METRICS, *(f"acc_qa_{kind}" for kind in TYPE_GROUPS))
+
+
+def write_task_scores(path: Path, scores: Sequence[SettingScore]) -> None:
+    """Write one row per setting and kind of span; nothing where no question was scored.
+
+    A question type that nobody asked is an empty cell; all other values are counts or shares of 1.
+    """
+    rows = [_row(score, span, task) for score in scores for span, task in _tasks(score).items()]
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _tasks(score: SettingScore) -> Mapping[str, TaskScore]:
+    if score.by_span:
+        return {str(span): task for span, task in score.by_span.items()}
+    return {"zero_shot": score.task} if score.task else {}
+
+
+def _row(score: SettingScore, span: str, task: TaskScore) -> dict[str, object]:
+    values = {name: getattr(task, name) for name in METRICS}
+    by_type = {f"acc_qa_{kind}": accuracy for kind, accuracy in task.by_type.items()}
+    return {"method": score.setting.method, "setting": score.setting.label, "span": span, **values, **by_type}
