@@ -184,9 +184,11 @@ def _quality(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality
 
 def relative_text(reached: float, dense: float) -> str:
     """Say a quality as a share of Original's lost or gained."""
-    change = (reached - dense) / dense
-    if change == 0:
+    if reached == dense:
         return "equal to Original"
+    if not dense:
+        return "above Original's nothing"
+    change = (reached - dense) / dense
     return f"{100 * abs(change):.1f} % {'below' if change < 0 else 'above'} Original"
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dejavu.headline import dominators, headlines, summarise, surely_within, verdict
+from dejavu.headline import dominators, headlines, relative_text, summarise, surely_within, verdict
 from dejavu.records import ParetoPoint
 
 
@@ -81,3 +81,9 @@ def test_without_answers_the_cosine_is_told_and_no_interval() -> None:
     assert "questions" not in text
     assert "interval" not in text
     assert "CMC (s): 2.00 times fewer executed FLOPs at 0.9900, 1.0 % below Original. It was not timed." in text
+
+
+def test_an_original_that_gets_nothing_right_is_no_denominator() -> None:
+    assert relative_text(0.1, 0.0) == "above Original's nothing"
+    assert relative_text(0.0, 0.0) == "equal to Original"
+    assert relative_text(0.3, 0.4) == "25.0 % below Original"
