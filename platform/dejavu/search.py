@@ -5,17 +5,20 @@ Shapes: R frames of all clips (rows), E embedding width, F frames of one clip, Q
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from dejavu.tasks.zero_shot import USUAL_SHARE, span_around_peak
 
-BLOCK_ROWS = 2048
-"""Rows widened to float32 at a time: a megabyte or two at usual widths, so that products read them from cache."""
+BLOCK_ROWS = 512
+"""Rows widened to float32 at a time: a megabyte at 512 numbers a row, so that products read them from cache."""
 FIRST_CANDIDATES = 64
 """Best frames looked at first for each moment wanted; the number grows fourfold until there are moments enough."""
 
@@ -32,9 +35,11 @@ class Frames:
     frame_R: NDArray[np.int32]
     seconds_R: NDArray[np.float64]
     embedding_RE: NDArray[np.float16]
+    length_R: NDArray[np.float32] = field(init=False)
+    """Of each embedding; infinite where it is all zero or not finite, so that it has no direction."""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit.
+        """Check that the parts fit, and measure the embeddings once for all queries.
 
         Raises:
             ValueError: They do not, or there is no frame.
@@ -54,6 +59,8 @@ class Frames:
                 f"frames: got {len(self.clip_ids)} clips with embeddings {self.embedding_RE.shape} of "
                 f"{self.embedding_RE.dtype}, expected one frame or more of each, float16 [R, E]; embed the clips first"
             )
+        object.__setattr__(self, "length_R", _by_blocks(self.embedding_RE, partial(torch.linalg.vector_norm, dim=1)))
+        self.length_R[~(np.isfinite(self.length_R) & (self.length_R > 0))] = np.inf
 
     @property
     def width(self) -> int:
@@ -108,7 +115,7 @@ def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
     """Return [R], the cosine of every frame to one query; -inf where a frame's embedding has no direction.
 
     Rows are widened block by block and multiplied while they are in cache: memory is read once, at half the bytes that
-    float32 would need.
+    float32 would need. Each thread has its own share of the rows, so that none waits for another before the end.
 
     Args:
         frames: The collection.
@@ -123,18 +130,29 @@ def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
             f"query: got an embedding {list(query.shape)}, expected [{frames.width}] with a direction, as the frames "
             "have; embed text and frames with one backbone"
         )
-    unit_E = query / query.norm()
-    rows_RE = torch.from_numpy(frames.embedding_RE)
-    cosine_R = torch.empty(len(rows_RE))
-    wide_BE = torch.empty(min(BLOCK_ROWS, len(rows_RE)), frames.width)
-    for start in range(0, len(rows_RE), BLOCK_ROWS):
-        block_BE = rows_RE[start : start + BLOCK_ROWS]
-        wide = wide_BE[: len(block_BE)].copy_(block_BE)
-        length_B = torch.linalg.vector_norm(wide, dim=1)
-        dot_B = torch.mv(wide, unit_E)
-        known_B = torch.isfinite(length_B) & (length_B > 0)
-        cosine_R[start : start + BLOCK_ROWS] = torch.where(known_B, dot_B / length_B, -torch.inf)
-    return cosine_R.numpy()
+    dot_R = _by_blocks(frames.embedding_RE, partial(torch.mv, vec=query / query.norm()))
+    cosine_R: NDArray[np.float32] = np.where(np.isfinite(frames.length_R), dot_R / frames.length_R, -np.inf)
+    return cosine_R
+
+
+def _by_blocks(rows_RE: NDArray[np.float16], kernel: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+    """Return [R]: kernel of [B, E] float32 gives [B]."""
+    half_RE, result_R = torch.from_numpy(rows_RE), torch.empty(len(rows_RE))
+
+    def work(first: int, stop: int) -> None:
+        wide_BE = torch.empty(min(BLOCK_ROWS, stop - first), rows_RE.shape[1])
+        for start in range(first, stop, BLOCK_ROWS):
+            block_BE = half_RE[start : min(start + BLOCK_ROWS, stop)]
+            result_R[start : start + len(block_BE)] = kernel(wide_BE[: len(block_BE)].copy_(block_BE))
+
+    threads = torch.get_num_threads()
+    shares = np.linspace(0, len(rows_RE), threads + 1).astype(int).tolist()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, shares[:-1], shares[1:]))
+    finally:
+        torch.set_num_threads(threads)  # the workers' setting is in part the whole process's
+    return result_R.numpy()
 
 
 def usual_cosines(frames: Frames, cosine_R: NDArray[np.float32]) -> NDArray[np.float64]:

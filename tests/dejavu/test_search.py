@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,9 +37,10 @@ def test_cosines_are_those_of_the_definition() -> None:
 
 
 def test_a_frame_without_direction_is_never_found() -> None:
-    frames = collection([4])
-    frames.embedding_RE[1] = 0
-    frames.embedding_RE[2] = np.nan
+    whole = collection([4])
+    whole.embedding_RE[1] = 0
+    whole.embedding_RE[2] = np.nan
+    frames = replace(whole)  # measured anew
     score_R = cosines(frames, np.ones(8))
     found = moments(frames, score_R, MomentConfig(top=9, merge_s=0))
     assert np.isneginf(score_R[[1, 2]]).all()
@@ -103,7 +106,7 @@ def test_what_stands_out_comes_before_what_is_always_there() -> None:
     angle_R = np.full(18, 0.5)
     angle_R[9:] = 1.3
     angle_R[13] = 0.6  # a little less like the query than every frame of the first clip
-    frames.embedding_RE[:] = np.stack([np.cos(angle_R), np.sin(angle_R)], axis=1)
+    frames = replace(frames, embedding_RE=np.stack([np.cos(angle_R), np.sin(angle_R)], axis=1).astype(np.float16))
     plain = find_moments(frames, [1, 0], MomentConfig(usual_share=0))
     ours = find_moments(frames, [1, 0], MomentConfig(usual_share=0.4))
     assert (plain[0].clip_id, ours[0].clip_id) == ("clip0", "clip1")

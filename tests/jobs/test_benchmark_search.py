@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ def test_a_planted_frame_is_found_and_a_row_is_measured() -> None:
     assert len(frames.clip_ids) == 9
     query_E = np.random.default_rng(3).standard_normal(16)
     frames.embedding_RE[777] = query_E
+    frames = replace(frames)  # measured anew
     found = find_moments(frames, query_E, MomentConfig(top=1, usual_share=0))
     assert (found[0].clip_id, found[0].frame) == ("clip6", 57)
     threads = torch.get_num_threads()
