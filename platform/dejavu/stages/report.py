@@ -11,15 +11,22 @@ from numpy.typing import NDArray
 
 from dejavu.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
 from dejavu.drift import drift_curve, plot_drift, refresh_period, write_drift_csv
-from dejavu.records import ParetoPoint
+from dejavu.frontier import MAX_LOSS, original_quality, quality_of
+from dejavu.looks import looks_of
+from dejavu.records import ParetoPoint, Transcoded
 from dejavu.report import Picture, RunFacts, write_report
+from dejavu.reuse_layers import LayerRates, layer_rates, plot_layer_rates
+from dejavu.reuse_map import plot_reuse_map
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.frontier import Evidence
 from dejavu.stages.motion import measure_motion
+from dejavu.stages.observe import observe_reuse
 from dejavu.stages.read import read_embeddings
 from dejavu.stages.score import Exam
 from dejavu.tasks.fidelity import frame_cosines
+from dejavu.video.decode import decode_all
+from reuse_models.reusevit import ReuseVitConfig
 
 PARETO_CAPTION = (
     "Each line is a method, each mark a setting. Right is cheaper, up is better. Whiskers are the paired 95 % interval "
@@ -29,6 +36,16 @@ DRIFT_CAPTION = (
     "Mean cosine of a frame's embedding to the dense tower's, by the number of frames since the method last computed a "
     "frame in full; shaded, its 95 % interval over resampled clips. Ages that fewer than a third of the clips reach "
     "are left out. The numbers are in drift.csv."
+)
+
+
+LAYERS_CAPTION = (
+    "Share of patches reused at each boundary between two layers, in per cent, over the first frames of {clips}: "
+    "clips of low, middle and high motion. Original and the methods that merge tokens within a frame reuse nothing."
+)
+MAP_CAPTION = (
+    "{method} ({setting}) on {clip}, a clip of middle motion: some of its first {frames} frames, the codec's "
+    "macroblock classes, and the share of boundaries at which each patch was reused."
 )
 
 
@@ -50,7 +67,8 @@ def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
     shared = sorted(set.intersection(*(set(by_clip) for by_clip in cosines.values())))
     clips = [clip for clip in scored.exam.clips if clip.clip_id in set(shared)]
     groups = by_question_type([question for question in scored.exam.questions if question.clip_id in set(shared)])
-    groups += by_terciles("motion_px", measure_motion(clips, scored.embedding.store))
+    motion_of = measure_motion(clips, scored.embedding.store)
+    groups += by_terciles("motion_px", motion_of)
     groups += by_terciles("duration_s", {clip.clip_id: clip.duration_s for clip in clips})
     answered = [
         Answered(
@@ -66,6 +84,7 @@ def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
     pictures = {
         "pareto": [Picture(results / "pareto.svg", "", PARETO_CAPTION)],
         "drift": _draw_drift(scored, cosines, results),
+        "reuse": _draw_reuse(scored, typical(clips, motion_of)),
     }
     page = results / "report.html"
     write_report(page, scored.points, rows, pictures, facts)
@@ -104,3 +123,54 @@ def _draw_drift(
     picture = scored.embedding.store.root / "pictures" / "drift.png"
     plot_drift(curves, picture)
     return [Picture(picture, "", DRIFT_CAPTION)]
+
+
+def typical(clips: Sequence[Transcoded], motion_of: Mapping[str, float], num_clips: int = 3) -> list[Transcoded]:
+    """Choose clips in the middle of each part when all are cut by motion into `num_clips` parts; fewer of fewer.
+
+    Clips whose motion is not known come first, in the order of their contents.
+    """
+    order = sorted(clips, key=lambda clip: (motion_of.get(clip.clip_id, -1.0), clip.content_id))
+    places = {len(order) * (2 * part + 1) // (2 * num_clips) for part in range(num_clips)}
+    return [order[place] for place in sorted(places)]
+
+
+def _draw_reuse(scored: Scored, clips: Sequence[Transcoded]) -> list[Picture]:
+    """Draw how much each setting reuses layer by layer, and where ReuseViT reuses in one clip."""
+    pairs = [
+        (point, score.setting)
+        for point, score in zip(scored.points, scored.evidence.scores, strict=True)
+        if point.reuse_rate
+    ]
+    if not pairs:
+        return []
+    observed = observe_reuse([setting for _, setting in pairs], clips, scored.embedding)
+    folder, has_cls = scored.embedding.store.root / "pictures", scored.evidence.shape.has_cls
+    rates = [
+        LayerRates(setting.method, setting.label, layer_rates(np.concatenate(observed[setting]), has_cls=has_cls))
+        for _, setting in pairs
+    ]
+    plot_layer_rates(rates, folder / "layers.png")
+    names = ", ".join(clip.clip_id for clip in clips)
+    pictures = [Picture(folder / "layers.png", "Layer by layer", LAYERS_CAPTION.format(clips=names))]
+    ours = [(point, setting) for point, setting in pairs if setting.method == ReuseVitConfig.method]
+    if ours:
+        quality = quality_of(scored.points)
+        least = (1 - MAX_LOSS) * original_quality(scored.points, quality)
+        # The setting of the headline, else the one that loses least.
+        good = [pair for pair in ours if getattr(pair[0], quality) >= least]
+        point, setting = max(
+            good or ours, key=lambda pair: float(getattr(pair[0], "flops_reduction" if good else quality) or 0)
+        )
+        middle = len(clips) // 2
+        reuse_FLN = observed[setting][middle]
+        frames = decode_all(scored.embedding.store.root / clips[middle].path, count=len(reuse_FLN))
+        plot_reuse_map(frames.rgb_FHWC, reuse_FLN, folder / "map.png", class_FPP=frames.codec_F4PP[:, 0])
+        caption = MAP_CAPTION.format(
+            method=looks_of([point.method])[point.method].name,
+            setting=point.setting,
+            clip=clips[middle].clip_id,
+            frames=len(reuse_FLN),
+        )
+        pictures.append(Picture(folder / "map.png", "In the picture", caption))
+    return pictures
