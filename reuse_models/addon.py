@@ -14,7 +14,7 @@ from typing import get_args
 import safetensors.torch
 from torch import Tensor, nn
 
-from reuse_models.codec_net import CodecNet
+from reuse_models.codec_net import CodecNet, NoCodecNet
 from reuse_models.gate import Decision, Numbers
 from reuse_models.restore import Restoration
 from reuse_models.vit import VitShape
@@ -33,14 +33,20 @@ class AddonShape:
     num_layers: int
     decision_hidden: int
     restoration_rank: int
+    """0 for no restoration: what is reused is used as it is."""
     numbers: Numbers = "plain"
     """How importance and similarity enter the decisions."""
+    codec: bool = True
+    """Whether there is a codec net; without one its score is 0, and nothing of the codec grid is read."""
 
     def __post_init__(self) -> None:
         if self.numbers not in get_args(Numbers):
             raise ValueError(f"add-on numbers: got {self.numbers!r}, expected plain or log; train the add-on again")
-        if min(self.width, self.num_layers - 1, self.decision_hidden, self.restoration_rank) < 1:
-            raise ValueError(f"add-on: got {self}, expected sizes of 1 or more and 2 layers or more; check the config")
+        if min(self.width, self.num_layers - 1, self.decision_hidden) < 1 or self.restoration_rank < 0:
+            raise ValueError(
+                f"add-on: got {self}, expected sizes of 1 or more, a rank of 0 or more and 2 layers or more; check the "
+                "config"
+            )
 
     @property
     def num_boundaries(self) -> int:
@@ -61,7 +67,7 @@ def addon_shape(shape: VitShape, decision_hidden: int | None = None, restoration
         width=shape.width,
         num_layers=shape.num_layers,
         decision_hidden=decision_hidden or max(16, round(PUBLISHED_DECISION_HIDDEN * share)),
-        restoration_rank=restoration_rank or max(4, round(PUBLISHED_RANK * share)),
+        restoration_rank=max(4, round(PUBLISHED_RANK * share)) if restoration_rank is None else restoration_rank,
     )
 
 
@@ -72,7 +78,7 @@ class Addon(nn.Module):
         super().__init__()
         self.shape = shape
         boundaries = range(shape.num_boundaries)
-        self.codec_net = CodecNet()
+        self.codec_net = CodecNet() if shape.codec else NoCodecNet()
         self.decisions = nn.ModuleList(Decision(shape.decision_hidden, shape.numbers) for _ in boundaries)
         self.restorations = nn.ModuleList(Restoration(shape.width, shape.restoration_rank) for _ in boundaries)
         self.eval()

@@ -103,6 +103,14 @@ class _Down(nn.Module):
         return F.relu(mixed.movedim(-1, 1) + x_BTCSS)
 
 
+class NoCodecNet(nn.Module):
+    """Stands where the codec net would in an add-on that decides without it: every score is 0."""
+
+    def forward(self, history_B4TPP: Tensor) -> Tensor:
+        """Return zeros_BPP."""
+        return history_B4TPP.new_zeros(len(history_B4TPP), *history_B4TPP.shape[-2:])
+
+
 class _Up(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, normed: bool) -> None:
         super().__init__()

@@ -168,7 +168,7 @@ class Golden:
             steps.append(FrameStep(frame, tuple(frames[one] for one in allowed), kind, index))
         addon = self.addon("as_trained")
         clips = Clips(self.train["pixels"][frames][None], self.codec_scores[frames][None], steps)
-        return masked_forward(self.vit, Rules(addon, HardGate(addon.decisions), "chained"), clips, want_last=True)
+        return masked_forward(self.vit, Rules(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",))
 
     def _training_forward(self) -> Iterable[Row]:
         train, file = self.train, "train_forward.safetensors"

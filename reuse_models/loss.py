@@ -28,6 +28,9 @@ class LossConfig:
     second_last_weight: float = 1.5
     """Of the second-to-last layer's hidden states; NExT-QA's published experiment sets it to 0."""
     last_weight: float = 0.0
+    residual_weight: float = 0.0
+    """Of what patches gain from one layer's input to the next one's (ours): 1 - its cosine to the dense tower's. CLS
+    stays stable of itself; this asks patches to go the same way from layer to layer."""
     rate_weight: float = 0.35
 
     def __post_init__(self) -> None:
@@ -42,6 +45,8 @@ class Teacher:
     second_last_CFND: Tensor | None = None
     """Output of layer L-2; None where its weight is 0."""
     last_CFND: Tensor | None = None
+    inputs_CFLND: Tensor | None = None
+    """Input of every layer, L of them; None where the residuals' weight is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Loss:
     second_last_error: Tensor | None
     """The same over frames and tokens; None without a teacher's hidden states."""
     last_error: Tensor | None
+    residual_error: Tensor | None
+    """None where its weight is 0."""
     rate_per_frame_CK: Tensor
     """Mean over boundaries of reused / N, unclamped."""
 
@@ -86,7 +93,22 @@ def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Lo
         errors.append(1 - cosine_CKN.mean())
         if weight:
             total = total + weight * (1 - cosine_CKN.min(dim=1).values.mean())
-    return Loss(total, rate, 1 - embedding_CK.mean(), errors[0], errors[1], per_frame_CK)
+    residual_error = None
+    if config.residual_weight:
+        residual_error = _residual_error(output.inputs_CFLND, teacher.inputs_CFLND)
+        total = total + config.residual_weight * residual_error
+    return Loss(total, rate, 1 - embedding_CK.mean(), errors[0], errors[1], residual_error, per_frame_CK)
+
+
+def _residual_error(student_CFLND: Tensor | None, teacher_CFLND: Tensor | None) -> Tensor:
+    """Return 1 - the mean cosine of what each layer adds to patches, from one layer's input to the next one's."""
+    if student_CFLND is None or teacher_CFLND is None:
+        raise ValueError(
+            "loss: got a weight for residuals without the layers' inputs, expected those of student and teacher; pass "
+            "them or set the weight to 0"
+        )
+    added, dense = (x[:, -COUNTED_FRAMES:, :, 1:].float().diff(dim=2) for x in (student_CFLND, teacher_CFLND))
+    return 1 - torch.cosine_similarity(added, dense, dim=-1).mean()
 
 
 def counted_rate(reuse_CFbN: Tensor) -> tuple[Tensor, Tensor]:

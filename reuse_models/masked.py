@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class MaskedOutput:
     """Output of layer L-2 as computed for every token, before the last boundary replaces reused ones."""
     last_CFND: Tensor | None
     """Output of layer L-1 for every token; None unless asked for, since only CLS's reaches the embedding."""
+    inputs_CFLND: Tensor | None = None
+    """What every layer works with, reused rows restored, L of them; None unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +50,18 @@ class Clips:
     steps: Sequence[FrameStep]
 
 
-def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False) -> MaskedOutput:
+Wanted = Literal["last", "inputs"]
+"""What a loss may ask for beyond embeddings, rates and the second-to-last layer: `last_CFND`, `inputs_CFLND`."""
+
+
+def masked_forward(vit: Vit, rules: Rules, clips: Clips, wanted: Sequence[Wanted] = ()) -> MaskedOutput:
     """Run clips through the tower with reuse.
 
     Args:
         vit: The frozen tower; gradients flow through it, not into it.
         rules: The add-on, the gate (soft for training) and the semantics.
         clips: Frames, codec scores and their order.
-        want_last: Compute the last layer's output for all tokens too.
+        wanted: What else is kept: the last layer's output for all tokens, the inputs of all layers.
 
     Raises:
         ValueError: The order refers to frames not computed, or frames do not fit order or tower.
@@ -74,6 +81,7 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False
     records = (False, torch.is_grad_enabled())
     states = [_enter(vit, part) if len(part) else None for part in parts]
     gates: list[Tensor] = []
+    inputs = [_whole(states)] if "inputs" in wanted else []
     for boundary in range(last):
         frames: list[_Computed] = []
         for state, recording in zip(states, records, strict=True):
@@ -85,13 +93,14 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False
         states = [_joined([one.state if isinstance(one, _Computed) else one for one in half]) for half in halves]
         second_last = torch.cat([one.state.h_CAD for one in frames])
         gates.append(g_FCA)
+        if "inputs" in wanted:
+            inputs.append(_whole(states))
 
-    whole = _joined([state for state in states if state is not None])
-    assert whole is not None
+    whole = _whole(states)
     h_XND, qkv_XNC = whole.h_CAD, whole.qkv_CAC
     q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
     last_CFND = None
-    if want_last:
+    if "last" in wanted:
         last_XND = vit.close(last, h_XND, vit.attend(q_XhNd, k_XhNd, v_XhNd))
         embeddings_XE = vit.head(last_XND)
         last_CFND = _frames(last_XND, num_frames).transpose(0, 1)
@@ -103,6 +112,9 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, want_last: bool = False
         reuse_CFbN=torch.nn.functional.pad(reuse_CFbA, (1, 0)),
         second_last_CFND=_frames(second_last, num_frames).transpose(0, 1),
         last_CFND=last_CFND,
+        inputs_CFLND=torch.stack([_frames(one.h_CAD, num_frames) for one in inputs], 2).transpose(0, 1)
+        if inputs
+        else None,
     )
 
 
@@ -140,6 +152,13 @@ def _joined(states: Sequence[State]) -> State | None:
     if not states:
         return None
     return State(torch.cat([state.h_CAD for state in states]), torch.cat([state.qkv_CAC for state in states]))
+
+
+def _whole(states: Sequence[State | None]) -> State:
+    """Put dense frames and the others together."""
+    whole = _joined([state for state in states if state is not None])
+    assert whole is not None
+    return whole
 
 
 def _mix(

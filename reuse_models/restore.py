@@ -14,7 +14,7 @@ CORRECTED = ("h", "q", "k", "v")
 
 
 class Restoration(nn.Module):
-    """One boundary's four bias-free MLPs, D -> R -> D, their first layers as one product."""
+    """One boundary's four bias-free MLPs, D -> R -> D, their first layers as one product; rank 0 corrects nothing."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -22,7 +22,8 @@ class Restoration(nn.Module):
         self.down_QD = nn.Parameter(torch.empty(len(CORRECTED) * rank, width))
         # Nothing is corrected until something is learned (ours; the artifact starts at random).
         self.up_4DR = nn.Parameter(torch.zeros(len(CORRECTED), width, rank))
-        nn.init.kaiming_uniform_(self.down_QD, a=5**0.5)
+        if rank:
+            nn.init.kaiming_uniform_(self.down_QD, a=5**0.5)
 
     def forward(self, difference_XD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the corrections of h, [X, D], and of q, k, v side by side, [X, 3D].
@@ -30,6 +31,9 @@ class Restoration(nn.Module):
         Args:
             difference_XD: pre_proj minus the reference's.
         """
+        if not self.rank:
+            h_XD = torch.zeros_like(difference_XD)
+            return h_XD, h_XD.repeat_interleave(len(CORRECTED) - 1, dim=-1)
         hidden = torch.split(F.relu(F.linear(difference_XD, self.down_QD)), self.rank, dim=-1)
         h_XD, *qkv = (F.linear(one, up_DR) for one, up_DR in zip(hidden, self.up_4DR, strict=True))
         return h_XD, torch.cat(qkv, dim=-1)

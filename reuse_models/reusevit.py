@@ -19,11 +19,12 @@ from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors
 from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history, codec_net_macs
 from reuse_models.compacted import Compacted, Pass, PassResult
 from reuse_models.flops import dense_work
-from reuse_models.frame_order import GROUP_SIZE, GROUPS, check_refresh
+from reuse_models.frame_order import GROUPS, Order, check_refresh, group_size
 from reuse_models.gate import CHOICES, Choice, ForcedGate, Gate, HardGate, check_rate
 from reuse_models.lockstep import check_chunk
 from reuse_models.method import Chunk, Encoded, Method, Work
 from reuse_models.published import VARIANTS, Variant, load_published
+from reuse_models.refresh import AdaptiveRefresh, ErrorMeter, Over
 from reuse_models.restore import CORRECTED
 from reuse_models.rules import Rules
 from reuse_models.token_memory import SEMANTICS, Semantics
@@ -48,6 +49,14 @@ class ReuseVitConfig:
     """Names the weights in tables, such as `target=0.8`; their file's name unless given."""
     refresh: int | None = None
     """Frames after which a dense one begins a new segment; None for never."""
+    refresh_error: float | None = None
+    """Estimate of the error at which a segment ends before, see refresh.AdaptiveRefresh; None for never."""
+    refresh_over: Over = "segment"
+    """What the estimate covers."""
+    refresh_cut: float | None = None
+    """Share of intra macroblocks at which a frame begins a new segment; None for none."""
+    order: Order = "nested"
+    """In which order frames are computed; as the add-on was trained."""
     semantics: Semantics = "anchor"
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
@@ -63,6 +72,8 @@ class ReuseVitConfig:
 
     def __post_init__(self) -> None:
         check_refresh(self.refresh)
+        group_size(self.order)
+        self.adaptive_refresh()
         if self.forced_rate is not None:
             check_rate(self.forced_rate)
         for name, got, known in (
@@ -89,10 +100,24 @@ class ReuseVitConfig:
             parts.append(f"bias={self.decision_bias:+.3g}")
         if self.refresh is not None:
             parts.append(f"R={self.refresh}")
+        if self.refresh_error is not None:
+            parts.append(f"error={self.refresh_error:g} a {self.refresh_over}")
+        if self.refresh_cut is not None:
+            parts.append(f"cut={self.refresh_cut:g}")
+        if self.order != "nested":
+            parts.append(self.order)
         return " ".join(parts)
 
     def build(self, vit: Vit) -> Method:
         return ReuseVit(self, vit, self.addon(vit))
+
+    def adaptive_refresh(self) -> AdaptiveRefresh:
+        """Return when a segment ends before its time.
+
+        Raises:
+            ValueError: A threshold is out of range.
+        """
+        return AdaptiveRefresh(error=self.refresh_error, over=self.refresh_over, cut=self.refresh_cut)
 
     def addon(self, vit: Vit) -> Addon:
         """Return the weights on the tower's device and type.
@@ -122,10 +147,14 @@ class StreamPlace:
     """Number of the first frame not yet computed."""
     left_in_segment: int | None = 0
     """Frames before the next dense one; None for a segment without end."""
+    error: float = 0.0
+    """What reuse has neglected since the last dense frame, as adaptive refresh estimates it."""
     held_pixels: list[Tensor] = field(default_factory=list)
     """Frames that wait for their group, [3, H, W] each."""
     held_codec: list[Tensor] = field(default_factory=list)
     """Their codec histories, [4, T, P, P] each."""
+    held_cuts: list[bool] = field(default_factory=list)
+    """Whether adaptive refresh sees a cut at them."""
     ended: bool = False
     """No frame follows those held."""
     before_T4PP: Tensor | None = None
@@ -160,11 +189,14 @@ class ReuseVit:
 
     def __init__(self, config: ReuseVitConfig, vit: Vit, addon: Addon, gate: Gate | None = None) -> None:
         self.vit, self.addon, self.refresh = vit, addon, config.refresh
+        self.adaptive, self.group_size = config.adaptive_refresh(), group_size(config.order)
         if gate is None and config.forced_rate is not None:
             boundaries = vit.shape.num_layers - 1
             gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape.num_patches, boundaries)
         gate = gate or HardGate(addon.decisions, config.decision_bias)
-        self.engine = Compacted(vit, Rules(addon, gate, config.semantics))
+        self._decides = isinstance(gate, HardGate)
+        self.meter = None if self.adaptive.error is None else ErrorMeter(gate)
+        self.engine = Compacted(vit, Rules(addon, self.meter or gate, config.semantics))
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
@@ -212,6 +244,7 @@ class ReuseVit:
             place.before_T4PP = codec_F4PP.new_zeros(CODEC_STEPS - 1, CODEC_CHANNELS, side, side)
         place.held_pixels += list(pixels_F3HW.to(self.vit.position.device))
         place.held_codec += list(codec_history(place.before_T4PP, codec_F4PP))
+        place.held_cuts += [self.adaptive.is_cut(codec_4PP) for codec_4PP in codec_F4PP]
         place.before_T4PP = torch.cat([place.before_T4PP, codec_F4PP])[1 - CODEC_STEPS :].clone()
 
     def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
@@ -221,7 +254,8 @@ class ReuseVit:
             while True:
                 dense = [stream for stream in turn if self._dense_is_due(memory.places[stream])]
                 for stream in dense:
-                    memory.places[stream].left_in_segment = self.refresh
+                    place = memory.places[stream]
+                    place.left_in_segment, place.error = self.refresh, 0.0
                 if dense:
                     self._run_dense(dense, memory, done)
                 sizes = {stream: self._group_size(memory.places[stream]) for stream in turn}
@@ -232,13 +266,15 @@ class ReuseVit:
                     break
 
     def _dense_is_due(self, place: StreamPlace) -> bool:
-        return place.left_in_segment == 0 and bool(place.held_pixels)
+        return bool(place.held_pixels) and (place.left_in_segment == 0 or place.held_cuts[0])
 
     def _group_size(self, place: StreamPlace) -> int:
         if place.left_in_segment == 0:
             return 0
-        wanted = GROUP_SIZE if place.left_in_segment is None else min(GROUP_SIZE, place.left_in_segment)
-        here = len(place.held_pixels)
+        here, full = len(place.held_pixels), self.group_size
+        wanted = full if place.left_in_segment is None else min(full, place.left_in_segment)
+        if True in place.held_cuts[:wanted]:
+            wanted = place.held_cuts.index(True)
         return wanted if here >= wanted else here * int(place.ended)
 
     def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
@@ -281,10 +317,16 @@ class ReuseVit:
             done[stream].embeddings[number] = result.embeddings_FE[row]
             done[stream].reuse[number] = result.reuse_FbN[row]
             done[stream].work[number] = {name: units_FK[row] for name, units_FK in units.items()}
-        for place, size in zip(places, sizes, strict=True):
+        errors = self.meter.take(self.vit.shape.num_layers - 1) if self.meter else {}
+        for stream, place, size in zip(streams, places, sizes, strict=True):
+            if self.meter:
+                mine = [errors[stream, place.next_frame + offset] for offset in range(size)]
+                place.error = self.adaptive.estimate(place.error, mine)
             _drop(place, size)
             if place.left_in_segment is not None:
                 place.left_in_segment -= size
+            if self.adaptive.ends(place.error):
+                place.left_in_segment = 0
 
     def _group_work(self, result: PassResult) -> dict[str, Tensor]:
         """Return [F, K] units of each part; a boundary is filed under the layer that it leads into."""
@@ -309,14 +351,14 @@ class ReuseVit:
             "similarity": torch.cat([none_F1, compared_Fb], 1),
             "decision": torch.cat([none_F1, (tokens_Fb - 1) * self._decision_units()], 1),
             "restoration": torch.cat([none_F1, restored_Fb], 1),
-            "codec_net": one_F1 * codec_net_macs(shape.patches_per_side),
+            "codec_net": one_F1 * codec_net_macs(shape.patches_per_side) * int(self.addon.shape.codec),
         }
 
     def _num_ranks(self) -> int:
         return (len(CORRECTED) - 1) * self.addon.shape.restoration_rank
 
     def _decision_units(self) -> int:
-        return self.addon.shape.decision_hidden if isinstance(self.engine.rules.gate, HardGate) else 0
+        return self.addon.shape.decision_hidden if self._decides else 0
 
     def _result(self, done: _Done) -> tuple[Tensor, Tensor, Work]:
         shape, numbers = self.vit.shape, sorted(done.embeddings)
@@ -343,7 +385,7 @@ class ReuseVit:
 
 
 def _drop(place: StreamPlace, num_frames: int) -> None:
-    del place.held_pixels[:num_frames], place.held_codec[:num_frames]
+    del place.held_pixels[:num_frames], place.held_codec[:num_frames], place.held_cuts[:num_frames]
     place.next_frame += num_frames
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from reuse_models.addon import Addon, addon_shape
-from reuse_models.frame_order import PUBLISHED_PATTERN
+from reuse_models.frame_order import Order, training_pattern
 from reuse_models.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
 from reuse_models.loss import Loss, LossConfig, Teacher, reuse_loss
-from reuse_models.masked import Clips, masked_forward
+from reuse_models.masked import Clips, Wanted, masked_forward
 from reuse_models.rules import Rules
 from reuse_models.token_memory import Semantics
 from reuse_models.vit import Vit
@@ -51,15 +51,20 @@ class FitConfig:
     dropout: float = 0.0
     """In the decisions; the published value is 0.25."""
     semantics: Semantics = "anchor"
+    order: Order = "nested"
+    """In which order frames are computed, in training and in use."""
+    codec: bool = True
+    """Whether decisions read the codec grid."""
     decision_hidden: int | None = None
     """In proportion to the tower unless given."""
     restoration_rank: int | None = None
-    """In proportion to the tower unless given."""
+    """In proportion to the tower unless given; 0 for no restoration."""
     numbers: Numbers = "log"
     """How importance and similarity enter the decisions: `plain` is the published way."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        training_pattern(self.order)
         rates = (self.codec_learning_rate, self.restoration_learning_rate, self.decision_learning_rate)
         if not (min(rates) >= 0 and 0 < self.decay <= 1 and self.clip_norm > 0 and self.clips_per_step >= 1):
             raise ValueError(
@@ -69,7 +74,7 @@ class FitConfig:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Clips of one step, frames in computing order (`PUBLISHED_PATTERN`)."""
+    """Clips of one step, frames in computing order (`training_pattern`)."""
 
     pixels_CF3HW: Tensor
     codec_CF4TPP: Tensor
@@ -103,7 +108,7 @@ class Fit:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             shape = addon_shape(vit.shape, config.decision_hidden, config.restoration_rank)
-            self.addon = Addon(replace(shape, numbers=config.numbers)).to(device)
+            self.addon = Addon(replace(shape, numbers=config.numbers, codec=config.codec)).to(device)
         for decision in self.addon.decisions:
             assert isinstance(decision, Decision)
             decision.dropout.p = config.dropout
@@ -124,14 +129,17 @@ class Fit:
         clips = Clips(
             pixels_CF3HW=batch.pixels_CF3HW,
             codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
-            steps=PUBLISHED_PATTERN,
+            steps=training_pattern(self.config.order),
         )
-        output = masked_forward(
-            self.vit, Rules(self.addon, gate, self.config.semantics), clips, want_last=self.loss.last_weight > 0
-        )
+        wanted: list[Wanted] = ["last"] if self.loss.last_weight else []
+        if self.loss.residual_weight:
+            wanted.append("inputs")
+        output = masked_forward(self.vit, Rules(self.addon, gate, self.config.semantics), clips, wanted)
         teacher = batch.teacher
         if self.loss.second_last_weight and teacher.second_last_CFND is None:
             teacher = replace(teacher, second_last_CFND=dense_second_last(self.vit, batch.pixels_CF3HW))
+        if self.loss.residual_weight and teacher.inputs_CFLND is None:
+            teacher = replace(teacher, inputs_CFLND=dense_inputs(self.vit, batch.pixels_CF3HW))
         rates_b = output.reuse_CFbN[:, -3:].detach().float().mean(dim=(0, 1, 3))
         return reuse_loss(output, teacher, self.loss), rates_b
 
@@ -210,11 +218,18 @@ class Fit:
 @torch.no_grad()
 def dense_second_last(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
     """Return [C, F, N, D], the dense tower's output of layer L-2: made only where the loss wants it."""
-    h_XND = vit.embed(pixels_CF3HW.flatten(0, 1))
+    last_CFND: Tensor = dense_inputs(vit, pixels_CF3HW)[:, :, -1]
+    return last_CFND
+
+
+@torch.no_grad()
+def dense_inputs(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
+    """Return [C, F, L, N, D], the input of each of the dense tower's layers: made only where the loss wants it."""
+    inputs = [vit.embed(pixels_CF3HW.flatten(0, 1))]
     for layer in range(vit.shape.num_layers - 1):
-        h_XND = vit.run_layer(layer, h_XND)
-    h_CFND: Tensor = h_XND.unflatten(0, pixels_CF3HW.shape[:2])
-    return h_CFND
+        inputs.append(vit.run_layer(layer, inputs[-1]))
+    inputs_CFLND: Tensor = torch.stack(inputs, 1).unflatten(0, pixels_CF3HW.shape[:2])
+    return inputs_CFLND
 
 
 def _report(loss: Loss, rates_b: Tensor) -> Report:

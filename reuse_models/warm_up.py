@@ -190,6 +190,8 @@ def start_decision(decision: Decision, pairs: Pairs, target_rate: float, steepne
 
 def regress(restoration: Restoration, difference_XD: Tensor, missing_X4D: Tensor, config: WarmUpConfig) -> float:
     """Fit a restoration to what is missing; each of the four counts by the share of its variance."""
+    if not restoration.rank:
+        return 0.0
     weight_4 = 1 / missing_X4D.square().mean(dim=(0, 2)).clamp_min(1e-12)
     optimizer = torch.optim.Adam(restoration.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))

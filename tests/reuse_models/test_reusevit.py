@@ -15,7 +15,7 @@ from reuse_models.anchors import artifact_bytes_per_stream, state_bytes_per_stre
 from reuse_models.codec_net import codec_history
 from reuse_models.counting import ExecutedFlops
 from reuse_models.flops import flops_per_frame
-from reuse_models.frame_order import schedule
+from reuse_models.frame_order import Order, schedule
 from reuse_models.gate import Choice, Features, ForcedGate, HardGate
 from reuse_models.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.method import Chunk, Encoded
@@ -61,9 +61,11 @@ def streams_of(lengths: list[int], seed: int = 3) -> tuple[list[Tensor], list[Te
     return pixels, codec
 
 
-def oracle(vit: Vit, rules: Rules, stream: tuple[int, Tensor, Tensor], refresh: int | None) -> MaskedOutput:
+def oracle(
+    vit: Vit, rules: Rules, stream: tuple[int, Tensor, Tensor], refresh: int | None, frame_order: Order = "nested"
+) -> MaskedOutput:
     number, pixels_F3HW, codec_F4PP = stream
-    order = schedule(len(pixels_F3HW), refresh)
+    order = schedule(len(pixels_F3HW), refresh, frame_order)
     frames = torch.tensor([step.frame for step in order])
     scores = rules.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 6, 6), codec_F4PP))
     clips = Clips(pixels_F3HW[frames][None], scores[frames][None], order)
@@ -145,6 +147,53 @@ def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, semanti
             embeddings, reuse = of_stream(encoded, stream)
             assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
             torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, semantics: Semantics) -> None:
+    steps = schedule(9, 3, "sequential")
+    assert [step.frame for step in steps] == list(range(9))
+    assert [step.candidates for step in steps] == [(), (0,), (1,), (2,), (), (4,), (5,), (6,), ()]
+    pixels, codec = streams_of([9, 6])
+    config = ReuseVitConfig(semantics=semantics, order="sequential", refresh=3)
+    encoded = encode_in_chunks(ReuseVit(config, vit, addon), pixels, codec, [4, 9])
+    rules = Rules(addon, HardGate(addon.decisions), semantics)
+    for stream in range(2):
+        expected = oracle(vit, rules, (stream, pixels[stream], codec[stream]), 3, "sequential")
+        embeddings, reuse = of_stream(encoded, stream)
+        assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
+        torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.9])
+def test_an_addon_without_codec_net_and_restoration_is_the_same_in_both_forms(vit: Vit, rate: float) -> None:
+    pixels, codec = streams_of([9, 6])
+    bare = Addon(dataclasses.replace(addon_shape(vit.shape, restoration_rank=0), codec=False)).double()
+    gate = ForcedGate(rate, "similar", SHAPE.num_patches, SHAPE.num_layers - 1)
+    encoded = encode_in_chunks(ReuseVit(ReuseVitConfig(), vit, bare, gate), pixels, codec, [4, 9])
+    for stream in range(2):
+        expected = oracle(vit, Rules(bare, gate), (stream, pixels[stream], codec[stream]), None)
+        torch.testing.assert_close(
+            of_stream(encoded, stream)[0], expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6
+        )
+
+
+def test_work_that_is_not_there_is_not_reported() -> None:
+    shape = VitShape(
+        image_px=96, patch_px=16, width=128, num_heads=2, num_layers=4, mlp_width=512, embed_dim=64, has_cls=True
+    )
+    vit = Vit.random(shape, seed=1)
+    bare = Addon(dataclasses.replace(addon_shape(shape, restoration_rank=0), codec=False)).requires_grad_(False)
+    method = ReuseVit(ReuseVitConfig(refresh=8, refresh_error=0.05), vit, bare)
+    generator = torch.Generator().manual_seed(0)
+    chunk = Chunk(
+        (torch.randn(11, 3, 96, 96, generator=generator),), (torch.rand(11, 4, 6, 6, generator=generator),), (True,)
+    )
+    with ExecutedFlops() as executed:
+        (work,) = method.encode(chunk, method.start(1)).work
+    assert not work.parts["codec_net"].any()
+    assert not work.parts["restoration"].any()
+    assert float(flops_per_frame(shape, work).sum()) == pytest.approx(executed.total, rel=0.01)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.6, 0.9, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,10 @@ import torch
 
 from reuse_models.addon import load_addon, save_addon
 from reuse_models.frame_order import PUBLISHED_PATTERN
+from reuse_models.gate import HardGate
 from reuse_models.loss import LossConfig, Teacher
+from reuse_models.masked import Clips, masked_forward
+from reuse_models.rules import Rules
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError
 from reuse_models.vit import Vit
 from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
@@ -94,6 +98,50 @@ def test_hidden_states_of_the_teacher_are_made_where_the_loss_wants_them(clip_vi
         for weight in (0.0, 1.5)
     )
     assert with_hidden > without
+
+
+def test_what_layers_add_costs_nothing_where_nothing_is_reused(clip_vit: Vit, batch: Batch) -> None:
+    fit = Fit(clip_vit, LossConfig(target_rate=0.0, second_last_weight=0.0, residual_weight=1.0), FitConfig())
+    with torch.no_grad():
+        never, _ = fit.forward(batch, HardGate(fit.addon.decisions, bias=-100.0))
+        often, _ = fit.forward(batch, HardGate(fit.addon.decisions, bias=100.0))
+        least = _least_cosine(clip_vit, fit, batch)
+    assert never.residual_error is not None
+    assert often.residual_error is not None
+    assert float(never.residual_error) == pytest.approx(0.0, abs=1e-5)
+    assert float(often.residual_error) > 0.01
+    assert float(often.total) == pytest.approx(float(often.residual_error + 1 - least), abs=1e-5)
+
+
+def _least_cosine(vit: Vit, fit: Fit, batch: Batch) -> torch.Tensor:
+    """Mean over clips of the least cosine of the last three frames, everything reused."""
+    scores = fit.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1)).unflatten(0, (4, 6))
+    clips = Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN)
+    output = masked_forward(vit, Rules(fit.addon, HardGate(fit.addon.decisions, bias=100.0)), clips)
+    cosine_CF = torch.cosine_similarity(output.embeddings_CFE, batch.teacher.embeddings_CFE, dim=-1)
+    return cosine_CF[:, 3:].min(dim=1).values.mean()
+
+
+def test_the_inputs_of_layers_are_the_towers_where_nothing_is_reused(clip_vit: Vit, batch: Batch) -> None:
+    fit = Fit(clip_vit, LOSS, FitConfig())
+    scores = fit.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1)).unflatten(0, (4, 6))
+    rules = Rules(fit.addon, HardGate(fit.addon.decisions, bias=-100.0))
+    output = masked_forward(clip_vit, rules, Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN), ("inputs",))
+    assert output.inputs_CFLND is not None
+    h_XND = clip_vit.embed(batch.pixels_CF3HW.flatten(0, 1))
+    for layer in range(clip_vit.shape.num_layers):
+        torch.testing.assert_close(output.inputs_CFLND[:, :, layer].flatten(0, 1), h_XND, atol=1e-4, rtol=1e-4)
+        h_XND = clip_vit.run_layer(layer, h_XND)
+
+
+def test_an_addon_without_codec_net_and_restoration_trains_its_decisions_alone(clip_vit: Vit, batch: Batch) -> None:
+    fit = Fit(clip_vit, LOSS, FitConfig(codec=False, restoration_rank=0, decision_hidden=8, order="sequential"))
+    trained = {name for name, weight in fit.addon.named_parameters() if weight.numel()}
+    assert {name.split(".")[0] for name in trained} == {"decisions"}
+    other = replace(batch, codec_CF4TPP=batch.codec_CF4TPP + 1)
+    loss, _ = fit.forward(batch, HardGate(fit.addon.decisions))
+    assert torch.equal(loss.total, fit.forward(other, HardGate(fit.addon.decisions))[0].total)
+    assert fit.step(batch).rate >= 0
 
 
 def test_warm_up_starts_at_the_target_rate_and_restores_better_than_nothing(clip_vit: Vit, batch: Batch) -> None:

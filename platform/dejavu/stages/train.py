@@ -39,7 +39,7 @@ from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
 from dejavu.store import atomic, identity, write_json
 from reuse_models.addon import load_addon, save_addon
-from reuse_models.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
+from reuse_models.frame_order import PATTERN_SPAN, training_pattern
 from reuse_models.loss import LossConfig
 from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError, Report
@@ -300,7 +300,7 @@ class _Course:
         teacher = read_embeddings(task.embedding, task.original, mine)
         readable = [clip for clip in mine if clip.clip_id in teacher]
         self.stream = WindowStream(
-            readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding
+            readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding, config.fit.order
         )
         self.fits = {target: Fit(backbone.vit, config.loss(target), config.fit) for target in task.targets}
         self.curves: dict[float, list[dict[str, float]]] = {target: [] for target in task.targets}
@@ -354,7 +354,7 @@ class _Course:
             for target, (_, addon) in self.best.items():
                 weights = Path(folder) / f"target={target:g}.safetensors"
                 save_addon(addon, weights)
-                setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics)
+                setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics, order=config.fit.order)
                 rates = rate_curve(setting, self.backbone, frames)
                 self.biases[target] = {
                     f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
@@ -384,7 +384,7 @@ class _Course:
         size = self.per_rank
         some = ([next(windows) for _ in range(size)] for _ in range(-(-config.num_clips // size)))
         pixels = (to_batch(part, self.backbone).pixels_CF3HW for part in some)
-        pairs_b = gather_pairs(self.backbone.vit, pixels, PUBLISHED_PATTERN, config)
+        pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
         first: Fit | None = None
         for target, fit in self.fits.items():
             warm_up(fit.addon, pairs_b, target, config)
@@ -400,7 +400,8 @@ class _Course:
             return None
         teacher = read_embeddings(self.task.embedding, self.task.original, clips)
         clips = [clip for clip in clips if clip.clip_id in teacher]
-        stream = WindowStream(clips, {n: found.embeddings_FE for n, found in teacher.items()}, self.task.embedding)
+        dense = {name: found.embeddings_FE for name, found in teacher.items()}
+        stream = WindowStream(clips, dense, self.task.embedding, self.task.config.fit.order)
         windows = stream.windows(0)
         wanted = min(self.task.config.validation_windows, num_windows(clips))
         return to_batch([next(windows) for _ in range(wanted)], self.backbone)

@@ -21,12 +21,11 @@ from dejavu.records import Failure, Transcoded
 from dejavu.stages.batch import Embedding, Segment, decode_segment
 from dejavu.stages.transcode import first_line
 from reuse_models.codec_net import CODEC_STEPS
-from reuse_models.frame_order import PATTERN_SPAN, PATTERN_STEP, PUBLISHED_PATTERN
+from reuse_models.frame_order import PATTERN_SPAN, PATTERN_STEP, Order, training_pattern
 from reuse_models.loss import Teacher
 from reuse_models.training import Batch
 
 STAGE = "train"
-ORDER = tuple(step.frame for step in PUBLISHED_PATTERN)
 WINDOWS_PER_VISIT = 8
 """Bounds what is decoded at once: 97 frames and the codec's history before them."""
 HELD_BATCHES = 3
@@ -50,6 +49,7 @@ class WindowStream:
     teacher: Mapping[str, NDArray[np.float32]]
     """Clip id -> [frames, E]."""
     embedding: Embedding
+    order: Order = "nested"
     failures: dict[str, Failure] = field(default_factory=dict)
     """Clips that could not be read, each once: they are skipped from then on."""
 
@@ -92,7 +92,7 @@ class WindowStream:
         codec_F4PP = np.concatenate([missing, frames.codec_F4PP])
         teacher_FE = self.teacher[clip.clip_id]
         for first in range(0, num_windows * PATTERN_STEP, PATTERN_STEP):
-            at = np.array([first + offset for offset in ORDER])
+            at = np.array([first + step.frame for step in training_pattern(self.order)])
             history = np.stack([codec_F4PP[place : place + CODEC_STEPS] for place in at])
             yield Window(frames.rgb_FHWC[at + before], history.transpose(0, 2, 1, 3, 4), teacher_FE[at + start])
 
@@ -112,7 +112,7 @@ def shuffled(windows: Iterator[Window], clips_per_batch: int, seed: int) -> Iter
 def to_batch(windows: Sequence[Window], backbone: Backbone) -> Batch:
     """Return tensors on the tower's device."""
     device = backbone.vit.position.device
-    num_frames = len(ORDER)
+    num_frames = len(windows[0].rgb_FHWC)
     pixels_X3HW = backbone.preprocess(np.concatenate([window.rgb_FHWC for window in windows]))
     return Batch(
         pixels_CF3HW=pixels_X3HW.unflatten(0, (len(windows), num_frames)),

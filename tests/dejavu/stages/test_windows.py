@@ -11,9 +11,10 @@ import pytest
 from dejavu.records import Transcoded
 from dejavu.stages import windows
 from dejavu.stages.batch import EmbedConfig, Embedding, Segment
-from dejavu.stages.windows import ORDER, WindowStream, num_windows, shuffled
+from dejavu.stages.windows import WindowStream, num_windows, shuffled
 from dejavu.store import Store
 from dejavu.video.decode import DecodedFrames
+from reuse_models.frame_order import PUBLISHED_PATTERN
 
 
 def clip(name: str, num_frames: int) -> Transcoded:
@@ -57,7 +58,7 @@ def stream(tmp_path: Path, *clips: Transcoded) -> WindowStream:
 def test_frames_teacher_and_codec_history_belong_together(tmp_path: Path) -> None:
     for window in islice(stream(tmp_path, clip("a", 30), clip("b", 13)).windows(0), 12):
         number_F = window.rgb_FHWC[:, 0, 0, 0].astype(int)
-        assert (number_F - number_F[0]).tolist() == list(ORDER)
+        assert (number_F - number_F[0]).tolist() == [step.frame for step in PUBLISHED_PATTERN]
         assert window.teacher_FE[:, 0].tolist() == number_F.tolist()
         for number, history_4TPP in zip(number_F, window.codec_F4TPP, strict=True):
             # Oldest first; zeros before the clip began. Grids hold the frame's number plus one.
