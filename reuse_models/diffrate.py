@@ -8,6 +8,7 @@ Source: METHODS 6; DiffRate (arXiv:2305.17997) with the fixed schedule and plain
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,11 +88,12 @@ class DiffRate:
         check_chunk(chunk, self.vit, memory.num_streams)
         record = Record(self.vit.shape, chunk, self.vit.position.device)
         for rows, frames_B3HW in batches(chunk, range(record.num_rows), record.device):
-            record.embeddings_RE[rows] = self._embed(frames_B3HW).float()
+            record.embeddings_RE[rows] = self.embed(frames_B3HW).float()
         record.add_dense(schedule_work(self.vit.shape, self.config.prune_kept, self.config.merge_kept), slice(None))
         return record.encoded(memory)
 
-    def _embed(self, frames_B3HW: Tensor) -> Tensor:
+    def embed(self, frames_B3HW: Tensor) -> Tensor:
+        """Return embedding_BE of frames that fit the tower."""
         vit, last = self.vit, self.vit.shape.num_layers - 1
         h_BND = vit.embed(frames_B3HW)
         size_BN = h_BND.new_ones(h_BND.shape[:2])
@@ -121,26 +123,35 @@ class DiffRate:
         return merge_into(h_BpD[:, :kept], size_Bp[:, :kept], h_BpD[:, kept:], size_Bp[:, kept:], into_BX)
 
 
-def schedule_work(shape: VitShape, prune_kept: tuple[int, ...], merge_kept: tuple[int, ...]) -> Work:
+def schedule_work(shape: VitShape, prune_kept: Sequence[int], merge_kept: Sequence[int]) -> Work:
     """Return the work of one frame under a schedule; the last layer runs for CLS alone."""
     last = shape.num_layers - 1
-    entering = torch.tensor([shape.num_tokens, *merge_kept[:last]])
-    pruned, merged = torch.tensor([*prune_kept[:last], 1]), torch.tensor([*merge_kept[:last], 1])
-    queries = entering.clone()
-    queries[last] = 1
-    importance = entering.clone()
-    importance[last] = 0
+    return relaxed_work(shape, torch.tensor(prune_kept[:last]), torch.tensor(merge_kept[:last]))
+
+
+def relaxed_work(shape: VitShape, pruned_l: Tensor, merged_l: Tensor) -> Work:
+    """Return the work of one frame from the tokens kept in each layer but the last; real numbers keep their gradient.
+
+    Args:
+        shape: A tower with CLS.
+        pruned_l: [L - 1], tokens kept after pruning.
+        merged_l: [L - 1], tokens kept after merging.
+    """
+    all_1, one_1 = pruned_l.new_full((1,), shape.num_tokens), pruned_l.new_ones(1)
+    entering_L = torch.cat([all_1, merged_l])
+    queries_L = torch.cat([all_1, merged_l[:-1], one_1])
+    pruned_L, merged_L = torch.cat([pruned_l, one_1]), torch.cat([merged_l, one_1])
     one = torch.ones(1, 1, dtype=torch.int64)
     return Work(
         {
             "patch_embedding": one,
-            "query": queries[None],
-            "key_value": entering[None],
-            "attention": (queries * entering)[None],
-            "importance": importance[None],
-            "projection": pruned[None],
-            "similarity": ((pruned - merged) * (merged - 1))[None],
-            "mlp": merged[None],
+            "query": queries_L[None],
+            "key_value": entering_L[None],
+            "attention": (queries_L * entering_L)[None],
+            "importance": torch.cat([entering_L[:-1], 0 * one_1])[None],
+            "projection": pruned_L[None],
+            "similarity": ((pruned_L - merged_L) * (merged_L - 1))[None],
+            "mlp": merged_L[None],
             "head": one,
         }
     )

@@ -1,0 +1,96 @@
+"""DiffRate with real-numbered token counts: an embedding that the counts have a gradient through.
+
+Every token goes through every layer; how much of it is still there is a weight in 0..1 that attention and merging
+count it with. A token's weight falls from 1 to 0 over a window of ranks around the count. As the window closes, the
+embedding becomes that of `DiffRate` under the rounded counts.
+
+Shapes: B frames, N tokens (CLS first), D width, h heads, d head width, M queries; l the L - 1 layers before the last.
+Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
+ours keeps them soft and narrows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reuse_models.vit import Vit
+
+NARROWEST = 1e-3
+"""Tokens: a window so narrow is a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxedCounts:
+    """Tokens kept in each layer but the last, CLS counted, as real numbers."""
+
+    pruned_l: Tensor
+    merged_l: Tensor
+    """At most those kept after pruning, which are at most those kept after merging in the layer before."""
+
+
+def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float) -> Tensor:
+    """Return embedding_BE.
+
+    Args:
+        vit: A tower with CLS.
+        frames_B3HW: Normalised for the tower.
+        counts: Tokens kept.
+        window: Width of the fall as a share of the tokens that a layer takes away; 0 is a step.
+    """
+    last = vit.shape.num_layers - 1
+    h_BND = vit.embed(frames_B3HW)
+    there_BN = h_BND.new_ones(h_BND.shape[:2])
+    entering = counts.pruned_l.new_tensor(float(vit.shape.num_tokens))
+    for layer in range(last):
+        pruned, merged = counts.pruned_l[layer], counts.merged_l[layer]
+        q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
+        attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
+        h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
+        rank_BN = _ranks(attention_BhNN[:, :, 0].detach().sum(1))
+        # One width for both, so that nothing leaves where nothing is merged; narrow where little is taken away, since a
+        # layer that keeps all tokens must keep the last one whole.
+        width = (window * (entering - merged + 0.5)).clamp_min(NARROWEST)
+        staying_BN = _weight(rank_BN, merged, width)
+        leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
+        h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged))
+        there_BN, entering = there_BN * staying_BN, merged
+    q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(last, h_BND))
+    attention_Bh1N = _attention(q_BhNd[:, :, :1], k_BhNd, there_BN)
+    return vit.head(vit.close(last, h_BND[:, :1], (attention_Bh1N @ v_BhNd).transpose(1, 2).flatten(2)))
+
+
+def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
+    """Return attention_BhMN in which each key counts as much as is there of it.
+
+    Weights are multiplied rather than their logarithms added: those of 0 would have no gradient.
+    """
+    scores_BhMN = q_BhMd @ k_BhNd.mT * q_BhMd.shape[-1] ** -0.5
+    weights_BhMN = (scores_BhMN - scores_BhMN.amax(-1, keepdim=True).detach()).exp() * there_BN[:, None, None]
+    return weights_BhMN / weights_BhMN.sum(-1, keepdim=True).clamp_min(1e-9)
+
+
+def _ranks(importance_BN: Tensor) -> Tensor:
+    """Return each token's place, 0 for CLS, then by the attention that CLS pays it, most first."""
+    importance_BN[:, 0] = torch.inf
+    return importance_BN.argsort(-1, descending=True).argsort(-1).to(importance_BN.dtype)
+
+
+def _weight(rank_BN: Tensor, kept: Tensor, width: Tensor) -> Tensor:
+    """Return weight_BN: 1 for the first `kept` ranks, 0 beyond, falling in between; a step rounds `kept`."""
+    return torch.sigmoid((kept - rank_BN - 0.5) / width)
+
+
+def _merge(h_BND: Tensor, leaving_BN: Tensor, kept_BN: Tensor) -> Tensor:
+    """Average what leaves each token into the most similar kept one, never CLS, by the weight that leaves."""
+    unit_BND = F.normalize(h_BND.detach(), dim=-1)
+    itself_NN = torch.eye(h_BND.shape[1], dtype=torch.bool, device=h_BND.device)
+    similarity_BNN = (unit_BND @ unit_BND.mT).masked_fill(~kept_BN[:, None] | itself_NN, -torch.inf)
+    similarity_BNN[:, :, 0] = -torch.inf
+    into_BN = similarity_BNN.argmax(-1)
+    size_BN = torch.ones_like(leaving_BN).scatter_add(1, into_BN, leaving_BN)
+    sum_BND = h_BND.scatter_add(1, into_BN[..., None].expand_as(h_BND), h_BND * leaving_BN[..., None])
+    return sum_BND / size_BN[..., None]
