@@ -28,7 +28,7 @@ from dejavu.stages.read import clips_identity
 from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import SettingScore, score_settings, set_exam
 from dejavu.stages.task_table import write_task_scores
-from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, fit_head, open_head
+from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
@@ -113,6 +113,7 @@ def start(experiment: Experiment) -> Job:
     tracking = Tracking.open(results)
     cluster.connect()
     dataset = load_dataset(experiment, results)
+    check_lessons(experiment.task, dataset.questions)
     if dataset.missing:
         names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")

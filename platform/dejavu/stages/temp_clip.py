@@ -147,6 +147,12 @@ def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Path
     path = weights or config.temp_clip_checkpoint
     assert path is not None, "a head that is to be trained has no weights to open"
     found = load_temp_clip(path, config.num_heads)
+    if bool(found.text) != (config.text_encoder != BACKBONE):
+        expected = f"the RoBERTa that it was trained from ({found.text_encoder or 'roberta-base as published'})"
+        raise ValueError(
+            f"--task.text-encoder: got {config.text_encoder} for the head in {path.name}, expected "
+            f"{expected if found.text else BACKBONE}: widths may agree, what the head learned does not; give that one"
+        )
     sentences = load_sentences(config.text_encoder, backbone, found.text)
     check_widths(found.head.shape, backbone.vit.shape.embed_dim, sentences.width)
     if sentences.encoder is not None and torch.cuda.is_available():
@@ -165,6 +171,19 @@ def check_head(config: TaskConfig, backbone: Backbone, prompt: str) -> None:
         open_head(config, backbone, prompt)
     elif config.trains:
         _new_shape(config, backbone, load_sentences(config.text_encoder, backbone).width)
+
+
+def check_lessons(config: TaskConfig, questions: Sequence[Question]) -> None:
+    """Refuse to begin where a head is to be trained and nothing is asked about training clips.
+
+    Raises:
+        TrainError: That is so.
+    """
+    if config.trains and not any(question.split == "train" for question in questions):
+        raise TrainError(
+            f"temp_clip: got {len(questions)} questions, none about a training clip, expected some to train on; give "
+            "the videos and the CSV of the train split, or a trained head by --task.temp-clip-checkpoint"
+        )
 
 
 def _new_shape(config: TaskConfig, backbone: Backbone, sentence_width: int) -> TempClipShape:
@@ -204,14 +223,9 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
         TrainError: There is nothing to learn from, or the loss is no number any more.
     """
     names = {clip.clip_id for clip in clips}
-    by_split = {
-        split: tuple(q for q in questions if q.clip_id in names and q.split == split) for split in ("train", "val")
-    }
-    if not by_split["train"]:
-        raise TrainError(
-            "temp_clip: got no question about a training clip, expected some to train on; give the videos and the CSV "
-            "of the train split, or a trained head by --task.temp-clip-checkpoint"
-        )
+    asked = [question for question in questions if question.clip_id in names]
+    check_lessons(config, asked)
+    by_split = {split: tuple(question for question in asked if question.split == split) for split in ("train", "val")}
     ours = prompt_of(config, prompt)
     head_id = identity(
         {

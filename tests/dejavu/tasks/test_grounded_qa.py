@@ -112,3 +112,13 @@ def test_a_question_given_twice_is_refused() -> None:
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="none with an annotated span"):
         score([question("1_0", spans_s=())], [])
+
+
+def test_spans_that_leave_the_video_are_counted_and_count_as_they_are() -> None:
+    """The annotated duration, 40 s, is a rounded one: half a second more may still be video."""
+    spans = {"a_1": (10.0, 40.5), "a_2": (10.0, 40.6), "a_3": (-0.1, 20.0), "a_4": (0.0, 40.0)}
+    questions = [question(name) for name in spans]
+    result = score(questions, [answered(name, 2, span_s) for name, span_s in spans.items()])
+    assert result.num_beyond_video == 2
+    assert result.num_questions == 4
+    assert result.rows[1].iop == pytest.approx(10 / 30.6)

@@ -1,0 +1,181 @@
+"""What a run with a trained head refuses at start, and how it scores stored embeddings.
+
+Training itself runs in tests/jobs/test_task_head.py.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.records import Question, Transcoded
+from dejavu.setting import Setting, name_setting
+from dejavu.stages.batch import EmbedConfig, Embedding, cut
+from dejavu.stages.encode import EncodedSegment, to_table
+from dejavu.stages.score import score_settings, set_exam
+from dejavu.stages.task_table import write_task_scores
+from dejavu.stages.temp_clip import TaskConfig, check_head, check_lessons, fit_head, open_head, prompt_of
+from dejavu.stages.train import TrainError
+from dejavu.store import Store
+from dejavu.tasks.temp_clip import TempClip, TempClipShape
+from dejavu.tasks.temp_clip_answers import answer_questions, embed_candidates, see_clip
+from dejavu.tasks.temp_clip_fit import TempClipFitConfig
+from dejavu.tasks.temp_clip_weights import save_temp_clip
+from dejavu.video.decode import DecodedFrames
+from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.original import OriginalConfig
+
+SHAPE = TempClipShape(feature_width=128, sentence_width=128, width=16, ffn_width=16)
+SMALL = TempClipFitConfig(width=16, ffn_width=16)
+
+
+def question(name: str, clip_id: str, kind: str = "CW", duration_s: float = 10.0) -> Question:
+    return Question(
+        question_id=f"{clip_id}_{name}",
+        clip_id=clip_id,
+        split="test",
+        kind=kind,
+        text="what",
+        answers=("a red circle", "a blue square", "a green ring", "a red square", "a pink cross"),
+        correct=1,
+        spans_s=((1.0, 9.0),),
+        duration_s=duration_s,
+    )
+
+
+def clip(name: str) -> Transcoded:
+    return Transcoded(
+        clip_id=name,
+        content_id=name,
+        path=f"mp4/{name}.mp4",
+        num_frames=20,
+        frame_px=128,
+        fps=2.0,
+        duration_s=10.0,
+        codec_metadata=True,
+    )
+
+
+def store_embeddings(embedding: Embedding, setting: Setting, clips: list[Transcoded], seed: int) -> None:
+    segments = cut(clips, embedding.config.segment_frames)
+    rng = np.random.default_rng(seed)
+    frames = [
+        DecodedFrames(np.zeros((20, 1, 1, 3), np.uint8), np.zeros((20, 4, 1, 1)), np.arange(20) / 2, "I" * 20, True)
+        for _ in segments
+    ]
+    encoded = [
+        EncodedSegment(rng.normal(size=(20, 128)).astype(np.float32), np.zeros(20, np.float32), np.full(20, 1e9))
+        for _ in segments
+    ]
+    table = to_table(segments, frames, encoded)
+    embedding.store.write_embeddings(setting.setting_id, table, [segment.unit_id for segment in segments])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    save_temp_clip(TempClip(SHAPE), {}, "backbone", tmp_path / "head.safetensors")
+    return tmp_path / "head.safetensors"
+
+
+def test_every_setting_is_scored_by_the_head_under_three_spans_and_read_once(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    names = [name_setting(config, "tower", {}) for config in (OriginalConfig(), FrameSkipConfig(every=4))]
+    clips = [clip("a"), clip("b")]
+    for seed, setting in enumerate(names):
+        store_embeddings(embedding, setting, clips, seed)
+    questions = [question("0", "a"), question("1", "a", "TN"), question("2", "b", duration_s=3.0)]
+    backbone = load_backbone()
+    trained = open_head(TaskConfig(head="temp_clip", temp_clip_checkpoint=saved), backbone, "{answer}")
+    exam = set_exam(clips, questions, backbone, "{answer}", trained)
+    opened: list[str] = []
+    read_table = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda path, *rest: opened.append(str(path)) or read_table(path, *rest))
+    scores = score_settings(names, names[0], exam, embedding)
+    assert len(opened) == len(set(opened)) == 2  # one shard a setting, whatever the number of questions
+
+    from dejavu.stages.read import read_embeddings
+
+    for setting, found in zip(names, scores, strict=True):
+        assert found.task is found.by_span["combined"]
+        stored = read_embeddings(embedding, setting, clips)
+        seen = {name: see_clip(one.embeddings_FE, one.seconds_F, 32) for name, one in stored.items()}
+        sentences = embed_candidates(questions, trained.sentences.embed, "{answer}")
+        wanted = answer_questions(trained.head, seen, questions, sentences)["gauss"]
+        assert found.by_span["gauss"].acc_qa == np.mean([one.answer == 1 for one in wanted])
+    # Clip b is 10 s long and its annotation says 3: attention may point behind that, a Gaussian never does.
+    assert scores[0].by_span["gauss"].num_beyond_video == 0
+    write_task_scores(tmp_path / "task_scores.csv", scores)
+    with (tmp_path / "task_scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["span"]) for row in rows[:3]] == [
+        ("original", s) for s in ("gauss", "posthoc", "combined")
+    ]
+    assert rows[1]["num_beyond_video"] == str(scores[0].by_span["posthoc"].num_beyond_video)
+    assert rows[0]["acc_qa_TC"] == ""
+    assert float(rows[0]["acc_qa_CW"]) == scores[0].by_span["gauss"].by_type["CW"]
+
+
+def test_a_checkpoint_of_other_widths_is_refused_at_start(tmp_path: Path) -> None:
+    save_temp_clip(TempClip(replace(SHAPE, feature_width=768)), {}, "backbone", tmp_path / "wide.safetensors")
+    config = TaskConfig(head="temp_clip", temp_clip_checkpoint=tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match="frame embeddings of width 768, expected 128"):
+        check_head(config, load_backbone(), "{answer}")
+
+
+def test_a_head_of_a_roberta_is_not_given_the_backbones_text_even_where_widths_agree(tmp_path: Path) -> None:
+    text = {"embeddings.word_embeddings.weight": torch.zeros(3, 128)}
+    save_temp_clip(TempClip(SHAPE), text, "roberta-base", tmp_path / "head.safetensors")
+    config = TaskConfig(head="temp_clip", temp_clip_checkpoint=tmp_path / "head.safetensors")
+    with pytest.raises(ValueError, match=r"got backbone .* expected the RoBERTa .*roberta-base"):
+        check_head(config, load_backbone(), "{answer}")
+
+
+def test_a_missing_text_encoder_is_refused_at_start(tmp_path: Path) -> None:
+    config = TaskConfig(head="temp_clip", text_encoder=str(tmp_path / "none"), fit=SMALL)
+    with pytest.raises(BackboneError, match=r"text encoder: got .*none, which is no directory"):
+        check_head(config, load_backbone(), "{answer}")
+
+
+def test_sizes_that_do_not_fit_are_refused_at_start() -> None:
+    with pytest.raises(ValueError, match="heads divide"):
+        check_head(TaskConfig(head="temp_clip", num_heads=3, fit=SMALL), load_backbone(), "{answer}")
+
+
+def test_no_training_question_is_refused_at_start(tmp_path: Path) -> None:
+    config = TaskConfig(head="temp_clip", fit=SMALL)
+    with pytest.raises(TrainError, match="got 1 questions, none about a training clip"):
+        check_lessons(config, [question("0", "a")])
+    check_lessons(TaskConfig(), [])
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    lesson = replace(question("0", "gone"), split="train")
+    with pytest.raises(TrainError, match="got 0 questions"):
+        fit_head([clip("a")], [lesson], name_setting(OriginalConfig(), "tower", {}), embedding, config, "{answer}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"temp_clip_checkpoint": Path("x.pth")}, "add --task.head temp_clip"),
+        ({"num_heads": 0}, "expected 1 or more"),
+        ({"prompt": "{clip}"}, "alone in braces"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(wrong: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        TaskConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_roberta_reads_question_and_answer_with_its_separator_between_them() -> None:
+    assert prompt_of(TaskConfig(), "{answer}") == "{answer}"
+    assert prompt_of(TaskConfig(text_encoder="roberta-base"), "{answer}") == "{question} </s> {answer}"
+    assert prompt_of(TaskConfig(prompt="{question}"), "{answer}") == "{question}"
