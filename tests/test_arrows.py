@@ -17,6 +17,7 @@ LEVELS = [
     ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map", "dejavu.tracking"),
     ("dejavu.equal_flops", "dejavu.search"),
     ("dejavu.headline", "dejavu.breakdown", "dejavu.drift", "dejavu.reuse_layers", "dejavu.reuse_stream"),
+    ("dejavu.overlay",),
     ("dejavu.report",),
     ("dejavu.nextgqa_golden", "dejavu.temp_clip_golden"),
     ("dejavu.stages",),

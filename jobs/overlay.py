@@ -1,0 +1,164 @@
+"""Show what a setting recomputes: `python jobs/overlay.py VIDEO --results DIR [--setting NAME] --out OUT.mp4`.
+
+Writes a video of each frame beside its copy in which reused patches are grey and recomputed ones in colour, with the
+share reused. The setting is one that a run of the pipeline chose; the video may be any. Needs no cluster.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import yaml
+from numpy.typing import NDArray
+
+from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.frontier import best_within, quality_of
+from dejavu.looks import looks_of
+from dejavu.overlay import draw_overlay
+from dejavu.pareto_csv import read_pareto_csv
+from dejavu.reuse_stream import follow
+from dejavu.video.decode import decode
+from dejavu.video.mp4 import TranscodeConfig, VideoError, transcode
+from dejavu.video.write import write_video
+from reuse_models.cmc import CmcConfig
+from reuse_models.eventful import EventfulConfig
+from reuse_models.eventful_full import EventfulFullConfig
+from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.method import MethodConfig
+from reuse_models.registry import config_from_dict
+from reuse_models.reusevit import ReuseVitConfig
+
+REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameSkipConfig)
+"""Methods that reuse between frames; the first that a run has is shown unless another is named."""
+OVERLAY_CRF = 18
+ONE_LINE_ERRORS = (BackboneError, VideoError, OSError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """Show frame by frame what a setting recomputes of a video."""
+
+    video: tyro.conf.Positional[Path]
+    """Any video that FFmpeg reads."""
+    results: Path
+    """Results folder of a pipeline run: its backbone, its way of transcoding and its settings are used."""
+    out: Path
+    """The MP4 to write."""
+    setting: str | None = None
+    """A setting as pareto.csv names it, such as `every=2`, or with its method, such as `cmc t=7.32`; unless given,
+    ReuseViT's largest reduction of FLOPs within 2 % of Original."""
+    fps: float | None = None
+    """Frames per second that are looked at and shown; those of the run unless given."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the video; return the exit status."""
+    job = tyro.cli(Overlay, prog="python jobs/overlay.py", args=arguments)
+    try:
+        run(job)
+    except ONE_LINE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(job: Overlay) -> None:
+    """Transcode, encode and draw in constant memory.
+
+    Raises:
+        ValueError: The results folder lacks something, or the setting is not one of the run's.
+        VideoError: The video cannot be read.
+        OSError: Something cannot be read or written.
+    """
+    resolved = read_config(job.results)
+    config = choose(job.results, reusing_configs(job.results), job.setting)
+    backbone = load_backbone(resolved["backbone"])
+    method = config.build(backbone.vit)
+    given = TranscodeConfig(**resolved["transcode"])
+    wanted = given if job.fps is None else replace(given, fps=job.fps)
+    title = f"{looks_of([config.method])[config.method].name}: {config.setting}"
+    rates: list[float] = []
+
+    def pictures(path: Path) -> Iterator[NDArray[np.uint8]]:
+        pieces = decode(path, motion_binning=resolved["embed"]["motion_binning"], chunk_frames=16)
+        first_patch = int(backbone.vit.shape.has_cls)
+        for number, frame in enumerate(follow(method, backbone, pieces)):
+            rates.append(float(frame.reuse_LN[:, first_patch:].mean()))
+            yield draw_overlay(frame, number, title)
+
+    with tempfile.TemporaryDirectory() as folder:
+        mp4 = Path(folder) / "video.mp4"
+        transcode(job.video, mp4, frame_px=backbone.frame_px, config=wanted)
+        num_frames = write_video(job.out, pictures(mp4), max(1, round(wanted.fps)), OVERLAY_CRF)
+    print(f"{title}: {num_frames} frames, {100 * np.mean(rates):.1f} % of patches reused\n{job.out}")
+
+
+def read_config(results: Path) -> dict[str, Any]:
+    """Return the configuration of the run.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = results / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"--results: got {results} without config.yaml, expected a results folder; run the pipeline")
+    resolved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return resolved
+
+
+def reusing_configs(results: Path) -> list[MethodConfig]:
+    """Return the settings that the run chose and that reuse between frames, ReuseViT's first.
+
+    Raises:
+        ValueError: The run has chosen none.
+    """
+    path = results / "store" / "chosen.json"
+    if not path.is_file():
+        raise ValueError(f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    configs = [config_from_dict(at_home(row, results)) for row in rows]
+    found = [config for kind in REUSING for config in configs if isinstance(config, kind)]
+    if not found:
+        names = ", ".join(kind.method for kind in REUSING)
+        raise ValueError(f"chosen settings: got none that reuses between frames, expected one of {names}; sweep one")
+    return found
+
+
+def at_home(row: dict[str, Any], results: Path) -> dict[str, Any]:
+    """Point add-on weights into this results folder where it has been moved since the run."""
+    weights = Path(row["weights"]) if row.get("weights") else None
+    if weights is None or weights.is_file():
+        return row
+    moved = results / "store" / "addons" / weights.parent.name / weights.name
+    return row | {"weights": str(moved)} if moved.is_file() else row
+
+
+def choose(results: Path, configs: list[MethodConfig], wanted: str | None) -> MethodConfig:
+    """Return the setting that was asked for, else the headline's of the first method.
+
+    Raises:
+        ValueError: No setting, or more than one, has that name.
+    """
+    if wanted is not None:
+        fits = [one for one in configs if wanted in (one.setting, f"{one.method} {one.setting}")]
+        if len(fits) != 1:
+            names = ", ".join(f"{one.method} {one.setting}" for one in configs)
+            raise ValueError(f"--setting: got {wanted!r}, which names {len(fits)}, expected one of {names}; name one")
+        return fits[0]
+    path = results / "pareto.csv"
+    points = read_pareto_csv(path) if path.is_file() else []
+    best = best_within(points, quality_of(points), "flops_reduction").get(configs[0].method) if points else None
+    named = [one for one in configs if best and (one.method, one.setting) == (best.method, best.setting)]
+    return (named or configs)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
