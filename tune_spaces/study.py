@@ -154,8 +154,10 @@ def _encoder(embedding: Embedding) -> BatchEncoder:
 
 
 def quality(score: SettingScore) -> float:
-    """What settings are chosen by: Acc@GQA where there are questions, else the mean cosine to Original."""
-    return score.task.acc_gqa if score.task else score.fidelity.mean
+    """What settings are chosen by: Acc@GQA, or the share of right answers, else the mean cosine to Original."""
+    if score.task:
+        return score.task.acc_gqa
+    return score.fidelity.mean if score.accuracy is None else score.accuracy
 
 
 def validation_metrics(score: SettingScore) -> dict[str, float]:
@@ -166,8 +168,10 @@ def validation_metrics(score: SettingScore) -> dict[str, float]:
         "reuse_rate": score.reuse_rate,
         "cosine_to_dense": score.fidelity.mean,
     }
+    if score.accuracy is not None:
+        metrics["accuracy"] = score.accuracy
     if score.task:
-        metrics |= {"accuracy": score.task.acc_qa, "acc_gqa": score.task.acc_gqa, "miop": score.task.miop}
+        metrics |= {"acc_gqa": score.task.acc_gqa, "miop": score.task.miop}
     return metrics
 
 

@@ -63,9 +63,9 @@ class Experiment:
     recipe: tyro.conf.Suppress[str] = "demo"
     dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
     videos: Path | None = None
-    """Folder of videos (recipes folder and nextqa)."""
+    """Folder of videos (every recipe but demo and tiny)."""
     annotations: Path | None = None
-    """Folder of NExT-GQA's annotation files (recipe nextqa)."""
+    """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
     published_checkpoints: Path | None = None
     """Folder of published ReuseViT checkpoints (*.ckpt): each is measured at R = 4, 8, 32 and none (recipe nextqa)."""
     variant: Variant = "as_trained"
@@ -125,7 +125,7 @@ class Experiment:
         Raises:
             ExperimentError: One of them is not given or not there.
         """
-        needed = {"video_folder": ("videos",), "next_qa": ("videos", "annotations")}.get(self.dataset, ())
+        needed = {"video_folder": ("videos",), "synthetic": ()}.get(self.dataset, ("videos", "annotations"))
         if self.published_checkpoints is not None and not list(self.published_checkpoints.glob("*.ckpt")):
             raise ExperimentError(
                 f"--published-checkpoints: got {self.published_checkpoints} without any *.ckpt, expected a folder of "
@@ -189,6 +189,27 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             backbone="openai/clip-vit-large-patch14",
             prompt="{question} {answer}",
             train=TrainConfig(targets=(0.95, 0.9, 0.85, 0.8)),
+            sweep=SweepConfig(density="paper", chosen_per_method=6),
+        ),
+    ),
+    "msrvtt": (
+        "MSR-VTT captions: text-to-video and video-to-text retrieval with mean-pooled embeddings",
+        Experiment(
+            recipe="msrvtt",
+            dataset="msr_vtt",
+            stages=UNTRAINED,
+            backbone="openai/clip-vit-large-patch14",
+            sweep=SweepConfig(density="paper", chosen_per_method=6),
+        ),
+    ),
+    "how2qa": (
+        "How2QA: multiple choice without spans",
+        Experiment(
+            recipe="how2qa",
+            dataset="how2qa",
+            stages=UNTRAINED,
+            backbone="openai/clip-vit-large-patch14",
+            prompt="{question} {answer}",
             sweep=SweepConfig(density="paper", chosen_per_method=6),
         ),
     ),

@@ -8,6 +8,9 @@ from typing import Literal
 
 Split = Literal["train", "val", "test"]
 
+CAPTION = "caption"
+"""Kind of a question that is a caption: not which answer is right is asked, but which clip it tells of."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
@@ -29,7 +32,7 @@ class Question:
     clip_id: str
     split: Split
     kind: str
-    """NExT-QA's type: CW, CH, TN, TP, TC."""
+    """NExT-QA's type: CW, CH, TN, TP, TC; MC for plain multiple choice; CAPTION."""
     text: str
     answers: tuple[str, ...]
     correct: int
@@ -132,6 +135,32 @@ class TaskScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """How often the right one is found among the best so many; shares of 1."""
+
+    at_1: float
+    at_5: float
+    at_10: float
+    median_rank: float
+    """1 is best."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerScore:
+    """Right answers alone, where nothing says when they are seen: multiple choice and retrieval."""
+
+    num_questions: int
+    num_clips: int
+    accuracy: float
+    """Share of right answers, of 1; text-to-video recall at 1 in retrieval."""
+    rows: tuple[EvalRow, ...]
+    """One per question; iop and iou are 0."""
+    text_to_video: Recall | None = None
+    """None where nothing was retrieved."""
+    video_to_text: Recall | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
     """An estimate and where resampling puts it."""
 
@@ -159,7 +188,7 @@ class ParetoPoint:
     flops_reduction: float | None = None
     """Original's executed FLOPs over this setting's."""
     accuracy: float | None = None
-    """Acc@QA."""
+    """Acc@QA; in retrieval, text-to-video recall at 1."""
     acc_gqa: float | None = None
     miop: float | None = None
     miou: float | None = None
@@ -189,3 +218,11 @@ class ParetoPoint:
     """Paired 95 % interval of ReuseViT's Acc@GQA minus that of the best baseline at equal executed FLOPs, whose own
     frontier is interpolated; None outside every baseline's range and for the baselines themselves."""
     acc_gqa_diff_ci_high: float | None = None
+    recall_at_5: float | None = None
+    """Text to video, as recall_at_10 and median_rank; None where nothing was retrieved."""
+    recall_at_10: float | None = None
+    median_rank: float | None = None
+    video_to_text_recall_at_1: float | None = None
+    video_to_text_recall_at_5: float | None = None
+    video_to_text_recall_at_10: float | None = None
+    video_to_text_median_rank: float | None = None

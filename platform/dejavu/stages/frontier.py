@@ -78,7 +78,7 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         reuse_rate=score.reuse_rate,
         gflops_per_frame=score.gflops_per_frame,
         flops_reduction=original.gflops_per_frame / score.gflops_per_frame,
-        accuracy=task.acc_qa if task else None,
+        accuracy=score.accuracy,
         acc_gqa=task.acc_gqa if task else None,
         miop=task.miop if task else None,
         miou=task.miou if task else None,
@@ -89,14 +89,31 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         peak_memory_mb=timing.peak_memory_mb if timing else None,
         trained=_trained(score.setting.config),
         **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
-        **_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed),
+        **(_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
+        **_recalls(score),
         **_difference(score, evidence),
     )
 
 
+def _recalls(score: SettingScore) -> dict[str, Any]:
+    """Return retrieval's columns; nothing where nothing was retrieved."""
+    if score.answers is None or score.answers.text_to_video is None or score.answers.video_to_text is None:
+        return {}
+    found, back = score.answers.text_to_video, score.answers.video_to_text
+    return {
+        "recall_at_5": found.at_5,
+        "recall_at_10": found.at_10,
+        "median_rank": found.median_rank,
+        "video_to_text_recall_at_1": back.at_1,
+        "video_to_text_recall_at_5": back.at_5,
+        "video_to_text_recall_at_10": back.at_10,
+        "video_to_text_median_rank": back.median_rank,
+    }
+
+
 def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
     """Return the interval of ReuseViT's lead over the best baseline at equal FLOPs; nothing for other methods."""
-    if score.setting.method != ReuseVitConfig.method or not score.rows:
+    if score.setting.method != ReuseVitConfig.method or not score.task:
         return {}
     others = [
         Scored(one.setting.method, one.gflops_per_frame, one.rows)

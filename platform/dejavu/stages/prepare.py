@@ -8,13 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from dejavu.datasets.how2qa import load_how2qa
+from dejavu.datasets.msr_vtt import load_msr_vtt
 from dejavu.datasets.next_qa import load_next_qa
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
 from dejavu.datasets.video_folder import load_video_folder
 from dejavu.records import Dataset, Split
 from dejavu.stages.spread import Row, spread
 
-DatasetName = Literal["synthetic", "next_qa", "video_folder"]
+DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder"]
+ANNOTATED = {"next_qa": load_next_qa, "msr_vtt": load_msr_vtt, "how2qa": load_how2qa}
 SCORED: tuple[Split, ...] = ("val", "test")
 
 
@@ -28,8 +31,8 @@ def load_folder(name: DatasetName, videos: Path, annotations: Path | None, split
     if name == "video_folder":
         return load_video_folder(videos)
     if annotations is None:
-        raise FileNotFoundError("annotations: got nothing, expected a folder of NExT-GQA's files; give --annotations")
-    return load_next_qa(videos, annotations, splits=tuple(splits))
+        raise FileNotFoundError(f"annotations: got nothing, expected a folder of {name}'s files; give --annotations")
+    return ANNOTATED[name](videos, annotations, splits=tuple(splits))
 
 
 def draw_world(root: Path, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dejavu.backbones.load import Backbone
-from dejavu.records import EvalRow, Prediction, Question, TaskScore, Transcoded
+from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.read import ClipEmbeddings, read_embeddings
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
+from dejavu.tasks.multiple_choice import score_choices
+from dejavu.tasks.retrieval import pool, score_retrieval
 from dejavu.tasks.temp_clip import TempClip
 from dejavu.tasks.temp_clip_answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
 from dejavu.tasks.zero_shot import zero_shot
@@ -32,15 +34,24 @@ class SettingScore:
     gflops_per_frame: float
     fidelity: Fidelity
     task: TaskScore | None
-    """None where the dataset has no answers."""
+    """None where the dataset has no answers with spans."""
 
     by_span: Mapping[SpanKind, TaskScore] = field(default_factory=dict)
     """A trained head's score under each kind of span, `task` being one of them; empty without such a head."""
 
+    answers: AnswerScore | None = None
+    """Where there are answers, or captions, but no spans."""
+
     @property
     def rows(self) -> tuple[EvalRow, ...]:
         """Scored questions, for the bootstrap."""
-        return self.task.rows if self.task else ()
+        scored = self.task or self.answers
+        return scored.rows if scored else ()
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers, whether or not they have spans; None without questions."""
+        return self.task.acc_qa if self.task else self.answers.accuracy if self.answers else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +141,17 @@ def _score(  # noqa: PLR0913, PLR0917  one call, in one place
         fidelity=score_fidelity(cosines).overall,
         task=by_span.get(exam.span) or (_score_zero_shot(clips, questions, exam) if has_spans else None),
         by_span=by_span,
+        answers=_score_answers(clips, questions, exam) if questions and not has_spans else None,
     )
+
+
+def _score_answers(clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam) -> AnswerScore:
+    answers = exam.answers_AE
+    if all(question.kind == CAPTION for question in questions):
+        pooled = {clip_id: pool(clips[clip_id].embeddings_FE) for clip_id in {one.clip_id for one in questions}}
+        return score_retrieval(questions, np.stack([answers[one.question_id][0] for one in questions]), pooled)
+    chosen = {one.question_id: _predict(one, clips[one.clip_id], answers[one.question_id]).answer for one in questions}
+    return score_choices(questions, chosen)
 
 
 def _score_zero_shot(clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam) -> TaskScore:
