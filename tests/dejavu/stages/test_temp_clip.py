@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.backbones.sentences import load_sentences, mean_hidden
 from dejavu.records import Question, Transcoded
 from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import EmbedConfig, Embedding, cut
@@ -26,7 +27,7 @@ from dejavu.stages.train import TrainError
 from dejavu.store import Store
 from dejavu.tasks.temp_clip import TempClip, TempClipShape
 from dejavu.tasks.temp_clip_answers import answer_questions, embed_candidates, see_clip
-from dejavu.tasks.temp_clip_fit import TempClipFitConfig
+from dejavu.tasks.temp_clip_fit import Lesson, TempClipFit, TempClipFitConfig
 from dejavu.tasks.temp_clip_weights import save_temp_clip
 from dejavu.video.decode import DecodedFrames
 from reuse_models.frame_skip import FrameSkipConfig
@@ -179,3 +180,37 @@ def test_a_roberta_reads_question_and_answer_with_its_separator_between_them() -
     assert prompt_of(TaskConfig(), "{answer}") == "{answer}"
     assert prompt_of(TaskConfig(text_encoder="roberta-base"), "{answer}") == "{question} </s> {answer}"
     assert prompt_of(TaskConfig(prompt="{question}"), "{answer}") == "{question}"
+
+
+def test_a_roberta_is_trained_with_the_head_and_both_come_back_from_the_file(tmp_path: Path, roberta: Path) -> None:
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    asked = [
+        replace(question(str(index), str(index)), split="train", answers=("dog", "wet", "why", "the", "is"), text="why")
+        for index in range(8)
+    ]
+    clips = {one.clip_id: see_clip(rng.normal(size=(32, 128)).astype("f4"), np.arange(32) / 2, 32) for one in asked}
+    sentences = load_sentences(str(roberta), None)
+    before = {name: weight.clone() for name, weight in sentences.encoder.state_dict().items()}
+    fit = TempClipFit(
+        TempClipShape(feature_width=128, sentence_width=16, width=16, ffn_width=16),
+        sentences.encoder,
+        Lesson(tuple(asked), clips, "{question} </s> {answer}"),
+        replace(SMALL, epochs=2, learning_rate=1e-3),
+    )
+    fit.run_epoch(lambda texts: mean_hidden(sentences.encoder, sentences.tokens(texts)))
+    trained = fit.trained_text()
+    assert not torch.equal(trained["embeddings.word_embeddings.weight"], before["embeddings.word_embeddings.weight"])
+    save_temp_clip(fit.head, trained, str(roberta), tmp_path / "head.safetensors")
+
+    config = TaskConfig(
+        head="temp_clip", temp_clip_checkpoint=tmp_path / "head.safetensors", text_encoder=str(roberta), fit=SMALL
+    )
+    found = open_head(config, load_backbone(), "{answer}")
+    assert found.prompt == "{question} </s> {answer}"
+    questions = asked[:3]
+    for embed in (sentences.embed, found.sentences.embed):
+        vectors = embed_candidates(questions, embed, found.prompt)
+        answers = answer_questions(fit.head.eval(), clips, questions, vectors)
+        assert answers == answer_questions(found.head, clips, questions, vectors)
+    torch.testing.assert_close(sentences.embed(["why dog"]), found.sentences.embed(["why dog"]))
