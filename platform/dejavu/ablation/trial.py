@@ -29,7 +29,7 @@ from dejavu.tasks.zero_shot import zero_shot
 from dejavu.video.codec_grid import MotionBinning
 from reuse_models.addon import Addon, save_addon
 from reuse_models.flops import dense_flops
-from reuse_models.frame_order import PUBLISHED_PATTERN
+from reuse_models.frame_order import training_pattern
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.training import Fit
@@ -93,12 +93,13 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     began = time.monotonic()
     variant = trial.variant
     config = replace(variant.fit, seed=trial.seed)
-    stream = windows(world.train, PUBLISHED_PATTERN, variant.motion, trial.seed)
+    pattern = training_pattern(config.order)
+    stream = windows(world.train, pattern, variant.motion, trial.seed)
     fit = Fit(backbone.vit, variant.loss, config)
     start = WarmUpConfig()
     size = config.clips_per_step
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
-    warm_up(fit.addon, gather_pairs(backbone.vit, some, PUBLISHED_PATTERN, start), variant.loss.target_rate, start)
+    warm_up(fit.addon, gather_pairs(backbone.vit, some, pattern, start), variant.loss.target_rate, start)
     for step in range(1, trial.num_steps + 1):
         fit.step(to_batch(list(islice(stream, size)), backbone))
         if step % max(1, trial.num_steps // NUM_EPOCHS) == 0:

@@ -82,21 +82,66 @@ def _all() -> tuple[Variant, ...]:
         )
         for refresh in (4, 8, 32)
     )
+    adaptive = tuple(
+        Variant(name=name, says=f"the default's add-ons with a dense frame {says}", method=method)
+        for name, says, method in (
+            ("refresh error=0.2", "once the estimated error sums up to 0.2", ReuseVitConfig(refresh_error=0.2)),
+            ("refresh error=0.6", "once the estimated error sums up to 0.6", ReuseVitConfig(refresh_error=0.6)),
+            (
+                "refresh group error=0.04",
+                "after a group with an estimated error of 0.04",
+                ReuseVitConfig(refresh_error=0.04, refresh_over="group"),
+            ),
+            ("refresh cut=0.95", "where 95 % of the macroblocks are intra", ReuseVitConfig(refresh_cut=0.95)),
+        )
+    )
     return (
         Variant(name=DEFAULT, says="semantics `anchor`, no refresh, target 0.9, hidden terms 0"),
         *semantics,
-        Variant(
-            name="motion=published",
-            says="motion vectors filed by their source, as in the artifact",
-            motion="published",
-        ),
         *refresh,
+        *adaptive,
+        Variant(
+            name="order=sequential",
+            says="each frame after the one before it, instead of 4-2-1-3; in training and use",
+            fit=replace(DEFAULT_FIT, order="sequential"),
+            method=ReuseVitConfig(order="sequential"),
+        ),
+        Variant(
+            name="restoration off",
+            says="reused patches as they are, in training and use",
+            fit=replace(DEFAULT_FIT, restoration_rank=0),
+        ),
+        Variant(
+            name="restoration rank=11",
+            says="a restoration of the published width, in proportion to the tower, instead of 4",
+            fit=replace(DEFAULT_FIT, restoration_rank=11),
+        ),
+        Variant(
+            name="codec off",
+            says="no codec net: decisions from importance, similarity and frame kind",
+            fit=replace(DEFAULT_FIT, codec=False),
+        ),
         Variant(
             name="hidden=1.5",
             says="weight 1.5 on the second-to-last layer's hidden states",
             loss=replace(DEFAULT_LOSS, second_last_weight=1.5),
         ),
+        Variant(
+            name="residual=0.5",
+            says="weight 0.5 on what patches gain from layer to layer",
+            loss=replace(DEFAULT_LOSS, residual_weight=0.5),
+        ),
         *targets,
+        Variant(
+            name="motion=published",
+            says="motion vectors filed by their source, as in the artifact",
+            motion="published",
+        ),
+        Variant(
+            name="motion=turned",
+            says="the sign of motion vectors to later frames turned before averaging",
+            motion="turned",
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from dejavu.setting import Setting
 from dejavu.stages.spread import Row
 from dejavu.stages.transcode import first_line
 from dejavu.store import Store
+from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode
 
 STAGE = "embed"
@@ -37,7 +38,7 @@ class EmbedConfig:
     """Frames decoded at once, at least segment_frames: bounds the memory of a row on its way to an actor."""
     chunk_frames: int = 16
     """Frames of each stream that are handed to a method at once."""
-    motion_binning: Literal["destination", "published"] = "destination"
+    motion_binning: MotionBinning = "destination"
 
     def __post_init__(self) -> None:
         """Check the counts.
