@@ -18,7 +18,7 @@ LEVELS = [
     ("dejavu.equal_flops", "dejavu.search"),
     ("dejavu.headline", "dejavu.breakdown", "dejavu.drift", "dejavu.reuse_layers", "dejavu.reuse_stream"),
     ("dejavu.overlay",),
-    ("dejavu.report",),
+    ("dejavu.report", "dejavu.comparison"),
     ("dejavu.nextgqa_golden", "dejavu.temp_clip_golden"),
     ("dejavu.stages",),
     ("dejavu.ablation",),

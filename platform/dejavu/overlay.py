@@ -99,7 +99,8 @@ def highlight(rgb_HWC: NDArray[np.uint8], share_PP: NDArray[np.float64]) -> NDAr
     rgb = rgb_HWC.astype(np.float32)
     grey = rgb.mean(axis=-1, keepdims=True) * DIM
     tinted = (1 - HIGHLIGHT) * rgb + HIGHLIGHT * HIGHLIGHT_RGB
-    return (reused_HW1 * grey + (1 - reused_HW1) * tinted).round().astype(np.uint8)
+    shown: NDArray[np.uint8] = (reused_HW1 * grey + (1 - reused_HW1) * tinted).round().astype(np.uint8)
+    return shown
 
 
 @lru_cache(maxsize=64)
@@ -110,5 +111,6 @@ def _line(left: str, right: str, width_px: int) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     figure.text(8 / width_px, 0.5, left, color=_INK, fontsize=11, va="center", ha="left", parse_math=False)
     figure.text(1 - 8 / width_px, 0.5, right, color=_INK, fontsize=11, va="center", ha="right", parse_math=False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    line: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba(), np.uint8)[:, :, :3].copy()  # type: ignore[no-untyped-call]
+    return line

@@ -27,8 +27,13 @@ def write_pareto_csv(path: Path, points: Sequence[ParetoPoint]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_pareto_csv(path: Path) -> list[ParetoPoint]:
+def read_pareto_csv(path: Path, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
     """Read what write_pareto_csv wrote.
+
+    Args:
+        path: The file.
+        needed: Columns that must be there. All of them, and no others, unless some are named: then a column that is
+            absent reads as not measured, and one that is unknown is left out, as in files of another version.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -36,10 +41,12 @@ def read_pareto_csv(path: Path) -> list[ParetoPoint]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        found = tuple(reader.fieldnames or ())
+        if found != COLUMNS if needed == COLUMNS else not set(needed) <= set(found):
+            lacking = [column for column in needed if column not in found]
             raise ValueError(
-                f"{path.name} columns: got {','.join(reader.fieldnames or ())}, expected {','.join(COLUMNS)}; "
-                "take a pareto.csv of this version"
+                f"{path} columns: got {','.join(found)}, expected {','.join(needed)}"
+                f"{' (not there: ' + ', '.join(lacking) + ')' if lacking else ''}; take a pareto.csv of this version"
             )
         return [_point(f"{path.name} line {reader.line_num}", row) for row in reader]
 
@@ -52,7 +59,7 @@ def _cell(value: Any) -> str:
 
 def _point(where: str, row: dict[str, str]) -> ParetoPoint:
     try:
-        return ParetoPoint(**{column: _parse(column, row[column]) for column in COLUMNS})
+        return ParetoPoint(**{column: _parse(column, row.get(column, "")) for column in COLUMNS})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where}: got {error}, expected a number or an empty cell; write the file again") from error
 

@@ -1,0 +1,111 @@
+"""Compare two runs, or two kinds of hardware: `python jobs/compare.py A/pareto.csv B/pareto.csv --out compare.png`.
+
+Draws both in one plot, quality against FLOP reduction and against measured speed-up, and lists the settings that both
+have; the list is also written beside the plot as CSV.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from dejavu.comparison import Difference, Run, common_quality, differences, plot_comparison, write_differences_csv
+from dejavu.headline import QUALITY_NAMES
+from dejavu.looks import looks_of
+from dejavu.pareto_csv import read_pareto_csv
+
+NEEDED = ("method", "setting", "split", "num_clips")
+"""Columns without which a row names no setting; a pareto.csv of another version may lack others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Draw two runs in one plot and list where they differ."""
+
+    first: tyro.conf.Positional[Path]
+    """pareto.csv of run A."""
+    second: tyro.conf.Positional[Path]
+    """pareto.csv of run B."""
+    out: Path
+    """The PNG to write; the table goes beside it as CSV."""
+    names: tuple[str, str] | None = None
+    """What the runs are called; their folders' names unless given."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw, write and print; return the exit status."""
+    job = tyro.cli(Compare, prog="python jobs/compare.py", args=arguments)
+    try:
+        run(job)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(job: Compare) -> None:
+    """Compare.
+
+    Raises:
+        ValueError: A file lacks a column, or the runs have nothing in common to compare by.
+        OSError: A file cannot be read or written.
+    """
+    names = job.names or run_names(job.first, job.second)
+    first, second = (
+        Run(name, read_pareto_csv(path, NEEDED)) for name, path in zip(names, (job.first, job.second), strict=True)
+    )
+    quality = common_quality(first, second)
+    found = differences(first, second, quality)
+    plot_comparison(first, second, quality, job.out)
+    table = job.out.with_suffix(".csv")
+    write_differences_csv(table, found)
+    print(f"A: {first.name}, {len(first.points)} settings; B: {second.name}, {len(second.points)} settings")
+    print(f"{len(found)} settings in both, {QUALITY_NAMES[quality]} of each:\n")
+    print("\n".join(lines(found, scale=1 if quality == "cosine_to_dense" else 100)))
+    print(f"\nplot   {job.out}\ntable  {table}")
+
+
+def run_names(first: Path, second: Path) -> tuple[str, str]:
+    """Return the names of the folders that the files lie in, or the files' own where those are the same."""
+    names = tuple(path.absolute().parent.name for path in (first, second))
+    return (names[0], names[1]) if names[0] != names[1] else (str(first), str(second))
+
+
+def lines(found: list[Difference], *, scale: float) -> list[str]:
+    """Return the table as lines of text: B's value beside A's, and B minus A or B over A."""
+    heads = ("method", "setting", "quality A", "B", "B−A", "FLOPs A", "B", "speed A", "B", "ms A", "B", "A/B")
+    rows = [heads]
+    for one in found:
+        change = None if one.quality_a is None or one.quality_b is None else one.quality_b - one.quality_a
+        pace = one.ms_per_frame_a / one.ms_per_frame_b if one.ms_per_frame_a and one.ms_per_frame_b else None
+        rows.append(
+            (
+                looks_of([one.method])[one.method].name,
+                one.setting,
+                _text(one.quality_a, scale, 2),
+                _text(one.quality_b, scale, 2),
+                _text(change, scale, 2, "+"),
+                *(_text(value, 1, 2) for value in (one.flops_reduction_a, one.flops_reduction_b)),
+                *(_text(value, 1, 2) for value in (one.speedup_a, one.speedup_b)),
+                *(_text(value, 1, 2) for value in (one.ms_per_frame_a, one.ms_per_frame_b, pace)),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _text(value: float | None, scale: float, digits: int, sign: str = "") -> str:
+    return "—" if value is None else f"{scale * value:{sign}.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
