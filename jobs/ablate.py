@@ -7,13 +7,11 @@ the table into docs/ablations.md. A result is one JSON file; what is there alrea
 import _bootstrap  # first: makes the packages importable
 
 import json
-import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 from dejavu import cluster
@@ -26,6 +24,7 @@ from dejavu.experiment import RECIPES
 from dejavu.stages.score import set_exam
 from dejavu.store import StoreError, write_json, write_text
 
+NUM_SEEDS = 3
 BEGIN, END = "<!-- table: written by jobs/ablate.py -->", "<!-- end of table -->"
 
 
@@ -35,7 +34,7 @@ class Options:
 
     variants: tuple[str, ...] = ()
     """Rows of the table; all unless given."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = tuple(range(NUM_SEEDS))
     """Fits of each variant."""
     steps: int = 72
     """Of a fit; so many take less than a minute of an idle core."""
@@ -46,7 +45,7 @@ class Options:
     world: Path | None = None
     """A demo world drawn before, only read; drawn in the results folder unless given."""
     document: Path = _bootstrap.ROOT / "docs" / "ablations.md"
-    """Where the table goes."""
+    """Where the table goes, between its marks."""
     list: bool = False
     """Print the variants and end."""
     table: bool = False
@@ -107,8 +106,9 @@ def write_table(out: Path, document: Path) -> None:
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "results").glob("*.json"))]
     text = render(rows)
     print(text)
-    words = shlex.join(word for word in sys.argv[1:] if word != "--table")
-    made = f"`python jobs/ablate.py {words}`, {cluster.hardware()}, {torch.get_num_threads()} thread(s)."
+    steps = " and ".join(sorted({str(row["steps"]) for row in rows}))
+    made = f"`python jobs/ablate.py --steps {steps}`, {cluster.hardware()}, one thread. {len(rows)} trials of "
+    made += f"{len(VARIANTS)} variants x {NUM_SEEDS} seeds are done."
     before, after = "# Ablations\n\n", ""
     if document.is_file():
         before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
