@@ -27,17 +27,20 @@ from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import SettingScore, score_settings, set_exam
+from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, identity, write_text
 from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError
+from reuse_models.diffrate import DiffRateConfig
+from reuse_models.diffrate_schedule import read_schedule
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
 from reuse_models.reusevit import ReuseVitConfig
 from tune_spaces.study import choose, list_configs, read_chosen, sweep, write_chosen
-from tune_spaces.tower import AddonCurve
+from tune_spaces.tower import AddonCurve, Trained
 
 PUBLISHED_REFRESH = (4, 8, 32, None)
 """Frames after which the published points begin a new segment."""
@@ -109,6 +112,7 @@ def start(experiment: Experiment) -> Job:
     write_text(results / "config.yaml", experiment.to_yaml())
     print(experiment.to_yaml(), flush=True)
     backbone = load_backbone(experiment.backbone)
+    given_schedules(experiment, backbone)
     check_head(experiment.task, backbone, experiment.prompt)
     tracking = Tracking.open(results)
     cluster.connect()
@@ -124,7 +128,8 @@ def start(experiment: Experiment) -> Job:
 
 def load_dataset(experiment: Experiment, results: Path) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
-    splits: tuple[Split, ...] = ("train", *SCORED) if experiment.trains or experiment.task.trains else SCORED
+    trains = experiment.trains or experiment.searches or experiment.task.trains
+    splits: tuple[Split, ...] = ("train", *SCORED) if trains else SCORED
     if experiment.dataset == "synthetic":
         dataset, num_drawn = draw_world(results / "world", experiment.synthetic, splits)
         print(f"drew {num_drawn} videos", flush=True)
@@ -149,6 +154,8 @@ def run(job: Job) -> None:
     original = job.name(OriginalConfig())
     if experiment.trains:
         fit_addons(job, original)
+    if experiment.searches:
+        fit_schedules(job)
     if not {"sweep", "embed", "measure", "score"} & set(experiment.stages):
         return
     job.head = train_head(job, original)
@@ -248,6 +255,26 @@ def fit_run(job: Job, addon: TrainedAddon) -> Run:
     )
 
 
+def fit_schedules(job: Job) -> None:
+    """Search DiffRate's schedule for each FLOP target on training clips."""
+    clips = job.of_split("train")
+    if not clips or not job.backbone.vit.shape.has_cls:
+        lacking = "a tower with CLS" if clips else "training clips"
+        job.say(f"no {lacking}: DiffRate's schedules are not searched")
+        return
+    result = search_schedules(clips, job.backbone, job.embedding, job.experiment.schedules)
+    job.say(f"searched {len(result.found)} of {len(result.schedules)} DiffRate schedules")
+    for share, found in sorted(result.found.items()):
+        cosines = f"{found.cosine:.3f}, of the same rate in every layer {found.uniform_cosine:.3f}"
+        print(f"  diffrate {share:g}: costs {found.schedule.achieved_share:.3f} of dense, cosine to it {cosines}")
+    job.check()
+
+
+def given_schedules(experiment: Experiment, backbone: Backbone) -> list[DiffRateConfig]:
+    """Read the schedules that were given as files; a broken one ends the run before any work."""
+    return [read_schedule(path, backbone.vit.shape).config() for path in experiment.sweep.diffrate_schedules]
+
+
 def published_configs(job: Job) -> list[MethodConfig]:
     """Return the published checkpoints at the published refresh intervals.
 
@@ -273,7 +300,9 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     addons = [
         AddonCurve(addon.name, str(addon.weights), tuple(addon.biases.values())) for addon in read_addons(job.embedding)
     ]
-    configs = list_configs(job.backbone, probes, job.embedding, experiment.sweep, addons)
+    searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
+    trained = Trained(tuple(addons), tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)])))
+    configs = list_configs(job.backbone, probes, job.embedding, experiment.sweep, trained)
     settings = [job.name(config) for config in configs]
     if not validation:
         job.say(f"no validation clips: all {len(settings)} settings are measured")

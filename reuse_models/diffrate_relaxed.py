@@ -69,7 +69,7 @@ def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
     Weights are multiplied rather than their logarithms added: those of 0 would have no gradient.
     """
     scores_BhMN = q_BhMd @ k_BhNd.mT * q_BhMd.shape[-1] ** -0.5
-    weights_BhMN = (scores_BhMN - scores_BhMN.amax(-1, keepdim=True).detach()).exp() * there_BN[:, None, None]
+    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.amax(-1, keepdim=True).detach()).exp() * there_BN[:, None, None]
     return weights_BhMN / weights_BhMN.sum(-1, keepdim=True).clamp_min(1e-9)
 
 

@@ -12,10 +12,10 @@ def grid(tower: Tower, density: Density) -> tuple[ReuseVitConfig, ...]:
     Of a trained add-on: as trained, and at every bias that was calibrated on validation clips. The names of untrained
     settings say so.
     """
-    if tower.addons:
+    if tower.trained.addons:
         return tuple(
             ReuseVitConfig(weights=addon.weights, name=addon.name, decision_bias=bias)
-            for addon in tower.addons
+            for addon in tower.trained.addons
             for bias in sorted({0.0, *addon.biases})
         )
     return tuple(ReuseVitConfig(forced_rate=rate) for rate in thin(FORCED_RATES, density))

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from reuse_models.cmc import distance_quantiles
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
 from tune_spaces.grids import GRIDS
-from tune_spaces.tower import AddonCurve, Density, Tower
+from tune_spaces.tower import Density, Tower, Trained
 
 STAGE = "sweep"
 
@@ -48,6 +49,8 @@ class SweepConfig:
     """Settings per method measured on test clips, spread over the method's own frontier on validation clips."""
     probe_clips: int = 8
     """Validation clips on which CMC's distances are looked at."""
+    diffrate_schedules: tuple[Path, ...] = ()
+    """Files written by jobs/search_schedules.py for this backbone, tried beside those that the train stage searches."""
 
     def __post_init__(self) -> None:
         """Check names and counts.
@@ -67,7 +70,7 @@ def list_configs(
     clips: Sequence[Transcoded],
     embedding: Embedding,
     config: SweepConfig,
-    addons: Sequence[AddonCurve] = (),
+    trained: Trained,
 ) -> list[MethodConfig]:
     """Return the settings of all methods that this tower can run; a method that refuses it is named in one line.
 
@@ -76,7 +79,7 @@ def list_configs(
         clips: Validation clips, of which the first few show how far tokens move.
         embedding: Where the clips lie.
         config: Which methods, and how many settings.
-        addons: ReuseViT's, trained for this tower.
+        trained: What training has made for this tower.
     """
 
     def quantiles(shares: Sequence[float]) -> list[float]:
@@ -87,7 +90,7 @@ def list_configs(
             backbone.vit, [backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1], shares
         )
 
-    tower = Tower(backbone.vit.shape, quantiles, tuple(addons))
+    tower = Tower(backbone.vit.shape, quantiles, trained)
     configs: list[MethodConfig] = []
     for method in config.methods:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from reuse_models.diffrate import DiffRateConfig
 from reuse_models.vit import VitShape
 
 Density = Literal["paper", "demo", "tiny"]
@@ -25,14 +26,22 @@ class AddonCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """What training has made for a tower; nothing where nothing was trained."""
+
+    addons: tuple[AddonCurve, ...] = ()
+    schedules: tuple[DiffRateConfig, ...] = ()
+    """Searched, or given as files."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tower:
     """The backbone that a sweep runs on."""
 
     shape: VitShape
     distance_quantiles: Callable[[Sequence[float]], list[float]]
     """Quantiles of CMC's distance between consecutive frames of validation clips."""
-    addons: tuple[AddonCurve, ...] = ()
-    """Trained for this tower; none where nothing was trained."""
+    trained: Trained = field(default_factory=Trained)
 
     @property
     def in_paper(self) -> bool:

@@ -18,10 +18,12 @@ from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
+from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train import TrainConfig
 from dejavu.tasks.temp_clip_fit import TempClipFitConfig
 from dejavu.video.mp4 import TranscodeConfig
+from reuse_models.diffrate_search import SearchConfig
 from reuse_models.published import Variant
 from reuse_models.training import FitConfig
 from tune_spaces.study import SweepConfig
@@ -92,6 +94,7 @@ class Experiment:
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    schedules: SchedulesConfig = field(default_factory=SchedulesConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
@@ -118,6 +121,11 @@ class Experiment:
     def trains(self) -> bool:
         """Whether ReuseViT is fitted: the stage was asked for, and somebody will measure what it makes."""
         return "train" in self.stages and "reusevit" in self.sweep.methods
+
+    @property
+    def searches(self) -> bool:
+        """Whether DiffRate's schedules are searched, which needs training clips as well."""
+        return "train" in self.stages and "diffrate" in self.sweep.methods
 
     def check_folders(self) -> None:
         """Refuse to start without the folders that the recipe reads.
@@ -171,6 +179,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             recipe="tiny",
             stages=UNTRAINED,
             train=replace(DEMO_TRAINING, targets=(0.8,), max_steps=4),
+            schedules=SchedulesConfig(shares=(0.565, 0.689), num_frames=64, search=SearchConfig(steps=4)),
             task=replace(DEMO_HEAD, fit=replace(DEMO_HEAD.fit, epochs=2)),
             synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
             sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),

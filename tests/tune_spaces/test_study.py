@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ from dejavu.stages.score import SettingScore
 from dejavu.store import Store
 from dejavu.tasks.fidelity import Fidelity
 from reuse_models.cmc import CmcConfig
+from reuse_models.diffrate import DiffRateConfig
 from reuse_models.eventful import EventfulConfig
 from reuse_models.method import MethodConfig
 from reuse_models.vit import KNOWN_SHAPES, VitShape
 from tune_spaces.grids import GRIDS
 from tune_spaces.study import SweepConfig, choose, read_chosen, write_chosen
-from tune_spaces.tower import Tower
+from tune_spaces.tower import Tower, Trained
 
 
 def name(config: MethodConfig) -> Setting:
@@ -99,3 +101,10 @@ def test_tiny_tries_two_settings_of_each_method_and_all_are_named_apart(method: 
 def test_an_unknown_method_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"sweep.methods: got \['magic'\], expected some of frame_skip"):
         SweepConfig(methods=("magic",))
+
+
+def test_searched_schedules_take_the_place_of_uniform_ones() -> None:
+    searched = DiffRateConfig(prune_kept=(65, 30), merge_kept=(65, 30), label="searched 0.627")
+    small = tower(SMALL)
+    assert [config.setting for config in GRIDS["diffrate"](small, "tiny")] == ["uniform 0.565", "uniform 0.689"]
+    assert GRIDS["diffrate"](replace(small, trained=Trained(schedules=(searched,))), "demo") == (searched,)
