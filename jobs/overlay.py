@@ -39,6 +39,8 @@ from reuse_models.reusevit import ReuseVitConfig
 REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameSkipConfig)
 """Methods that reuse between frames; the first that a run has is shown unless another is named."""
 OVERLAY_CRF = 18
+NEEDED = ("method", "setting", "split", "num_clips", "flops_reduction")
+"""Columns of pareto.csv without which no setting can be preferred."""
 ONE_LINE_ERRORS = (BackboneError, VideoError, OSError, ValueError)
 
 
@@ -154,7 +156,7 @@ def choose(results: Path, configs: list[MethodConfig], wanted: str | None) -> Me
             raise ValueError(f"--setting: got {wanted!r}, which names {len(fits)}, expected one of {names}; name one")
         return fits[0]
     path = results / "pareto.csv"
-    points = read_pareto_csv(path) if path.is_file() else []
+    points = read_pareto_csv(path, NEEDED) if path.is_file() else []
     best = best_within(points, quality_of(points), "flops_reduction").get(configs[0].method) if points else None
     named = [one for one in configs if best and (one.method, one.setting) == (best.method, best.setting)]
     return (named or configs)[0]

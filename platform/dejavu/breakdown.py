@@ -50,6 +50,8 @@ class Answered:
     """Scored questions; none for a dataset without answers."""
     cosine_of: Mapping[str, float]
     """Clip id -> mean cosine of its frames to Original's."""
+    has_spans: bool = True
+    """Whether the questions say when their answers are seen, so that Acc@GQA means something."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +84,10 @@ COLUMNS = tuple(field.name for field in fields(BreakdownRow))
 
 
 def by_question_type(questions: Sequence[Question]) -> list[Group]:
-    """Group questions by their type; those without one are left out."""
+    """Group questions by their type; those without one are left out, and where all are alike there is no group."""
     kinds = sorted({question.kind for question in questions if question.kind})
+    if len(kinds) < 2:
+        return []
     members = {kind: [question for question in questions if question.kind == kind] for kind in kinds}
     return [
         Group(
@@ -145,7 +149,7 @@ def _row(setting: Answered, original: Answered, group: Group, seed: int) -> Brea
         num_questions=len(rows),
         cosine_to_dense=float(np.mean(cosines)) if cosines and whole else None,
         **_metric("accuracy", "correct", rows, dense, seed),
-        **_metric("acc_gqa", "grounded", rows, dense, seed),
+        **(_metric("acc_gqa", "grounded", rows, dense, seed) if setting.has_spans else {}),
     )
 
 

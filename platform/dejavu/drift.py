@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from dejavu.looks import FAINT, INK, MUTED, looks_of
 from dejavu.store import atomic, write_text
 from dejavu.tasks.bootstrap import clustered_interval
-from reuse_models.frame_skip import FrameSkipConfig
-from reuse_models.method import MethodConfig
 
 MIN_CLIPS_SHARE = 1 / 3
 """An age that fewer of the clips reach is left out: its mean would be of other clips than its neighbours'."""
@@ -53,34 +51,21 @@ class AgePoint:
 COLUMNS = tuple(field.name for field in fields(AgePoint))
 
 
-def refresh_period(config: MethodConfig, segment_frames: int) -> int:
-    """Return the frames from one dense frame to the next, at most those of a segment.
+def ages(reuse_rate_F: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return [F], the frames since the last one of which nothing was reused; the first frame of a clip counts as one.
 
-    FrameSkip computes every n-th frame; a method with a refresh interval begins anew after it; one without only where
-    the embedding stage cuts a clip.
+    So it holds for every way in which a method begins anew: after a fixed number of frames, at a cut, by an estimate of
+    its own error, or where the embedding stage cuts a clip.
     """
-    if isinstance(config, FrameSkipConfig):
-        return min(config.every, segment_frames)
-    refresh = getattr(config, "refresh", None)
-    return segment_frames if refresh is None else min(int(refresh) + 1, segment_frames)
-
-
-def ages(num_frames: int, segment_frames: int, period: int) -> NDArray[np.int64]:
-    """Return [F], each frame's age, in clips that are cut into segments."""
-    if num_frames < 0 or segment_frames < 1 or period < 1:
-        raise ValueError(
-            f"ages: got {num_frames} frames, segments of {segment_frames} and a period of {period}, expected 0 or more "
-            "frames and 1 or more of the others; take them from the embedding's config"
-        )
-    frame_F = np.arange(num_frames, dtype=np.int64)
-    return (frame_F % segment_frames) % period
+    frame_F = np.arange(len(reuse_rate_F), dtype=np.int64)
+    dense_F = np.where(np.asarray(reuse_rate_F) == 0, frame_F, 0)
+    since_F: NDArray[np.int64] = frame_F - np.maximum.accumulate(dense_F)
+    return since_F
 
 
 def drift_curve(
     label: tuple[str, str],
-    cosines_of: Mapping[str, NDArray[np.floating]],
-    segment_frames: int,
-    period: int,
+    frames_of: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
     *,
     seed: int = 0,
 ) -> list[AgePoint]:
@@ -88,9 +73,7 @@ def drift_curve(
 
     Args:
         label: Method and setting.
-        cosines_of: Clip id -> [F], the cosine of each frame to Original's, in display order.
-        segment_frames: Frames after which the embedding stage begins anew.
-        period: As `refresh_period` returns it.
+        frames_of: Clip id -> [F] and [F] in display order: each frame's cosine to Original, and its reuse rate.
         seed: Of the bootstrap over clips.
 
     Returns:
@@ -98,14 +81,14 @@ def drift_curve(
     """
     values: dict[int, list[float]] = defaultdict(list)
     clips: dict[int, list[str]] = defaultdict(list)
-    for clip_id, cosine_F in cosines_of.items():
-        for age, cosine in zip(ages(len(cosine_F), segment_frames, period).tolist(), cosine_F.tolist(), strict=True):
+    for clip_id, (cosine_F, reuse_rate_F) in frames_of.items():
+        for age, cosine in zip(ages(reuse_rate_F).tolist(), cosine_F.tolist(), strict=True):
             values[age].append(cosine)
             clips[age].append(clip_id)
     curve = []
     for age in sorted(values):
         num_clips = len(set(clips[age]))
-        if num_clips < MIN_CLIPS_SHARE * len(cosines_of):
+        if num_clips < MIN_CLIPS_SHARE * len(frames_of):
             continue
         found = clustered_interval(np.array(values[age]), clips[age], num_samples=NUM_SAMPLES, seed=seed)
         curve.append(AgePoint(*label, age, num_clips, len(values[age]), found.mean, found.low, found.high))

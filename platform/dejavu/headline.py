@@ -22,7 +22,7 @@ QUALITY_NAMES: dict[Quality, str] = {
 }
 QUALITY_MEANINGS: dict[Quality, str] = {
     "acc_gqa": "right answers, seen at the right time",
-    "accuracy": "right answers",
+    "accuracy": "right answers; in retrieval, the right video found first",
     "cosine_to_dense": "how close frame embeddings stay to Original's; nobody has annotated answers",
 }
 Verdict = Literal["worse", "better", "noise", "unknown"]

@@ -91,3 +91,11 @@ def test_without_answers_only_the_cosine_is_told(tmp_path: Path) -> None:
         ("high", "0", "", ""),
     ]
     assert [float(one["cosine_to_dense"]) for one in found] == [1.0, 0.5]
+
+
+def test_where_nothing_says_when_answers_are_seen_there_is_no_acc_gqa() -> None:
+    blind = Answered(OURS.method, OURS.setting, OURS.rows, OURS.cosine_of, has_spans=False)
+    (row,) = break_down([blind], DENSE, by_terciles("duration_s", {"c0": 1.0}))
+    assert row.accuracy == pytest.approx(2 / 3)
+    assert row.acc_gqa is None
+    assert by_question_type([one for one in QUESTIONS if one.kind == "CW"]) == []

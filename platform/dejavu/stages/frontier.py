@@ -41,6 +41,7 @@ ARTIFACTS = (
     "pareto.csv",
     "breakdown.csv",
     "drift.csv",
+    "task_scores.csv",
     "config.yaml",
     "failures.csv",
 )

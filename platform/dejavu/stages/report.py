@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dejavu.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
-from dejavu.drift import drift_curve, plot_drift, refresh_period, write_drift_csv
+from dejavu.drift import drift_curve, plot_drift, write_drift_csv
 from dejavu.frontier import MAX_LOSS, original_quality, quality_of
 from dejavu.looks import looks_of
 from dejavu.records import ParetoPoint, Transcoded
@@ -63,8 +63,8 @@ class Scored:
 def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
     """Write breakdown.csv, drift.csv and report.html beside pareto.csv; return the page's path."""
     settings = [score.setting for score in scored.evidence.scores]
-    cosines = _cosines(settings, scored)
-    shared = sorted(set.intersection(*(set(by_clip) for by_clip in cosines.values())))
+    frames = _frames(settings, scored)
+    shared = sorted(set.intersection(*(set(by_clip) for by_clip in frames.values())))
     clips = [clip for clip in scored.exam.clips if clip.clip_id in set(shared)]
     groups = by_question_type([question for question in scored.exam.questions if question.clip_id in set(shared)])
     motion_of = measure_motion(clips, scored.embedding.store)
@@ -75,7 +75,8 @@ def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
             score.setting.method,
             score.setting.label,
             score.rows,
-            {clip_id: float(cosines[score.setting][clip_id].mean()) for clip_id in shared},
+            {clip_id: float(frames[score.setting][clip_id][0].mean()) for clip_id in shared},
+            has_spans=score.task is not None,
         )
         for score in scored.evidence.scores
     ]
@@ -83,7 +84,7 @@ def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
     write_breakdown_csv(results / "breakdown.csv", rows)
     pictures = {
         "pareto": [Picture(results / "pareto.svg", "", PARETO_CAPTION)],
-        "drift": _draw_drift(scored, cosines, results),
+        "drift": _draw_drift(scored, frames, results),
         "reuse": _draw_reuse(scored, typical(clips, motion_of)),
     }
     page = results / "report.html"
@@ -91,32 +92,33 @@ def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
     return page
 
 
-def _cosines(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[str, NDArray[np.floating]]]:
-    """Return each frame's cosine to Original's, setting by setting and clip by clip; one setting is read at a time."""
+Frames = tuple[NDArray[np.floating], NDArray[np.floating]]
+"""[F] and [F] of one clip: each frame's cosine to Original's, and its reuse rate."""
+
+
+def _frames(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[str, Frames]]:
+    """Return what is needed of each frame, setting by setting and clip by clip; one setting is read at a time."""
     dense = read_embeddings(scored.embedding, settings[0], scored.exam.clips)
     found = {}
     for setting in settings:
         ours = read_embeddings(scored.embedding, setting, scored.exam.clips)
         found[setting] = {
-            clip_id: frame_cosines(ours[clip_id].embeddings_FE, dense[clip_id].embeddings_FE)
+            clip_id: (
+                frame_cosines(ours[clip_id].embeddings_FE, dense[clip_id].embeddings_FE),
+                ours[clip_id].reuse_rate_F,
+            )
             for clip_id in sorted(ours.keys() & dense.keys())
         }
     return found
 
 
-def _draw_drift(
-    scored: Scored, cosines: Mapping[Setting, Mapping[str, NDArray[np.floating]]], results: Path
-) -> list[Picture]:
+def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], results: Path) -> list[Picture]:
     """Draw the curves of settings that reuse anything; merging methods and Original compute each frame by itself."""
-    segment_frames = scored.embedding.config.segment_frames
-    curves = []
-    for point, score in zip(scored.points, scored.evidence.scores, strict=True):
-        if not point.reuse_rate:
-            continue
-        setting = score.setting
-        period = refresh_period(setting.config, segment_frames)
-        label = (setting.method, setting.label)
-        curves.append(drift_curve(label, cosines[setting], segment_frames, period, seed=scored.evidence.seed))
+    curves = [
+        drift_curve((score.setting.method, score.setting.label), frames[score.setting], seed=scored.evidence.seed)
+        for point, score in zip(scored.points, scored.evidence.scores, strict=True)
+        if point.reuse_rate
+    ]
     write_drift_csv(results / "drift.csv", curves)
     if not any(curves):
         return []
