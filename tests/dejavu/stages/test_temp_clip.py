@@ -6,6 +6,8 @@ Training itself runs in tests/jobs/test_task_head.py.
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.train import Checkpoint
+from safetensors.torch import load_file
 
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.backbones.sentences import load_sentences, mean_hidden
 from dejavu.records import Question, Transcoded
 from dejavu.setting import Setting, name_setting
+from dejavu.stages import temp_clip
 from dejavu.stages.batch import EmbedConfig, Embedding, cut
 from dejavu.stages.encode import EncodedSegment, to_table
 from dejavu.stages.score import score_settings, set_exam
@@ -214,3 +219,64 @@ def test_a_roberta_is_trained_with_the_head_and_both_come_back_from_the_file(tmp
         answers = answer_questions(fit.head.eval(), clips, questions, vectors)
         assert answers == answer_questions(found.head, clips, questions, vectors)
     torch.testing.assert_close(sentences.embed(["why dog"]), found.sentences.embed(["why dog"]))
+
+
+class Recorder:
+    """Stands for Ray Train in the worker: keeps every checkpoint, and begins from one of them."""
+
+    def __init__(self, folder: Path, start: Path | None = None) -> None:
+        self.folder, self.start, self.kept = folder, start, list[Path]()
+
+    def get_checkpoint(self) -> Checkpoint | None:
+        return None if self.start is None else Checkpoint.from_directory(str(self.start))
+
+    def report(self, metrics: dict[str, object], checkpoint: Checkpoint) -> None:
+        self.kept.append(self.folder / str(len(self.kept)))
+        with checkpoint.as_directory() as found:
+            shutil.copytree(found, self.kept[-1])
+
+
+def course(root: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, fit: TempClipFitConfig) -> list[Path]:
+    """Run the worker's part of a fit; return its checkpoints in order."""
+    torch.set_num_threads(1)
+    embedding = Embedding("embedded", Store(root), EmbedConfig())
+    original = name_setting(OriginalConfig(), "tower", {})
+    clips = [clip(name) for name in "abcd"]
+    if not embedding.store.done(original.setting_id):
+        store_embeddings(embedding, original, clips, 0)
+    lessons = tuple(replace(question(str(index), name), split="train") for name in "abc" for index in range(4))
+    exam = tuple(replace(question(str(index), "d"), split="val") for index in range(4))
+    config = TaskConfig(head="temp_clip", fit=fit)
+    monkeypatch.setattr(temp_clip, "train", recorder)
+    task = temp_clip._Task(embedding, config, "{answer}", tuple(clips), lessons, exam, original)
+    temp_clip._Course(task, load_backbone(), "cpu").run()
+    return recorder.kept
+
+
+def test_a_worker_that_died_goes_on_from_its_checkpoint_to_the_same_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = replace(SMALL, epochs=3, questions_per_step=4, learning_rate=1e-3)
+    whole = course(tmp_path, monkeypatch, Recorder(tmp_path / "whole"), fit)
+    assert len(whole) == 4  # one an epoch, and one at the end
+    resumed = course(tmp_path, monkeypatch, Recorder(tmp_path / "resumed", whole[0]), fit)
+    assert len(resumed) == 3
+    for name in ("best.safetensors", "last.safetensors"):
+        ours, theirs = load_file(resumed[-1] / name), load_file(whole[-1] / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    ours, theirs = (json.loads((some[-1] / "progress.json").read_text())["curve"] for some in (resumed, whole))
+    assert ours == theirs
+    assert [entry["epoch"] for entry in ours] == [1, 2, 3]
+    assert {"val_acc_qa", "val_acc_gqa", "grounding_loss"} <= ours[0].keys()
+
+
+def test_a_loss_that_is_no_number_is_written_down_and_ends_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = replace(SMALL, epochs=3, questions_per_step=4, learning_rate=1e20)
+    kept = course(tmp_path, monkeypatch, Recorder(tmp_path / "broken"), fit)
+    broken = json.loads((kept[-1] / "progress.json").read_text())["broken"]
+    assert broken.startswith("temp_clip loss: got ")
+    assert "lower --task.fit.learning-rate" in broken
+    assert len(kept) == 2
