@@ -78,12 +78,12 @@ def measured_bytes(anchors: tuple[BoundaryAnchors, ...]) -> int:
 
 def norm_dtype(like: Tensor) -> torch.dtype:
     """Return the type in which lengths are kept: a cosine near 1 is lost in 16 bits."""
-    return torch.promote_types(like.dtype, torch.float32)
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def norms(x_XD: Tensor) -> Tensor:
+def norms(x_XD: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the length of each row, in float32 or better."""
-    lengths_X: Tensor = torch.linalg.vector_norm(x_XD, dim=-1, dtype=norm_dtype(x_XD))
+    lengths_X: Tensor = torch.linalg.vector_norm(x_XD, dim=-1, dtype=norm_dtype(x_XD), out=out)
     return lengths_X
 
 

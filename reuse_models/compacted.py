@@ -12,7 +12,8 @@ A pass takes the next group of each of S streams through all layers together. A 
 A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py).
 
 Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (CLS first), A = N - 1 patches, L layers,
-b = L - 1 boundaries, D width, C channels of a projection, E embedding width, X rows (frame · N + token), Q ranks.
+b = L - 1 boundaries, D width, C channels of a projection, p of its parts q, k, v, E embedding width, X rows (frame · N
++ token), R rank of a correction, Q ranks of all parts side by side.
 """
 
 from __future__ import annotations
@@ -30,10 +31,8 @@ from reuse_models.group_layout import ANCHOR, GroupLayout, group_layout
 from reuse_models.restore import CORRECTED
 from reuse_models.rules import Rules
 from reuse_models.vit import Vit
-from reuse_models.workspace import Workspace, as_rows
+from reuse_models.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
 
-ROWS_PER_PRODUCT = 1024
-"""Tokens that go through a layer's products at once: enough for full speed, few enough for buffers to stay warm."""
 RESTORE_ALL_FROM = 0.5
 """Share of reused tokens from which restoring every row beats gathering the reused ones."""
 
@@ -116,6 +115,11 @@ class _Block:
     stop: int
 
     @property
+    def num_frames(self) -> int:
+        """K."""
+        return self.stop - self.start
+
+    @property
     def frames(self) -> slice:
         return slice(self.start, self.stop)
 
@@ -167,15 +171,29 @@ class _GroupRun:
         self.last = vit.shape.num_layers - 1
         self.rank = rules.addon.shape.restoration_rank
         device = vit.position.device
-        # Row of each row's anchor among all streams' anchors.
-        stream_F = torch.tensor(self.work.streams, device=device)[self.layout.slot_F]
+        self.stream_F = torch.tensor(self.work.streams, device=device)[self.layout.slot_F]
         token_N = torch.arange(self.num_tokens, device=device)
-        self.anchor_X = (stream_F[:, None] * self.num_tokens + token_N).flatten()
+        # Row of each row's anchor among all streams' anchors.
+        self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
         # A frame that others build upon, restored rows and all: every frame of `chained`, the handed-on of `grouped`.
         self.keeps_frames = rules.semantics != "anchor"
-        self.block_frames = 1 if self.keeps_frames else workspace.block_frames
+        block_frames = 1 if self.keeps_frames else workspace.block_frames
+        self.blocks = list(self._blocks(block_frames))
+        start_F = torch.tensor([block.start for block in self.blocks for _ in range(block.num_frames)], device=device)
+        rows_X = torch.arange(self.num_rows, device=device)
+        self.place_in_block_X = rows_X - start_F.repeat_interleave(self.num_tokens) * self.num_tokens
+
+    def _blocks(self, block_frames: int) -> Iterator[_Block]:
+        for stream, start, size in zip(self.work.streams, self.layout.starts, self.layout.sizes, strict=True):
+            for first in range(start, start + size, block_frames):
+                yield _Block(stream, first, min(first + block_frames, start + size))
+
+    def _split(self, x_X: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+        """Cut rows of all frames, ascending, by blocks."""
+        parts = [_part(ends, block) for block in self.blocks]
+        return x_X.split([part.stop - part.start for part in parts])
 
     def run(self) -> PassResult:
         tokens = (self.num_frames, self.last, self.num_tokens)
@@ -183,65 +201,85 @@ class _GroupRun:
         compared_Fb = torch.full_like(self.restored_Fb, self.num_tokens)
         held = self._enter()
         for boundary in range(self.last):
-            for block in self._blocks():
-                self._attend(boundary, block, self._fill(held, block))
+            self._attend(boundary, held)
             choice = self._choose(boundary)
             before, held = held, self._compute(boundary, choice, held)
             self._move_on(before)
             reuse_FbN[:, boundary] = choice.reused_FN
             compared_Fb[:, boundary] += choice.num_pairs_F
-        embeddings = [self._leave(held, block, self._fill(held, block)) for block in self._blocks()]
+        embeddings_FE = self._leave(held)
         self._move_on(held)
-        return PassResult(torch.cat(embeddings), reuse_FbN, self.restored_Fb, compared_Fb, self.weighed_Fb)
-
-    def _blocks(self) -> Iterator[_Block]:
-        for stream, start, size in zip(self.work.streams, self.layout.starts, self.layout.sizes, strict=True):
-            for first in range(start, start + size, self.block_frames):
-                yield _Block(stream, first, min(first + self.block_frames, start + size))
+        return PassResult(embeddings_FE, reuse_FbN, self.restored_Fb, compared_Fb, self.weighed_Fb)
 
     def _enter(self) -> _Held:
         """The tower's input: every row of it is stored, and the first layer's q, k, v are computed when filling."""
         h_XD = self.workspace.stored(1, self.num_rows, self.width)
-        for block in self._blocks():
+        for block in self.blocks:
             h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.work.pixels_F3HW[block.frames]))
         rows_X = torch.arange(self.num_rows, device=h_XD.device)
         hidden_XQ = self.workspace.hidden_2XQ[1]
         return _Held(-1, None, hidden_XQ, rows_X, h_XD, None, rows_X, rows_X[:0], None, [], [], [])
 
-    # Step 1: fill and attend.
+    # Step 1: fill and attend. Threads share one interpreter, so that every call from here counts: what a block needs is
+    # cut for all blocks at once.
 
-    def _fill(self, held: _Held, block: _Block) -> Tensor:
-        """Return the block's [K, N, C], input of the next attention."""
-        rows = block.rows(self.num_tokens)
-        size = block.stop - block.start
+    def _filled(self, held: _Held) -> Iterator[tuple[_Block, Tensor]]:
+        """Yield each block and its [K, N, C], input of the next attention, valid until the next is asked for."""
         if held.choice is None or held.stored_projected_XC is None:
-            out_KNC = self.workspace.block_KNC[:size]
-            out_KNC.copy_(self.vit.qkv(0, held.stored_h_XD[rows]).view(size, self.num_tokens, -1))
-            return out_KNC
-        anchor_BNC = self.anchors[held.boundary].projected_BNC
-        out_KNC = self.workspace.block_KNC[:size, :, : anchor_BNC.shape[-1]]
-        out_XC = as_rows(out_KNC)
+            first = self.vit.layer(0)
+            for block in self.blocks:
+                out_KNC, out_XC, _ = self.workspace.block(block.num_frames, 3)
+                normed_XD = self.vit.norm1(0, held.stored_h_XD[block.rows(self.num_tokens)])
+                torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
+                yield block, out_KNC
+            return
+        anchors = self.anchors[held.boundary].projected_BNC.unbind()
+        parts = anchors[0].shape[-1] // self.width
+        ups_pRD = self.rules.addon.restoration(held.boundary).up_4DR[len(CORRECTED) - parts :].mT
+        hidden_pXR = self._by_part(held.boundary, held.hidden_XQ)
+        computed_X = self._split(self.place_in_block_X[held.computed_X], held.computed_ends)
+        computed_XC = self._split(held.stored_projected_XC[: len(held.computed_X)], held.computed_ends)
+        # Where whole frames are kept, a row may refer to one that an earlier block only now restores.
+        base_X = None if self.keeps_frames else self._split(self._bases(held, held.inside_X), held.inside_ends)
+        for index, block in enumerate(self.blocks):
+            out_KNC, out_XC, out_pXD = self.workspace.block(block.num_frames, parts)
+            inside_X = held.inside_X[_part(held.inside_ends, block)]
+            base_XC = None
+            if len(inside_X):
+                base_XC = held.stored_projected_XC.index_select(
+                    0, self._bases(held, inside_X) if base_X is None else base_X[index]
+                )
+            if held.plain_X is None:
+                out_KNC.copy_(anchors[block.stream])
+                if base_XC is not None:
+                    out_XC.index_copy_(0, self.place_in_block_X[inside_X], base_XC)
+                out_pXD.baddbmm_(hidden_pXR[:, block.rows(self.num_tokens)], ups_pRD)
+            else:
+                plain_X = held.plain_X[_part(held.plain_ends, block)]
+                anchor_XC = anchors[block.stream].index_select(0, plain_X % self.num_tokens)
+                self._restore(held, plain_X, anchor_XC, out_XC)
+                if base_XC is not None:
+                    self._restore(held, inside_X, base_XC, out_XC)
+            out_XC.index_copy_(0, computed_X[index], computed_XC[index])
+            if self.keeps_frames:
+                self._keep(held, block, out_XC)
+            yield block, out_KNC
         if held.plain_X is None:
-            out_KNC.copy_(anchor_BNC[block.stream])
-            self._correct_projected(held, out_XC, held.hidden_XQ[rows])
-            self.restored_Fb[block.frames, held.boundary] += self._projected_ranks(held.boundary) * self.num_tokens
-        else:
-            plain_X = held.plain_X[_part(held.plain_ends, block)]
-            if len(plain_X):
-                base_XC = as_rows(anchor_BNC).index_select(0, self.anchor_X[plain_X])
-                self._correct_projected(held, base_XC, held.hidden_XQ.index_select(0, plain_X))
-                out_XC.index_copy_(0, plain_X - rows.start, base_XC)
-        computed = _part(held.computed_ends, block)
-        out_XC.index_copy_(0, held.computed_X[computed] - rows.start, held.stored_projected_XC[computed])
-        inside_X = held.inside_X[_part(held.inside_ends, block)]
-        if len(inside_X):
-            base_X = held.place_X[held.choice.base_FN.flatten()[inside_X]]
-            base_XC = held.stored_projected_XC.index_select(0, base_X)
-            self._correct_projected(held, base_XC, held.hidden_XQ.index_select(0, inside_X))
-            out_XC.index_copy_(0, inside_X - rows.start, base_XC)
-        if self.keeps_frames:
-            self._keep(held, block, out_XC)
-        return out_KNC
+            self.restored_Fb[:, held.boundary] += self._projected_ranks(held.boundary) * self.num_tokens
+
+    def _bases(self, held: _Held, inside_X: Tensor) -> Tensor:
+        """Return where the bases of rows whose base lies in the group are stored."""
+        assert held.choice is not None
+        return held.place_X[held.choice.base_FN.flatten()[inside_X]]
+
+    def _restore(self, held: _Held, rows_X: Tensor, base_XC: Tensor, out_XC: Tensor) -> None:
+        """Write some rows of a block: their bases and the corrections of q, k, v (before the last layer of k, v)."""
+        if len(rows_X):
+            base_pXD = base_XC.unflatten(1, (-1, self.width)).transpose(0, 1)
+            hidden_pXR = self._by_part(held.boundary, held.hidden_XQ.index_select(0, rows_X))
+            ups_4DR = self.rules.addon.restoration(held.boundary).up_4DR
+            base_pXD.baddbmm_(hidden_pXR, ups_4DR[len(CORRECTED) - len(base_pXD) :].mT)
+            out_XC.index_copy_(0, self.place_in_block_X[rows_X], base_XC)
 
     def _keep(self, held: _Held, block: _Block, projected_XC: Tensor) -> None:
         """Store a whole frame, restored rows and all, behind the computed rows."""
@@ -258,46 +296,41 @@ class _GroupRun:
         if self.rules.semantics == "chained":
             held.place_X[rows] = torch.arange(kept.start, kept.stop, device=projected_XC.device)
 
-    def _correct_projected(self, held: _Held, base_XC: Tensor, hidden_XQ: Tensor) -> None:
-        """Add the corrections of q, k, v to their bases, one product each; before the last layer of k, v alone."""
-        ups_4DR = self.rules.addon.restoration(held.boundary).up_4DR
-        parts = base_XC.shape[-1] // self.width
-        for part in range(parts):
-            # The hidden units of the parts that are restored here come last, as the parts do.
-            hidden_XR = hidden_XQ[:, hidden_XQ.shape[-1] - (parts - part) * self.rank :][:, : self.rank]
-            columns = slice(part * self.width, (part + 1) * self.width)
-            base_XC[:, columns].addmm_(hidden_XR, ups_4DR[len(CORRECTED) - parts + part].mT)
-
-    def _attend(self, boundary: int, block: _Block, projected_KNC: Tensor) -> None:
-        """Run attention on a block and compare what it gives with the stream's anchor."""
+    def _attend(self, boundary: int, held: _Held) -> None:
+        """Run attention block by block and compare what it gives with the stream's anchor."""
         workspace, at = self.workspace, self.anchors[boundary]
-        pre_proj_KND = self._pre_proj(boundary)[block.frames]
-        if workspace.attention(projected_KNC, pre_proj_KND, workspace.importance_FN[block.frames]):
-            self.weighed_Fb[block.frames, boundary] += self.num_tokens
-        difference_KND = workspace.difference_KND[: len(pre_proj_KND)]
-        torch.sub(pre_proj_KND, at.pre_proj_BND[block.stream], out=difference_KND)
-        norm_KN = norms(pre_proj_KND)
-        workspace.norm_FN[block.frames] = norm_KN
-        workspace.to_anchor_FN[block.frames] = cosine_from_norms(
-            norms(difference_KND), norm_KN, at.norm_BN[block.stream]
+        anchors = at.pre_proj_BND.unbind()
+        pre_proj_FND, hidden_XQ = self._pre_proj(boundary), self._hidden(boundary)
+        down_DQ = self._down(boundary).mT
+        for block, projected_KNC in self._filled(held):
+            pre_proj_KND = pre_proj_FND[block.frames]
+            heads = workspace.heads_2F[boundary % 2][block.frames]
+            if workspace.attention(projected_KNC, heads, workspace.importances[block.frames]):
+                self.weighed_Fb[block.frames, boundary] += self.num_tokens
+            difference_KND = workspace.difference_KND[: block.num_frames]
+            torch.sub(pre_proj_KND, anchors[block.stream], out=difference_KND)
+            norms(pre_proj_KND, out=workspace.norm_FN[block.frames])
+            norms(difference_KND, out=workspace.difference_norm_FN[block.frames])
+            if workspace.expects_reuse[boundary]:
+                torch.mm(as_rows(difference_KND), down_DQ, out=hidden_XQ[block.rows(self.num_tokens)])
+        every = slice(self.num_frames)
+        workspace.to_anchor_FN[every] = cosine_from_norms(
+            workspace.difference_norm_FN[every], workspace.norm_FN[every], at.norm_BN[self.stream_F]
         )
         if workspace.expects_reuse[boundary]:
-            down_QD = self._down(boundary)
-            hidden_XQ = self._hidden(boundary)[block.rows(self.num_tokens)]
-            torch.mm(as_rows(difference_KND), down_QD.mT, out=hidden_XQ)
             hidden_XQ.relu_()
-            self.restored_Fb[block.frames, boundary] += len(down_QD) * self.num_tokens
+            self.restored_Fb[:, boundary] += down_DQ.shape[1] * self.num_tokens
 
-    def _leave(self, held: _Held, block: _Block, projected_KNC: Tensor) -> Tensor:
-        """Return the block's embeddings: the last layer, for CLS alone."""
-        cls_K = held.place_X[block.start * self.num_tokens : block.stop * self.num_tokens : self.num_tokens]
-        h_K1D = held.stored_h_XD[cls_K][:, None]
-        if held.choice is None:
-            (q_Kh1d, k_KhNd, v_KhNd) = self.vit.split_heads(projected_KNC)
-        else:
-            (q_Kh1d,) = self.vit.split_heads(self.vit.query(self.last, h_K1D))
-            k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
-        return self.vit.finish(q_Kh1d, k_KhNd, v_KhNd, h_K1D)
+    def _leave(self, held: _Held) -> Tensor:
+        """Return embeddings_FE: the last layer, for CLS alone."""
+        h_F1D = held.stored_h_XD[held.place_X[:: self.num_tokens]][:, None]
+        pre_proj_F1D = torch.empty_like(h_F1D)
+        query = None if held.choice is None else self.vit.split_heads(self.vit.query(self.last, h_F1D))[0]
+        for block, projected_KNC in self._filled(held):
+            *q, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
+            q_Kh1d = q[0][:, :, :1] if query is None else query[block.frames]
+            pre_proj_F1D[block.frames] = self.vit.attend(q_Kh1d, k_KhNd, v_KhNd)
+        return self.vit.head(self.vit.close(self.last, h_F1D, pre_proj_F1D))
 
     # Step 2: choose.
 
@@ -324,15 +357,17 @@ class _GroupRun:
         next_layer = vit.layer(boundary + 1)
         first = self.width if ends_into_last else 0
         weight_CD, bias_C = next_layer.qkv_weight[first:], next_layer.qkv_bias[first:]
-        room = num_computed + self.num_rows * int(self.keeps_frames)
-        stored_h_XD = workspace.stored(boundary, room, self.width)
-        stored_projected_XC = workspace.stored(boundary, room, (2 if ends_into_last else 3) * self.width)
+        num_stored = num_computed + self.num_rows * int(self.keeps_frames)
+        stored_h_XD = workspace.stored(boundary, num_stored, self.width)
+        stored_projected_XC = workspace.stored(boundary, num_stored, (2 if ends_into_last else 3) * self.width)
         pre_proj_XD = as_rows(self._pre_proj(boundary))
         for start in range(0, num_computed, ROWS_PER_PRODUCT):
             part = slice(start, min(start + ROWS_PER_PRODUCT, num_computed))
             rows_X = computed_X[part]
-            h_XD = vit.close(boundary, self._h_of(before, rows_X), pre_proj_XD.index_select(0, rows_X))
-            stored_h_XD[part] = h_XD
+            room = workspace.room(len(rows_X))
+            torch.index_select(pre_proj_XD, 0, rows_X, out=room.pre_proj_XD)
+            h_XD = stored_h_XD[part]
+            vit.close_into(boundary, self._h_of(before, rows_X, room.h_XD), room.pre_proj_XD, room.hidden_XM, h_XD)
             torch.addmm(bias_C, vit.norm1(boundary + 1, h_XD), weight_CD.mT, out=stored_projected_XC[part])
         place_X = torch.full((self.num_rows,), ANCHOR, device=computed_X.device)
         place_X[computed_X] = torch.arange(num_computed, device=computed_X.device)
@@ -349,9 +384,8 @@ class _GroupRun:
         workspace.expects_reuse[boundary] = many
         restores_all = many and all_prepared
         projected_ranks = self._projected_ranks(boundary)
-        self.restored_Fb[:, boundary] += projected_ranks * inside_FN.sum(1)
         if not restores_all:
-            self.restored_Fb[:, boundary] += projected_ranks * plain_FN.sum(1)
+            self.restored_Fb[:, boundary] += projected_ranks * choice.reused_FN.sum(1)
         return _Held(
             boundary=boundary,
             choice=choice,
@@ -387,10 +421,10 @@ class _GroupRun:
             other_XD.index_copy_(0, inside, pre_proj_XD.index_select(0, source_X[inside]))
         return torch.sub(pre_proj_XD.index_select(0, rows_X), other_XD, out=other_XD)
 
-    def _h_of(self, held: _Held, rows_X: Tensor) -> Tensor:
+    def _h_of(self, held: _Held, rows_X: Tensor, out_XD: Tensor | None = None) -> Tensor:
         """Return the input h of the next layer for some rows: stored, or restored now."""
         place_X = held.place_X[rows_X]
-        h_XD = held.stored_h_XD.index_select(0, place_X.clamp_min(0))
+        h_XD = torch.index_select(held.stored_h_XD, 0, place_X.clamp_min(0), out=out_XD)
         (lacking,) = (place_X == ANCHOR).nonzero(as_tuple=True)
         if held.choice is None or not len(lacking):
             return h_XD
@@ -440,11 +474,18 @@ class _GroupRun:
     def _hidden(self, boundary: int) -> Tensor:
         return self.workspace.hidden_2XQ[boundary % 2][: self.num_rows, : self._projected_ranks(boundary)]
 
+    def _by_part(self, boundary: int, hidden_XQ: Tensor) -> Tensor:
+        """Return hidden units [p, X, R] of the corrections of each of q, k, v."""
+        return hidden_XQ.unflatten(1, (self._num_parts(boundary), self.rank)).transpose(0, 1)
+
+    def _num_parts(self, boundary: int) -> int:
+        return 2 if self.anchors[boundary].h_BND is None else 3
+
     def _pre_proj(self, boundary: int) -> Tensor:
         return self.workspace.pre_proj_2FND[boundary % 2][: self.num_frames]
 
     def _projected_ranks(self, boundary: int) -> int:
-        return (2 if self.anchors[boundary].h_BND is None else 3) * self.rank
+        return self._num_parts(boundary) * self.rank
 
     def _add_ranks(self, boundary: int, rows_X: Tensor, ranks: int) -> None:
         frame_X = rows_X.div(self.num_tokens, rounding_mode="floor")
