@@ -77,6 +77,12 @@ class _Label:
     optional: bool = False
 
 
+def _quality_name(points: Sequence[ParetoPoint], quality: Quality) -> str:
+    if quality == "accuracy" and all(point.median_rank is not None for point in points):
+        return "R@1: captions whose video is found first (%)"
+    return _QUALITY_NAMES[quality]
+
+
 def plot_pareto(
     points: Sequence[ParetoPoint],
     path_png: Path,
@@ -257,7 +263,7 @@ def _draw(axes: Axes, panel: _Panel) -> None:
 def _headline(figure: Figure, points: Sequence[ParetoPoint], quality: Quality, title: str) -> None:
     left = figure.axes[0].get_position().x0
     clips = sorted({point.num_clips for point in points})
-    about = [_QUALITY_NAMES[quality], f"{'/'.join(map(str, clips))} {points[0].split} clips"]
+    about = [_quality_name(points, quality), f"{'/'.join(map(str, clips))} {points[0].split} clips"]
     if quality in _LOSS_INTERVALS:
         about.append("whiskers: 95 % interval of the difference to Original")
     figure.text(left, 0.945, title, fontsize=15, fontweight="bold", color=INK, va="center")
