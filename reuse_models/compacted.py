@@ -193,7 +193,8 @@ class _GroupRun:
     def _split(self, x_X: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
         """Cut rows of all frames, ascending, by blocks."""
         parts = [_part(ends, block) for block in self.blocks]
-        return x_X.split([part.stop - part.start for part in parts])
+        split: tuple[Tensor, ...] = x_X.split([part.stop - part.start for part in parts])
+        return split
 
     def run(self) -> PassResult:
         tokens = (self.num_frames, self.last, self.num_tokens)
@@ -476,7 +477,8 @@ class _GroupRun:
 
     def _by_part(self, boundary: int, hidden_XQ: Tensor) -> Tensor:
         """Return hidden units [p, X, R] of the corrections of each of q, k, v."""
-        return hidden_XQ.unflatten(1, (self._num_parts(boundary), self.rank)).transpose(0, 1)
+        hidden_XpR: Tensor = hidden_XQ.unflatten(1, (self._num_parts(boundary), self.rank))
+        return hidden_XpR.transpose(0, 1)
 
     def _num_parts(self, boundary: int) -> int:
         return 2 if self.anchors[boundary].h_BND is None else 3
