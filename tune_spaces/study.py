@@ -16,12 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import tune
 
 from dejavu.backbones.load import Backbone
 from dejavu.cluster import Pool
-from dejavu.frontier import non_dominated
+from dejavu.frontier import hypervolume
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Batch, Embedding, cut, decode_batch, plan
@@ -46,7 +45,7 @@ class SweepConfig:
     """In the order of tune_spaces/grids.py."""
     density: Density = "demo"
     chosen_per_method: int = 4
-    """Settings per method measured on test clips, spread over the method's own frontier on validation clips."""
+    """Settings per method measured on test clips: those that hold most of its frontier on validation clips."""
     probe_clips: int = 8
     """Validation clips on which CMC's distances are looked at."""
     diffrate_schedules: tuple[Path, ...] = ()
@@ -179,24 +178,38 @@ def validation_metrics(score: SettingScore) -> dict[str, float]:
 
 
 def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
-    """Choose the settings that are measured on test clips: each method's own frontier, spread evenly over its cost.
+    """Choose the settings that are measured on test clips: of each method those that hold most of its own frontier.
+
+    One after the other, the setting is taken that adds most area below the method's frontier of quality against cost.
+    Area counts from half the best quality of all: nobody runs what lies below.
 
     Args:
         scores: On validation clips alone: test clips must not choose.
-        per_method: At most so many of each method. A method of which nothing else is left keeps its best setting.
+        per_method: At most so many of each method; fewer where no other adds area. A method of which nothing adds area
+            keeps its best setting.
     """
+    worst = (-max(score.gflops_per_frame for score in scores), max(map(quality, scores)) / 2) if scores else (0.0, 0.0)
     by_method: dict[str, list[SettingScore]] = defaultdict(list)
     for score in scores:
         by_method[score.setting.method].append(score)
     chosen: list[Setting] = []
     for members in by_method.values():
-        kept = non_dominated([-score.gflops_per_frame for score in members], [quality(score) for score in members])
-        front = sorted(
-            (score for score, keep in zip(members, kept, strict=True) if keep), key=lambda score: score.gflops_per_frame
-        )
-        picks = np.unique(np.linspace(0, len(front) - 1, min(per_method, len(front))).round().astype(int))
-        chosen += [front[pick].setting for pick in picks]
+        taken = _most_area(members, per_method, worst) or [max(members, key=quality)]
+        chosen += [score.setting for score in sorted(taken, key=lambda score: score.gflops_per_frame)]
     return chosen
+
+
+def _most_area(members: Sequence[SettingScore], count: int, worst: tuple[float, float]) -> list[SettingScore]:
+    def area(some: Sequence[SettingScore]) -> float:
+        return hypervolume([-one.gflops_per_frame for one in some], [quality(one) for one in some], worst=worst)
+
+    taken: list[SettingScore] = []
+    while len(taken) < min(count, len(members)):
+        best = max(members, key=lambda one: area([*taken, one]))
+        if area([*taken, best]) <= area(taken):
+            break
+        taken.append(best)
+    return taken
 
 
 def write_chosen(store: Store, chosen: Sequence[Setting]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,15 +50,30 @@ SMALL = VitShape(
 def test_a_dominated_setting_is_never_chosen() -> None:
     cheap, worse, best = (EventfulConfig(refreshed_tokens=k) for k in (8, 16, 32))
     scores = [score(cheap, 1.0, 0.9), score(worse, 2.0, 0.8), score(best, 3.0, 0.95)]
+    scores.append(score(EventfulConfig(refreshed_tokens=64), 4.0, 0.95))
     assert [setting.config for setting in choose(scores, 4)] == [cheap, best]
 
 
-def test_the_choice_is_spread_over_the_cost_and_keeps_both_ends() -> None:
-    configs = [EventfulConfig(refreshed_tokens=k) for k in range(1, 11)]
-    scores = [score(config, k, k / 100) for k, config in enumerate(configs)]
-    chosen = [setting.config for setting in choose(scores, 3)]
-    assert len(chosen) == 3
-    assert (chosen[0], chosen[-1]) == (configs[0], configs[-1])
+def test_the_choice_holds_most_of_the_frontier() -> None:
+    """Against trying all choices of that size; steps of very different height, so that taking one by one is best."""
+    costs, cosines = [1, 2, 3, 5, 6, 10], [0.3, 0.62, 0.64, 0.9, 0.91, 0.92]
+    scores = [score(EventfulConfig(refreshed_tokens=k), k, q) for k, q in zip(costs, cosines, strict=True)]
+    chosen = choose(scores, 2)
+    assert [setting.config for setting in chosen] == [EventfulConfig(refreshed_tokens=k) for k in (2, 5)]
+
+    def area(points: Sequence[tuple[float, float]]) -> float:
+        # Area of the union of rectangles from (10, 0.46), on a grid fine enough for these numbers.
+        grid = [(x / 10, 0.46 + y / 1000) for x in range(10, 100) for y in range(460)]
+        return sum(any(cost <= x and cosine > y for cost, cosine in points) for x, y in grid)
+
+    best = max(itertools.combinations(zip(costs, cosines, strict=True), 2), key=area)
+    assert [cost for cost, _ in best] == [2, 5]
+
+
+def test_what_loses_half_is_never_chosen_unless_it_is_the_best_of_its_method() -> None:
+    good, poor, only = EventfulConfig(refreshed_tokens=8), EventfulConfig(refreshed_tokens=2), CmcConfig(threshold=3.0)
+    scores = [score(good, 2.0, 0.9), score(poor, 1.0, 0.4), score(only, 1.5, 0.3)]
+    assert [setting.config for setting in choose(scores, 4)] == [good, only]
 
 
 def test_each_method_has_its_own_frontier() -> None:
