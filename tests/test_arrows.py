@@ -14,7 +14,8 @@ LEVELS = [
     ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster", "dejavu.spot_fallback"),
     ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
     ("dejavu.label_placement", "dejavu.pareto_view", "dejavu.contact_sheet"),
-    ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map", "dejavu.tracking"),
+    ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map"),
+    ("dejavu.tracking", "dejavu.addon_model"),
     ("dejavu.equal_flops", "dejavu.search"),
     ("dejavu.headline", "dejavu.breakdown", "dejavu.drift", "dejavu.reuse_layers", "dejavu.reuse_stream"),
     ("dejavu.overlay",),
@@ -28,7 +29,7 @@ LEVELS = [
 ]
 HOMES = {
     "ray": ("dejavu.cluster", "dejavu.spot_fallback", "dejavu.stages", "tune_spaces", "jobs"),
-    "mlflow": ("dejavu.tracking",),
+    "mlflow": ("dejavu.tracking", "dejavu.addon_model"),
     "av": ("dejavu.video",),
 }
 
