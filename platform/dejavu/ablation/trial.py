@@ -33,7 +33,7 @@ from reuse_models.frame_order import training_pattern
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.training import Fit
-from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
+from reuse_models.warm_up import gather_pairs, warm_up
 
 TRIAL_VERSION = 1
 """Goes up when the same variant would give something else: results are kept by it, not by a hash of the code, which
@@ -96,7 +96,7 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     pattern = training_pattern(config.order)
     stream = windows(world.train, pattern, variant.motion, trial.seed)
     fit = Fit(backbone.vit, variant.loss, config)
-    start = WarmUpConfig()
+    start = variant.start
     size = config.clips_per_step
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
     warm_up(fit.addon, gather_pairs(backbone.vit, some, pattern, start), variant.loss.target_rate, start)

@@ -10,6 +10,7 @@ from dejavu.video.codec_grid import MotionBinning
 from reuse_models.loss import LossConfig
 from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.training import FitConfig
+from reuse_models.warm_up import WarmUpConfig
 
 DEFAULT = "default"
 DEFAULT_FIT = FitConfig(
@@ -33,13 +34,16 @@ class Variant:
     """What is different, for readers of the table."""
     fit: FitConfig = DEFAULT_FIT
     loss: LossConfig = DEFAULT_LOSS
+    start: WarmUpConfig = field(default_factory=WarmUpConfig)
     motion: MotionBinning = "destination"
     method: ReuseVitConfig = field(default_factory=ReuseVitConfig)
     """How the add-on is used; its weights are those of the fit."""
 
     def fit_parts(self) -> dict[str, Any]:
         """Return what names the fit: variants that differ in use alone share it."""
-        return {"fit": changed(self.fit), "loss": changed(self.loss), "motion": self.motion}
+        parts = {"fit": changed(self.fit), "loss": changed(self.loss), "motion": self.motion}
+        start = changed(self.start)
+        return {**parts, "start": start} if start else parts
 
     def parts(self) -> dict[str, Any]:
         """Return what names the result, beside data, seed and steps."""

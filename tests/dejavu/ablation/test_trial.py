@@ -16,6 +16,7 @@ from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.score import set_exam
 from reuse_models.frame_order import PUBLISHED_PATTERN
 from reuse_models.training import FitConfig
+from reuse_models.warm_up import WarmUpConfig
 
 
 def logistic(bias: float) -> Point:
@@ -70,7 +71,8 @@ def test_a_trial_runs_from_the_world_to_a_result(tmp_path: Path) -> None:
     assert np.array_equal(window.rgb_FHWC[3], clip.rgb_FHWC[first + 12])
     assert np.array_equal(window.codec_F4TPP[5, :, 3], clip.codec["destination"][first + 11])
     exam = set_exam([clip.clip for clip in world.validation], world.questions, backbone, "{answer}")
-    trial = Trial(Variant(name="small", says="", fit=replace(DEFAULT_FIT, clips_per_step=2)), 0, 2)
+    start = WarmUpConfig(steps=5, num_clips=4)
+    trial = Trial(Variant(name="small", says="", fit=replace(DEFAULT_FIT, clips_per_step=2), start=start), 0, 2)
     fit_addon(trial, world, backbone, tmp_path / "small.safetensors")
     points = measure(trial, world, backbone, exam, tmp_path / "small.safetensors")
     assert [point.bias for point in points] == sorted(point.bias for point in points)
