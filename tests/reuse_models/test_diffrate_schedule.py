@@ -52,7 +52,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "share": (lambda v: v | {"flops_share": "much"}, "got flops_share 'much', expected a number above 0"),
     "cost": (
         lambda v: v | {"achieved_share": 0.2},
-        r"got achieved_share 0.2, expected 0\.7085, which these numbers cost",
+        r"got achieved_share 0.2, expected 0\.7085, which these",
     ),
 }
 

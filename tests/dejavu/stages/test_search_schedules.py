@@ -1,0 +1,80 @@
+"""Which training frames a schedule search sees, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.records import Transcoded
+from dejavu.stages.batch import EmbedConfig, Embedding
+from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
+from dejavu.store import Store
+from dejavu.video.decode import decode
+from dejavu.video.plain import write_moving_texture
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone()
+
+
+@pytest.fixture
+def embedding(tmp_path: Path) -> Embedding:
+    return Embedding("embedded", Store(tmp_path), EmbedConfig())
+
+
+def clip(embedding: Embedding, name: str, num_frames: int) -> Transcoded:
+    path = embedding.store.mp4_path(name)
+    path.parent.mkdir(exist_ok=True)
+    write_moving_texture(path, num_frames, 128)
+    return Transcoded(
+        clip_id=name,
+        content_id=name,
+        path=f"mp4/{name}.mp4",
+        num_frames=num_frames,
+        frame_px=128,
+        fps=2.0,
+        duration_s=num_frames / 2,
+        codec_metadata=True,
+    )
+
+
+def test_frames_are_spread_over_the_middle_of_each_clip(backbone: Backbone, embedding: Embedding) -> None:
+    clips = [clip(embedding, name, num_frames) for name, num_frames in (("a", 9), ("b", 72), ("c", 20))]
+    frames_F3HW, failures = gather_frames(clips, 12, backbone, embedding)
+    assert failures == ()
+    # Four of each: 0..8 of nine; 20..51 of 72, where 32 is the longest stretch; 0..19 of twenty.
+    expected = {"a": (0, 3, 5, 8), "b": (20, 30, 41, 51), "c": (0, 6, 13, 19)}
+    for place, (name, wanted) in enumerate(expected.items()):
+        rgb_FHWC = np.concatenate([part.rgb_FHWC for part in decode(embedding.store.mp4_path(name))])
+        torch.testing.assert_close(frames_F3HW[4 * place : 4 * place + 4], backbone.preprocess(rgb_FHWC[list(wanted)]))
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_left_out(backbone: Backbone, embedding: Embedding) -> None:
+    good, broken = clip(embedding, "a", 12), clip(embedding, "b", 12)
+    embedding.store.mp4_path("b").write_bytes(b"no video")
+    frames_F3HW, failures = gather_frames([good, broken], 16, backbone, embedding)
+    assert len(frames_F3HW) == 8
+    assert [(failure.clip_id, failure.stage) for failure in failures] == [("b", "schedules")]
+
+
+def test_few_clips_give_more_frames_each(backbone: Backbone, embedding: Embedding) -> None:
+    frames_F3HW, _ = gather_frames([clip(embedding, "a", 40)], 20, backbone, embedding)
+    assert len(frames_F3HW) == 20
+
+
+def test_nothing_searched_is_nothing_to_read(backbone: Backbone, embedding: Embedding) -> None:
+    assert read_schedules(embedding, backbone) == ()
+
+
+def test_shares_and_frames_that_make_no_sense_are_refused() -> None:
+    for shares in ((), (0.5, 0.5), (0.0,), (1.2,), (float("nan"),)):
+        with pytest.raises(ValueError, match=r"schedules\.shares: got .*, expected different numbers in 0\.\.1"):
+            SchedulesConfig(shares=shares)
+    with pytest.raises(ValueError, match=r"schedules\.num_frames: got 40, expected 48 or more"):
+        replace(SchedulesConfig(), num_frames=40)
