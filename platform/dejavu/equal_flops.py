@@ -6,13 +6,17 @@ neighbouring settings on its own frontier. The same weights applied to each ques
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dejavu.frontier import non_dominated
 from dejavu.records import EvalRow, Interval
+from dejavu.store import write_text
 from dejavu.tasks.bootstrap import Metric, clustered_interval
 
 
@@ -23,19 +27,27 @@ class Scored:
     method: str
     gflops_per_frame: float
     rows: Sequence[EvalRow]
+    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """Our metric minus the best baseline's at equal computation."""
+class Lead:
+    """One setting's metric minus one baseline's at equal computation."""
 
+    method: str
+    setting: str
+    gflops_per_frame: float
     baseline: str
-    """The method that is best there."""
-    interval: Interval
+    """The other method."""
+    difference: Interval
+    """Paired over questions, resampled by videos."""
 
 
-def best_difference(ours: Scored, others: Iterable[Scored], metric: Metric, *, seed: int = 0) -> Difference | None:
-    """Compare one setting with the best baseline whose frontier covers its cost.
+COLUMNS = ("method", "setting", "gflops_per_frame", "baseline", "difference", "ci_low", "ci_high")
+
+
+def leads(ours: Scored, others: Iterable[Scored], metric: Metric, *, seed: int = 0) -> list[Lead]:
+    """Compare one setting with every baseline whose frontier covers its cost.
 
     Args:
         ours: The setting.
@@ -44,21 +56,32 @@ def best_difference(ours: Scored, others: Iterable[Scored], metric: Metric, *, s
         seed: Of the bootstrap over videos.
 
     Returns:
-        None where no baseline's range holds the cost, or there are no questions.
+        The best baseline there first; nothing where no baseline's range holds the cost, or there are no questions.
     """
     by_method: dict[str, list[Scored]] = {}
     for other in others:
         by_method.setdefault(other.method, []).append(other)
-    best: tuple[str, dict[str, float]] | None = None
-    for method, settings in by_method.items():
+    found = []
+    for baseline, settings in by_method.items():
         values = values_at(ours.gflops_per_frame, settings, metric)
-        if values and (best is None or _mean(values) > _mean(best[1])):
-            best = method, values
-    if best is None or not ours.rows:
-        return None
-    differences = np.array([float(getattr(row, metric)) - best[1][row.question_id] for row in ours.rows])
-    interval = clustered_interval(differences, [row.clip_id for row in ours.rows], seed=seed)
-    return Difference(best[0], interval)
+        if values and ours.rows:
+            differences = np.array([float(getattr(row, metric)) - values[row.question_id] for row in ours.rows])
+            interval = clustered_interval(differences, [row.clip_id for row in ours.rows], seed=seed)
+            found.append(Lead(ours.method, ours.setting, ours.gflops_per_frame, baseline, interval))
+    return sorted(found, key=lambda lead: lead.difference.mean)
+
+
+def write_leads_csv(path: Path, rows: Iterable[Lead]) -> None:
+    """Write equal_flops.csv, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        interval = row.difference
+        writer.writerow(
+            [row.method, row.setting, row.gflops_per_frame, row.baseline, interval.mean, interval.low, interval.high]
+        )
+    write_text(path, text.getvalue())
 
 
 def values_at(gflops_per_frame: float, settings: Sequence[Scored], metric: Metric) -> dict[str, float]:
@@ -85,7 +108,3 @@ def values_at(gflops_per_frame: float, settings: Sequence[Scored], metric: Metri
 
 def _values(scored: Scored, metric: Metric) -> dict[str, float]:
     return {row.question_id: float(getattr(row, metric)) for row in scored.rows}
-
-
-def _mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values)

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dejavu.breakdown import BreakdownRow
+from dejavu.equal_flops import Lead
 from dejavu.frontier import MAX_LOSS, ORIGINAL, original_quality, quality_of
 from dejavu.headline import (
     QUALITY_MEANINGS,
@@ -30,7 +31,7 @@ from dejavu.headline import (
     verdict,
 )
 from dejavu.looks import looks_of
-from dejavu.records import Failure, ParetoPoint
+from dejavu.records import Failure, Interval, ParetoPoint
 from dejavu.store import write_text
 
 TEMPLATE = "report.html.jinja"
@@ -89,10 +90,20 @@ class RunFacts:
     config_yaml: str
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What else was counted."""
+
+    breakdown: Sequence[BreakdownRow]
+    """As in breakdown.csv."""
+    leads: Sequence[Lead] = ()
+    """As in equal_flops.csv."""
+
+
 def write_report(
     path: Path,
     points: Sequence[ParetoPoint],
-    breakdown: Sequence[BreakdownRow],
+    tables: Tables,
     pictures: Mapping[str, Sequence[Picture]],
     facts: RunFacts,
 ) -> None:
@@ -101,7 +112,7 @@ def write_report(
     Args:
         path: Where; a single file.
         points: As in pareto.csv, one Original among them.
-        breakdown: As in breakdown.csv.
+        tables: Break-downs and comparisons of the same run.
         pictures: Those of the sections `pareto`, `drift` and `reuse`; a section without any is left out.
         facts: What the run was.
 
@@ -113,12 +124,12 @@ def write_report(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"ratio": _ratio, "number": _number}
-    write_text(path, environment.get_template(TEMPLATE).render(**_context(points, breakdown, pictures, facts)))
+    write_text(path, environment.get_template(TEMPLATE).render(**_context(points, tables, pictures, facts)))
 
 
 def _context(
     points: Sequence[ParetoPoint],
-    breakdown: Sequence[BreakdownRow],
+    tables: Tables,
     pictures: Mapping[str, Sequence[Picture]],
     facts: RunFacts,
 ) -> dict[str, Any]:
@@ -141,8 +152,9 @@ def _context(
         "worst": WORST,
         "max_loss": MAX_LOSS,
         "summary": summarise(points, quality, facts.num_questions),
-        "compared": [point for point in points if point.acc_gqa_diff_ci_low is not None],
-        "splits": _splits([row for row in breakdown if (row.method, row.setting) in chosen], quality),
+        "baselines": list(dict.fromkeys(lead.baseline for lead in tables.leads)),
+        "leads": _leads(tables.leads, original.gflops_per_frame),
+        "splits": _splits([row for row in tables.breakdown if (row.method, row.setting) in chosen], quality),
         "pictures": pictures,
         "facts": facts,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -155,6 +167,15 @@ def _context(
         "relative": relative_text,
         "dash": NONE,
     }
+
+
+def _leads(rows: Sequence[Lead], dense_gflops: float) -> list[tuple[str, str, float, dict[str, Interval]]]:
+    """Return method, setting, FLOP reduction and the lead over each baseline, setting by setting."""
+    by_setting: dict[tuple[str, str, float], dict[str, Interval]] = {}
+    for row in rows:
+        key = (row.method, row.setting, dense_gflops / row.gflops_per_frame)
+        by_setting.setdefault(key, {})[row.baseline] = row.difference
+    return [(*key, found) for key, found in by_setting.items()]
 
 
 def _own_interval(point: ParetoPoint, quality: str) -> tuple[float, float] | None:

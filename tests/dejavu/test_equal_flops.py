@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 
-from dejavu.equal_flops import Scored, best_difference, values_at
+from dejavu.equal_flops import Scored, leads, values_at, write_leads_csv
 from dejavu.records import EvalRow
 
 
@@ -41,18 +44,24 @@ def test_the_best_baseline_at_that_cost_is_the_one_compared_with() -> None:
         scored("tome", 1.0, "1100"),
         scored("tome", 2, "1110"),
     ]
-    found = best_difference(scored("reusevit", 1.0, "1111"), others, "grounded")
-    assert found is not None
-    assert (found.baseline, found.interval.mean) == ("tome", 0.5)
-    assert found.interval.low <= 0.5 <= found.interval.high
+    best, other = leads(scored("reusevit", 1.0, "1111"), others, "grounded")
+    assert (best.baseline, best.difference.mean, other.baseline, other.difference.mean) == ("tome", 0.5, "cmc", 0.75)
+    assert best.difference.low <= 0.5 <= best.difference.high
 
 
 def test_a_sure_difference_has_an_interval_above_zero() -> None:
     ours, other = scored("reusevit", 1.0, "1" * 40), [scored("cmc", 0.5, "0" * 40), scored("cmc", 1.5, "0" * 40)]
-    found = best_difference(ours, other, "grounded")
-    assert found is not None
-    assert found.interval.low == found.interval.high == 1.0
+    (found,) = leads(ours, other, "grounded")
+    assert found.difference.low == found.difference.high == 1.0
 
 
 def test_without_a_baseline_in_range_there_is_no_difference() -> None:
-    assert best_difference(scored("reusevit", 3.0, "11"), [scored("cmc", 1.0, "01")], "grounded") is None
+    assert leads(scored("reusevit", 3.0, "11"), [scored("cmc", 1.0, "01")], "grounded") == []
+
+
+def test_the_table_has_a_row_for_each_baseline(tmp_path: Path) -> None:
+    others = [scored("cmc", 0.5, "00"), scored("cmc", 1.5, "00"), scored("tome", 1.0, "01")]
+    write_leads_csv(tmp_path / "equal_flops.csv", leads(scored("reusevit", 1.0, "11"), others, "grounded"))
+    with (tmp_path / "equal_flops.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["baseline"], float(row["difference"])) for row in rows] == [("tome", 0.5), ("cmc", 1.0)]

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from dejavu.breakdown import BreakdownRow
+from dejavu.equal_flops import Lead
 from dejavu.frontier import mark_frontier
 from dejavu.pareto_csv import write_pareto_csv
 from dejavu.plots import plot_pareto
-from dejavu.records import Failure, ParetoPoint
-from dejavu.report import Picture, RunFacts, write_report
+from dejavu.records import Failure, Interval, ParetoPoint
+from dejavu.report import Picture, RunFacts, Tables, write_report
 
 NASTY = "<script>alert('x')</script> & \"q\""
 
@@ -68,6 +69,12 @@ def breakdown() -> list[BreakdownRow]:
     ]
 
 
+LEADS = [
+    Lead("reusevit", "target=0.9", 0.155 / 2, "frame_skip", Interval(low=0.0095, high=0.1025, mean=0.056)),
+    Lead("reusevit", "target=0.9", 0.155 / 2, "cmc", Interval(low=-0.02, high=0.15, mean=0.07)),
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
@@ -75,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pareto_csv(folder / "pareto.csv", points)
     plot_pareto(points, folder / "pareto.png", folder / "pareto.svg")
     pictures = {"pareto": [Picture(folder / "pareto.svg", "", "caption & more")]}
-    write_report(folder / "report.html", points, breakdown(), pictures, FACTS)
+    write_report(folder / "report.html", points, Tables(breakdown(), LEADS), pictures, FACTS)
     return folder
 
 
@@ -177,9 +184,15 @@ def test_the_headline_is_the_best_within_two_per_cent(page: Page) -> None:
     assert rows["CMC"][4][0].strip() == "0.97×"  # t=56.9 is faster, and loses too much
     assert rows["ReuseViT"][1][0].strip() == "—"
     assert "no setting within 2 %" in rows["ReuseViT"][2][0]
-    lead = page.tables["equal-flops-table"][1]
+
+
+def test_every_baseline_is_compared_at_equal_flops(page: Page) -> None:
+    _, lead = page.tables["equal-flops-table"]
+    assert lead[1][0].strip() == "2.00×"
     assert lead[2][1] == ["0.0095", "0.1025"]
-    assert lead[3][0] == "ahead"
+    assert "+5.6" in lead[2][0]
+    assert "ahead" in lead[2][0]
+    assert "inside the noise" in lead[3][0]
 
 
 def test_the_break_down_shows_original_and_the_chosen_settings(page: Page) -> None:
@@ -195,7 +208,7 @@ def test_a_run_without_answers_or_times_has_a_page(tmp_path: Path) -> None:
         for name, gain, cosine in (("original", 1.0, 1.0), ("cmc", 2.0, 0.99), ("tome", 3.0, 0.4))
     ]
     facts = replace(FACTS, num_questions=0, missing=(), failures=())
-    write_report(tmp_path / "report.html", points, [], {}, facts)
+    write_report(tmp_path / "report.html", points, Tables([]), {}, facts)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     rows = {row[0][0]: row for row in page.tables["headline-table"][2:]}
     assert rows["CMC"][1][0].strip() == "2.00×"

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dejavu.cluster import PACKAGES_ROOT
-from dejavu.equal_flops import Scored, best_difference
+from dejavu.equal_flops import Lead, Scored, leads
 from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of
 from dejavu.looks import looks_of
 from dejavu.pareto_csv import write_pareto_csv
@@ -41,6 +41,7 @@ ARTIFACTS = (
     "pareto.csv",
     "breakdown.csv",
     "drift.csv",
+    "equal_flops.csv",
     "task_scores.csv",
     "config.yaml",
     "failures.csv",
@@ -112,20 +113,25 @@ def _recalls(score: SettingScore) -> dict[str, Any]:
     }
 
 
-def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
-    """Return the interval of ReuseViT's lead over the best baseline at equal FLOPs; nothing for other methods."""
+def compare(score: SettingScore, evidence: Evidence) -> list[Lead]:
+    """Return ReuseViT's lead over each baseline at equal FLOPs, the best one first; nothing for other methods."""
     if score.setting.method != ReuseVitConfig.method or not score.task:
-        return {}
+        return []
     others = [
         Scored(one.setting.method, one.gflops_per_frame, one.rows)
         for one in evidence.scores
         if one.setting.method not in (ReuseVitConfig.method, OriginalConfig.method)
     ]
-    ours = Scored(score.setting.method, score.gflops_per_frame, score.rows)
-    found = best_difference(ours, others, "grounded", seed=evidence.seed)
-    if found is None:
+    ours = Scored(score.setting.method, score.gflops_per_frame, score.rows, score.setting.label)
+    return leads(ours, others, "grounded", seed=evidence.seed)
+
+
+def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
+    """Return the interval of ReuseViT's lead over the best baseline."""
+    found = compare(score, evidence)
+    if not found:
         return {}
-    return {"acc_gqa_diff_ci_low": found.interval.low, "acc_gqa_diff_ci_high": found.interval.high}
+    return {"acc_gqa_diff_ci_low": found[0].difference.low, "acc_gqa_diff_ci_high": found[0].difference.high}
 
 
 def _trained(config: MethodConfig) -> bool | None:

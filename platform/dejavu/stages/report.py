@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from dejavu.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
 from dejavu.drift import drift_curve, plot_drift, write_drift_csv
+from dejavu.equal_flops import write_leads_csv
 from dejavu.frontier import MAX_LOSS, original_quality, quality_of
 from dejavu.looks import looks_of
 from dejavu.records import ParetoPoint, Transcoded
-from dejavu.report import Picture, RunFacts, write_report
+from dejavu.report import Picture, RunFacts, Tables, write_report
 from dejavu.reuse_layers import LayerRates, layer_rates, plot_layer_rates
 from dejavu.reuse_map import plot_reuse_map
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
-from dejavu.stages.frontier import Evidence
+from dejavu.stages.frontier import Evidence, compare
 from dejavu.stages.motion import measure_motion
 from dejavu.stages.observe import observe_reuse
 from dejavu.stages.read import read_embeddings
@@ -61,7 +62,7 @@ class Scored:
 
 
 def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
-    """Write breakdown.csv, drift.csv and report.html beside pareto.csv; return the page's path."""
+    """Write breakdown.csv, drift.csv, equal_flops.csv and report.html beside pareto.csv; return the page's path."""
     settings = [score.setting for score in scored.evidence.scores]
     frames = _frames(settings, scored)
     shared = sorted(set.intersection(*(set(by_clip) for by_clip in frames.values())))
@@ -88,7 +89,9 @@ def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
         "reuse": _draw_reuse(scored, typical(clips, motion_of)),
     }
     page = results / "report.html"
-    write_report(page, scored.points, rows, pictures, facts)
+    found = [lead for score in scored.evidence.scores for lead in compare(score, scored.evidence)]
+    write_leads_csv(results / "equal_flops.csv", found)
+    write_report(page, scored.points, Tables(rows, found), pictures, facts)
     return page
 
 
