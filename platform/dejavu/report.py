@@ -153,7 +153,7 @@ def _context(
         "max_loss": MAX_LOSS,
         "summary": summarise(points, quality, facts.num_questions),
         "baselines": list(dict.fromkeys(lead.baseline for lead in tables.leads)),
-        "leads": _leads(tables.leads, original.gflops_per_frame),
+        "leads": _leads(tables.leads, original.gflops_per_frame or 0.0),
         "splits": _splits([row for row in tables.breakdown if (row.method, row.setting) in chosen], quality),
         "pictures": pictures,
         "facts": facts,
