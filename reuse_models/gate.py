@@ -128,7 +128,8 @@ class StraightGate:
         logits_XA2: Tensor = self.decisions[boundary](features).float()
         difference_XA = logits_XA2[..., 0] - logits_XA2[..., 1]
         soft_XA = torch.sigmoid(difference_XA)
-        return (difference_XA > 0).to(soft_XA.dtype) + soft_XA - soft_XA.detach()
+        # In this order the sum is exactly 0 or 1.
+        return (difference_XA > 0).to(soft_XA.dtype) + (soft_XA - soft_XA.detach())
 
 
 class HardGate:

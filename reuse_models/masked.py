@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reuse_models.frame_order import FrameStep, check_steps
 from reuse_models.gate import Features
+from reuse_models.mixing import mix
 from reuse_models.rules import Rules
 from reuse_models.token_memory import State, Trace, choose_reference
 from reuse_models.vit import Vit
@@ -168,35 +169,22 @@ def _mix(
     traces: dict[int, Trace] = {}
     used, gates = [], []
     for frame, codec_CA, step in zip(frames, codec_FCA.unbind(0), steps, strict=True):
-        own = State(frame.state.h_CAD[:, 1:], frame.state.qkv_CAC[:, 1:])
-        pre_proj_CAD = frame.pre_proj_CND[:, 1:]
-        if not step.candidates:
-            g_CA = torch.zeros_like(codec_CA)
-            trace = Trace(pre_proj_CAD, own, own, step.group)
-        else:
+        trace = Trace(frame.pre_proj_CND, frame.state, frame.state, step.group)
+        g_CA = torch.zeros_like(codec_CA)
+        if step.candidates:
             candidates = tuple(traces[frame] for frame in step.candidates)
-            reference = choose_reference(pre_proj_CAD, candidates, rules.semantics, step.group)
-            clip_ids = [(clip, step.frame) for clip in range(len(pre_proj_CAD))]
-            importance_CA = frame.importance_CN[:, 1:]
-            features = Features(importance_CA, reference.similarity_CA, codec_CA, step.kind, clip_ids)
-            g_CA = rules.gate(boundary, features).to(pre_proj_CAD.dtype)
-            h_CAD, qkv_CAC = rules.addon.restoration(boundary)(pre_proj_CAD - reference.pre_proj_CAD)
-            restored = State(reference.state.h_CAD + h_CAD, reference.state.qkv_CAC + qkv_CAC)
-            g_CA1 = g_CA[..., None]
-            trace = Trace(
-                pre_proj_CAD=g_CA1 * reference.pre_proj_CAD + (1 - g_CA1) * pre_proj_CAD,
-                used=restored.mixed(g_CA, own),
-                remembered=reference.state.mixed(g_CA, own),
-                group=step.group,
-            )
+            reference = choose_reference(frame.pre_proj_CND, candidates, rules.semantics, step.group)
+            clip_ids = [(clip, step.frame) for clip in range(len(codec_CA))]
+            similarity_CA, importance_CA = reference.similarity_CA[:, 1:], frame.importance_CN[:, 1:]
+            features = Features(importance_CA, similarity_CA, codec_CA, step.kind, clip_ids)
+            g_CA = rules.gate(boundary, features).to(frame.pre_proj_CND.dtype)
+            # CLS is mixed as well, none of it reused: patches would have to be cut out and put back otherwise.
+            g_CN = torch.nn.functional.pad(g_CA, (1, 0))
+            remembers = rules.semantics != "chained"
+            trace = mix(g_CN, trace, reference, rules.addon.restoration(boundary), remembers=remembers)
         traces[step.frame] = trace
         gates.append(g_CA)
-        used.append(
-            State(
-                torch.cat([frame.state.h_CAD[:, :1], trace.used.h_CAD], dim=1),
-                torch.cat([frame.state.qkv_CAC[:, :1], trace.used.qkv_CAC], dim=1),
-            )
-        )
+        used.append(trace.used)
     return used, torch.stack(gates)
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from reuse_models.similarity import similarity
+
 Semantics = Literal["anchor", "chained", "grouped"]
 SEMANTICS: tuple[Semantics, ...] = ("anchor", "chained", "grouped")
 
@@ -21,14 +23,6 @@ class State:
 
     h_CAD: Tensor
     qkv_CAC: Tensor
-
-    def mixed(self, g_CA: Tensor, computed: State) -> State:
-        """Return g · self + (1 - g) · computed."""
-        g_CA1 = g_CA[..., None]
-        return State(
-            g_CA1 * self.h_CAD + (1 - g_CA1) * computed.h_CAD,
-            g_CA1 * self.qkv_CAC + (1 - g_CA1) * computed.qkv_CAC,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +61,22 @@ def choose_reference(
     The choice carries no gradient, the similarity does.
     """
     best = candidates[0]
-    similarity_CA = _cosine(pre_proj_CAD, best.pre_proj_CAD)
+    with torch.no_grad():
+        cosine_CA = _cosine(pre_proj_CAD, best.pre_proj_CAD)
     chosen = best.pre_proj_CAD
     state = best.referred(semantics, group)
     for other in candidates[1:]:
-        other_CA = _cosine(pre_proj_CAD, other.pre_proj_CAD)
-        nearer_CA = other_CA > similarity_CA
+        with torch.no_grad():
+            other_CA = _cosine(pre_proj_CAD, other.pre_proj_CAD)
+        nearer_CA = other_CA > cosine_CA
         nearer_CA1 = nearer_CA[..., None]
         found = other.referred(semantics, group)
-        similarity_CA = torch.where(nearer_CA, other_CA, similarity_CA)
+        cosine_CA = torch.where(nearer_CA, other_CA, cosine_CA)
         chosen = torch.where(nearer_CA1, other.pre_proj_CAD, chosen)
         state = State(
             torch.where(nearer_CA1, found.h_CAD, state.h_CAD), torch.where(nearer_CA1, found.qkv_CAC, state.qkv_CAC)
         )
-    return Reference(similarity_CA, chosen, state)
+    return Reference(similarity(pre_proj_CAD, chosen, cosine_CA), chosen, state)
 
 
 def _cosine(a_CAD: Tensor, b_CAD: Tensor) -> Tensor:

@@ -188,8 +188,11 @@ class Vit(nn.Module):
         of `attend`.
         """
         rows_BhMd = (q_BhNd[:, :, :1] if self.shape.has_cls else q_BhNd) * self.shape.head_dim**-0.5
-        if rows_BhMd.is_cuda or torch.is_grad_enabled():
+        if rows_BhMd.is_cuda:
             scores_BhMN = rows_BhMd @ k_BhNd.mT
+        elif torch.is_grad_enabled():
+            # As below; a copy of k would moreover be kept for the backward pass.
+            scores_BhMN = torch.stack([rows_hMd @ k_hNd.mT for rows_hMd, k_hNd in zip(rows_BhMd, k_BhNd, strict=True)])
         else:
             # A frame at a time: [h, N, d] is read where it lies, [B, h, N, d] of a fused qkv would be copied first.
             scores_BhMN = rows_BhMd.new_empty(*rows_BhMd.shape[:3], k_BhNd.shape[2])
