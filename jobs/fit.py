@@ -5,11 +5,13 @@ Takes the words of jobs/pipeline.py and works in the same results folder: a pipe
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
 
+import signal
 import sys
 from dataclasses import replace
 
 import pipeline
 
+from dejavu import cluster
 from dejavu.experiment import parse
 
 
@@ -20,6 +22,9 @@ def main() -> int:
     except pipeline.ONE_LINE_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except cluster.Stopped:
+        print(pipeline.STOPPED, file=sys.stderr, flush=True)
+        return 128 + signal.SIGTERM
     return 0
 
 

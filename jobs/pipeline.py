@@ -6,6 +6,7 @@ One call per stage; what is in the store already is not done again.
 import _bootstrap  # noqa: F401  first: makes the packages importable
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -32,14 +33,14 @@ from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips
-from dejavu.store import Store, StoreError, identity, write_text
+from dejavu.store import Store, StoreError, identity, write_json, write_text
 from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError
 from reuse_models.diffrate import DiffRateConfig
 from reuse_models.diffrate_schedule import read_schedule
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
 from reuse_models.reusevit import ReuseVitConfig
-from tune_spaces.study import choose, list_configs, read_chosen, sweep, write_chosen
+from tune_spaces.study import SweepError, choose, list_configs, read_chosen, sweep, write_chosen
 from tune_spaces.tower import AddonCurve, Trained
 
 PUBLISHED_REFRESH = (4, 8, 32, None)
@@ -51,12 +52,16 @@ ONE_LINE_ERRORS = (
     StoreError,
     TrackingError,
     TrainError,
+    SweepError,
     TooManyFailures,
     cluster.ClusterError,
     FileNotFoundError,
     OSError,
     ValueError,
 )
+
+
+STOPPED = "stopped: got SIGTERM before the end; run the same command again: what is done is kept, and it goes on there"
 
 
 @dataclass
@@ -116,6 +121,7 @@ def start(experiment: Experiment) -> Job:
     check_head(experiment.task, backbone, experiment.prompt)
     tracking = Tracking.open(results)
     cluster.connect()
+    cluster.honour_notice()
     dataset = load_dataset(experiment, results)
     check_lessons(experiment.task, dataset.questions)
     if dataset.missing:
@@ -203,8 +209,7 @@ def train_head(job: Job, original: Setting) -> TrainedHead | None:
     questions = [*job.questions("train"), *job.questions("val")]
     fitted = fit_head([*clips["train"], *clips["val"]], questions, original, job.embedding, task, experiment.prompt)
     job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
-    if fitted.is_new:
-        job.tracking.log(head_run(job, fitted), [])
+    log_once(job, fitted.weights, head_run(job, fitted))
     return open_head(task, job.backbone, experiment.prompt, fitted.weights)
 
 
@@ -231,12 +236,18 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     result = train_addons(clips, original, job.embedding, experiment.train)
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
-        if result.num_trained:
-            job.tracking.log(fit_run(job, addon), [])
+        log_once(job, addon.weights, fit_run(job, addon))
         if addon.achieved_rate is not None:
             print(f"  target={addon.target:g}: requested {addon.target:.3f}, achieved {addon.achieved_rate:.3f}")
     job.check()
     return result.addons
+
+
+def log_once(job: Job, weights: Path, run: Run) -> None:
+    """Log what made these weights, unless that is done: a run may have ended between the fit and its logging."""
+    note = weights.with_name("mlflow.json")
+    if not note.is_file():
+        write_json(note, {"run_id": job.tracking.log(run, [])})
 
 
 def fit_run(job: Job, addon: TrainedAddon) -> Run:
@@ -356,6 +367,9 @@ def main() -> int:
     except ONE_LINE_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except cluster.Stopped:
+        print(STOPPED, file=sys.stderr, flush=True)
+        return 128 + signal.SIGTERM
     return 0
 
 

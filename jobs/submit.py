@@ -65,11 +65,15 @@ def main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def cluster(ray: Path) -> Iterator[Cluster]:
+def cluster(ray: Path, num_cpus: int | None = None) -> Iterator[Cluster]:
     """Run a one-node cluster that answers this user alone, and end it.
 
     The dashboard listens on loopback, but Ray's own services listen on every interface whatever the node's address, and
     run what they are sent: hence the token.
+
+    Args:
+        ray: The program.
+        num_cpus: That the node offers; all that this machine has unless given.
     """
     # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
     folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
@@ -82,6 +86,7 @@ def cluster(ray: Path) -> Iterator[Cluster]:
     options += [f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}"]
     command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", *options]
+    command += [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
     log = folder / "start.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -35,6 +35,12 @@ from tune_spaces.grids import GRIDS
 from tune_spaces.tower import Density, Tower, Trained
 
 STAGE = "sweep"
+MAX_LOST = 3
+"""Times that a trial is begun again after its process or machine died; what it had written is not done again."""
+
+
+class SweepError(RuntimeError):
+    """A setting could not be tried; one line says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +118,7 @@ def sweep(settings: Sequence[Setting], original: Setting, exam: Exam, embedding:
         pool: GPUs that a trial holds.
 
     Raises:
-        RuntimeError: A trial failed.
+        SweepError: A trial failed, or was lost more often than it is begun again.
     """
     pending = [setting for setting in settings if plan(exam.clips, [setting], embedding)]
     if not pending:
@@ -125,12 +131,18 @@ def sweep(settings: Sequence[Setting], original: Setting, exam: Exam, embedding:
         param_space={"setting": tune.grid_search([setting.to_row() for setting in pending])},
         tune_config=tune.TuneConfig(metric="quality", mode="max", reuse_actors=True),
         run_config=tune.RunConfig(
-            name=f"sweep-{name}", storage_path=str(embedding.store.root.resolve() / "tune"), verbose=0
+            name=f"sweep-{name}",
+            storage_path=str(embedding.store.root.resolve() / "tune"),
+            failure_config=tune.FailureConfig(max_failures=MAX_LOST),
+            verbose=0,
         ),
     ).fit()
     if results.errors:
         reason = str(results.errors[0]).strip().splitlines()[-1]
-        raise RuntimeError(f"sweep: got {len(results.errors)} of {len(pending)} trials failed, expected none; {reason}")
+        raise SweepError(
+            f"sweep: got {len(results.errors)} of {len(pending)} trials failed ({reason}), expected none; run the same "
+            "command again: what is done is kept"
+        )
     return len(pending)
 
 

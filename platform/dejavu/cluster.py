@@ -6,8 +6,10 @@ import json
 import logging
 import math
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -18,6 +20,23 @@ PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 
 class ClusterError(RuntimeError):
     """The cluster cannot do what was asked; one line says why and what to do."""
+
+
+class Stopped(BaseException):
+    """This driver was told to end: its machine is taken away, or somebody ran `ray job stop`."""
+
+
+def honour_notice() -> None:
+    """Raise Stopped in the main thread at SIGTERM; call it after `connect`, since Ray has a handler of its own.
+
+    Nothing waits for the batches in flight: they are whole in the store or absent, and `ray job stop` kills after 3 s.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and what unwinds now should not be broken off
+    raise Stopped
 
 
 def in_submitted_job() -> bool:
@@ -64,13 +83,16 @@ class Pool:
     num_actors: int
     cpus_per_actor: float
     gpus_per_actor: float
+    cpus_per_reader: float
+    """Of a task that decodes."""
 
 
 def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
-    """Fit the encoding actors to the cluster, leaving one CPU to the tasks that decode.
+    """Fit the encoding actors to the cluster, leaving one CPU of every machine to the tasks that decode.
 
-    On CPUs alone there is an actor for each CPU, each holding a little less than one: decoding is cheap and shares
-    the machine. Ray Data would wait half an hour before it says that actors leave no CPU for its readers.
+    On CPUs alone there is an actor for each CPU, each holding less than one: decoding is cheap and shares the machine.
+    What they hold is so little that all of them fit on the smallest machine beside a reader: when machines are lost,
+    Ray starts their actors again on those that are left; where none had a CPU left for readers, nothing would move.
 
     Args:
         num_workers: Actors wanted, or None for as many as fit.
@@ -92,13 +114,21 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
             f"num_workers: got {num_actors} with {gpus_each:g} GPUs each, expected at most {gpus:g} GPUs in all; "
             "lower --num-workers"
         )
-    # A quarter step below the even share keeps the sum under cpus - 1 whatever the rounding.
-    share = 0.5 if cpus < 2 else min(1.0, math.floor((cpus - 1) / num_actors * 100) / 100)
-    if share < 0.01:
+    if num_actors > 100 * max(cpus - 1, 1):
         raise ClusterError(
             f"num_workers: got {num_actors} on {cpus:g} CPUs, expected at most {cpus:g}; lower --num-workers"
         )
-    return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each)
+    smallest = min((cpus, *_cpus_per_machine()))
+    reader = 1.0 if smallest >= 2 else smallest / 2
+    # Rounded down to what Ray counts in, so that the sum stays below whatever the rounding; many machines share less.
+    share = max(0.01, min(1.0, math.floor((smallest - reader) / num_actors * 100) / 100))
+    return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each, cpus_per_reader=reader)
+
+
+def _cpus_per_machine() -> list[float]:
+    """List the CPUs of each machine that is up and has any."""
+    counts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return [count for count in counts if count]
 
 
 def hardware() -> str:

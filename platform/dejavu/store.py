@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +30,12 @@ from dejavu.records import Failure
 
 IDENTITIES_KEY = b"dejavu.identities"
 """Parquet footer entry: JSON list of the identities that a shard holds completely."""
+
+
+WAITS_S = (1, 2, 4, 8, 16, 32)
+"""Between tries to write while storage answers with errors: a shared file system may be away for a minute."""
+
+_Written = TypeVar("_Written")
 
 
 class StoreError(RuntimeError):
@@ -59,6 +67,21 @@ def atomic(target: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def patiently(write: Callable[[], _Written]) -> _Written:
+    """Do a write again while storage answers with errors; it must be one that may be done twice.
+
+    Raises:
+        OSError: It still does after the last of WAITS_S.
+    """
+    for wait_s in WAITS_S:
+        try:
+            return write()
+        except OSError as error:
+            logging.getLogger(__name__).warning("storage: %s; trying again in %g s", error, wait_s)
+            time.sleep(wait_s)
+    return write()
 
 
 def write_text(target: Path, text: str) -> None:
@@ -121,9 +144,13 @@ class Store:
         names = sorted(identities)
         target = self.embeddings_dir(setting_id) / f"{identity({'shard': names})}.parquet"
         metadata = {**(table.schema.metadata or {}), IDENTITIES_KEY: json.dumps(names).encode()}
-        with atomic(target) as temporary:
-            pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
-        return target
+
+        def write() -> Path:
+            with atomic(target) as temporary:
+                pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+            return target
+
+        return patiently(write)
 
     def done(self, setting_id: str) -> dict[str, Path]:
         """Index what is embedded under one setting: identity -> shard, read from the footers alone."""
@@ -135,7 +162,7 @@ class Store:
 
     def describe(self, setting_id: str, note: Mapping[str, Any]) -> None:
         """Say what a setting's id, which is a hash, stands for, so that later versions of the code can find it."""
-        write_json(self.embeddings_dir(setting_id) / "setting.json", dict(note))
+        patiently(lambda: write_json(self.embeddings_dir(setting_id) / "setting.json", dict(note)))
 
     def described(self) -> dict[str, dict[str, Any]]:
         """List what `describe` wrote: setting id -> note."""
@@ -145,7 +172,8 @@ class Store:
     # -------------------------------------------------------------------------------------------------------- failures
     def write_failures(self, stage: str, failures: Iterable[Failure], *, part: str = "all") -> None:
         """Replace what is known to have failed in one part of a stage: every run tries failed clips again."""
-        write_json(self.root / "failures" / stage / f"{part}.json", [asdict(failure) for failure in failures])
+        rows = [asdict(failure) for failure in failures]
+        patiently(lambda: write_json(self.root / "failures" / stage / f"{part}.json", rows))
 
     def failures(self) -> list[Failure]:
         """List what could not be done, by stage and clip, each once."""

@@ -7,7 +7,8 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ import numpy as np
 EXPERIMENT = "dejavu"
 METRICS_PER_CALL = 500
 """MLflow takes up to 1000 at once."""
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+RETRIES_AT_START = 2
+"""A server that is not there is said to be so within seconds."""
+RETRIES_LATER = 6
+"""MLflow waits 2, 4, 8 ... s between them: a server that is away for two minutes costs the run nothing else."""
 UI_PORT = 5000
+
+
+GO_ON = "start it and run the same command again: only what is not logged is done again"
 
 
 class TrackingError(RuntimeError):
@@ -42,12 +51,10 @@ class Tracking:
         """
         # Both are read when mlflow is imported, which takes seconds: so it is imported here, not above.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient  # noqa: PLC0415
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
-        try:
+        with _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
             client = MlflowClient(uri)
             known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
@@ -55,21 +62,20 @@ class Tracking:
             local = uri.startswith("sqlite:")
             location = (results.resolve() / "mlartifacts").as_uri() if local else None
             return Tracking(uri, client.create_experiment(EXPERIMENT, artifact_location=location))
-        except (MlflowException, OSError) as error:
-            reason = without_secrets(str(error).splitlines()[0])[:200]
-            raise TrackingError(
-                f"MLflow: got no answer from {without_secrets(uri)} ({reason}), expected a tracking server; "
-                "start it or unset MLFLOW_TRACKING_URI"
-            ) from error
 
     def log(self, parent: Run, children: Sequence[Run]) -> str:
-        """Log one parent run and its children, each finished; return the parent's id."""
+        """Log one parent run and its children, each finished; return the parent's id.
+
+        Raises:
+            TrackingError: The server does not answer for minutes.
+        """
         from mlflow import MlflowClient  # noqa: PLC0415
 
-        client = MlflowClient(self.uri)
-        parent_id = self._log(client, parent, {})
-        for child in children:
-            self._log(client, child, {"mlflow.parentRunId": parent_id})
+        with _answering(self.uri, RETRIES_LATER, GO_ON):
+            client = MlflowClient(self.uri)
+            parent_id = self._log(client, parent, {})
+            for child in children:
+                self._log(client, child, {"mlflow.parentRunId": parent_id})
         return parent_id
 
     def _log(self, client: Any, run: Run, tags: Mapping[str, str]) -> str:
@@ -109,12 +115,17 @@ class Tracking:
             mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None takes it back
 
     def save_view(self, view_id: str, value: str) -> None:
-        """Keep a view of the runs in the experiment, and let the UI take it as one of models, not of agents."""
+        """Keep a view of the runs in the experiment, and let the UI take it as one of models, not of agents.
+
+        Raises:
+            TrackingError: The server does not answer for minutes.
+        """
         from mlflow import MlflowClient  # noqa: PLC0415
 
-        client = MlflowClient(self.uri)
-        client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{view_id}", value)
+        with _answering(self.uri, RETRIES_LATER, GO_ON):
+            client = MlflowClient(self.uri)
+            client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
+            client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{view_id}", value)
 
     @property
     def ui_command(self) -> str:
@@ -166,6 +177,29 @@ class Run:
     """Metrics over steps."""
     addon: LoggedAddon | None = None
     """Weights to log as a model."""
+
+
+@contextmanager
+def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
+    """Ask a server that does not answer again, as often as this, unless the user's environment says how often.
+
+    Raises:
+        TrackingError: It did not answer.
+    """
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    given = os.environ.get(RETRIES_VARIABLE)
+    os.environ[RETRIES_VARIABLE] = given or str(retries)  # read at each request
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = without_secrets(str(error).splitlines()[0])[:200]
+        raise TrackingError(
+            f"MLflow: got no answer from {without_secrets(uri)} ({reason}), expected a tracking server; {advice}"
+        ) from error
+    finally:
+        if given is None:
+            del os.environ[RETRIES_VARIABLE]
 
 
 def without_secrets(text: str) -> str:

@@ -10,6 +10,7 @@ from dejavu.cluster import ClusterError, actor_pool
 def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     held: dict[str, float] = {"CPU": 2.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: held)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": held}])
     return held
 
 
@@ -18,7 +19,7 @@ def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_actors_leave_a_cpu_to_the_readers(resources: dict[str, float], cpus: int, workers: int | None) -> None:
     resources["CPU"] = cpus
     pool = actor_pool(workers, None)
-    assert pool.num_actors * pool.cpus_per_actor <= max(cpus - 1, 0.5)
+    assert pool.num_actors * pool.cpus_per_actor + pool.cpus_per_reader <= cpus
     assert pool.gpus_per_actor == 0
 
 
@@ -34,3 +35,16 @@ def test_more_than_the_cluster_has_is_refused_in_one_line(resources: dict[str, f
         actor_pool(None, 1.0)
     with pytest.raises(ClusterError, match="num_workers: got 1000 on 2 CPUs"):
         actor_pool(1000, None)
+
+
+@pytest.mark.parametrize("machines", [(2, 2), (2, 16), (4, 4, 4, 4), (0, 16, 16)])
+def test_the_smallest_machine_can_take_all_actors_and_a_reader(
+    resources: dict[str, float], monkeypatch: pytest.MonkeyPatch, machines: tuple[int, ...]
+) -> None:
+    resources["CPU"] = sum(machines)
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpus)} if cpus else {}} for cpus in machines]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 1.0}}])
+    pool = actor_pool(None, None)
+    assert pool.num_actors == sum(machines)
+    smallest = min(cpus for cpus in machines if cpus)
+    assert pool.num_actors * pool.cpus_per_actor + pool.cpus_per_reader <= smallest

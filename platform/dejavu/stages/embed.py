@@ -52,7 +52,7 @@ def embed_clips(
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
     results = (
         ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
-        .map(_DecodeRow(embedding), num_cpus=1)
+        .map(_DecodeRow(embedding), num_cpus=pool.cpus_per_reader)
         .map_batches(
             _EncodeRow,
             fn_constructor_args=(embedding,),

@@ -77,9 +77,11 @@ def measure_settings(
     known = _read(path)
     pending = [setting for setting in settings if setting.setting_id not in known]
     if pending:
-        actor: Any = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0)(_Stopwatch)
-        stopwatch = actor.remote(embedding)
-        ray.get(stopwatch.load.remote([asdict(clip) for clip in chosen], asdict(config)))
+        # Begun again elsewhere when its process or machine dies; the setting that it was timing too.
+        actor: Any = ray.remote(
+            num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_restarts=3, max_task_retries=3
+        )(_Stopwatch)
+        stopwatch = actor.remote(embedding, [asdict(clip) for clip in chosen], asdict(config))
         for setting in pending:
             row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
             known[setting.setting_id] = Timing(**row)
@@ -97,25 +99,25 @@ def _read(path: Path) -> dict[str, Timing]:
 class _Stopwatch:
     """The actor that runs settings in turn with Original."""
 
-    def __init__(self, embedding: Embedding) -> None:
-        self.embedding = embedding
+    def __init__(self, embedding: Embedding, clips: Sequence[Mapping[str, Any]], config: Mapping[str, int]) -> None:
+        self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
+        self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone: Backbone
+        self.backbone: Backbone = load_backbone(embedding.backbone, device=self.device)
         self.frames: list[DecodedFrames] = []
-        self.num_rounds = 0
 
-    def load(self, clips: Sequence[Mapping[str, Any]], config: Mapping[str, int]) -> None:
-        """Decode the sample, so that no decoding is timed."""
-        self.backbone = load_backbone(self.embedding.backbone, device=self.device)
-        segments = cut((Transcoded(**clip) for clip in clips), config["num_frames"])
-        first = tuple(segment for segment in segments if segment.start == 0)
+    def _load(self) -> None:
+        """Decode the sample, so that no decoding is timed. Not when the actor begins: Ray would hide what is wrong."""
+        first = tuple(segment for segment in cut(self.clips, self.num_frames) if segment.start == 0)
         decoded = decode_batch(Batch(first, ()), self.embedding)
         if decoded.failures:
             raise ValueError(decoded.failures[0].reason)
-        self.frames, self.num_rounds = list(decoded.frames), config["num_rounds"]
+        self.frames = list(decoded.frames)
 
     def time(self, setting: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
         """Alternate the two; the first round warms up and does not count."""
+        if not self.frames:
+            self._load()
         ours = Setting.from_row(dict(setting)).config.build(self.backbone.vit)
         dense = Setting.from_row(dict(original)).config.build(self.backbone.vit)
         num_frames = sum(len(frames.seconds_F) for frames in self.frames)

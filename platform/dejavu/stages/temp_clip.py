@@ -23,7 +23,7 @@ from typing import Any, Literal
 import ray
 import torch
 from ray import train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
@@ -32,7 +32,7 @@ from dejavu.records import Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.read import clips_identity, read_embeddings
-from dejavu.stages.train import TrainError
+from dejavu.stages.train import TrainError, lost_workers
 from dejavu.store import atomic, file_sha256, identity, write_json
 from dejavu.tasks import temp_clip, temp_clip_fit
 from dejavu.tasks.grounded_qa import score
@@ -250,7 +250,7 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
 
 def _run_fit(task: _Task, folder: Path) -> None:
     has_gpu = bool(ray.cluster_resources().get("GPU", 0))
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"task": task},
         # One worker: a head of this size learns faster than several would agree on its gradients.
@@ -263,7 +263,11 @@ def _run_fit(task: _Task, folder: Path) -> None:
             failure_config=FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainError(lost_workers(error, task.config.max_failures)) from error
     if result.checkpoint is None:
         raise TrainError(f"temp_clip: got no checkpoint ({result.error}), expected one; see Ray's log of the worker")
     with result.checkpoint.as_directory() as found:

@@ -20,13 +20,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
@@ -37,7 +38,7 @@ from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
-from dejavu.store import atomic, identity, write_json
+from dejavu.store import atomic, identity, patiently, write_json
 from reuse_models.addon import load_addon, save_addon
 from reuse_models.frame_order import PATTERN_SPAN, training_pattern
 from reuse_models.loss import LossConfig
@@ -241,8 +242,9 @@ def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
     gpus = int(resources.get("GPU", 0))
     fitting = gpus or min(2, max(1, int(resources.get("CPU", 1))))
     workers = min(task.config.num_workers or fitting, len(task.train))
-    run_id = identity({"addons": sorted(ids[target] for target in task.targets), "workers": workers})
-    result = TorchTrainer(
+    # Not by the number of workers: on what is left of a cluster, the same command goes on from the last checkpoint.
+    run_id = identity({"addons": sorted(ids[target] for target in task.targets)})
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
@@ -254,7 +256,11 @@ def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
             failure_config=FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainError(lost_workers(error, task.config.max_failures)) from error
     if result.checkpoint is None or result.metrics is None:
         raise TrainError(f"training: got no checkpoint ({result.error}), expected one; see Ray's log of the workers")
     with result.checkpoint.as_directory() as folder:
@@ -262,10 +268,20 @@ def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
         if broken := progress.get("broken"):
             raise TrainError(f"{broken}; the last good checkpoint is {result.checkpoint.path}")
         for target in task.targets:
-            _keep(Path(folder), _folder(task.embedding, ids[target]), target, progress["targets"][f"{target:g}"])
+            note = progress["targets"][f"{target:g}"]
+            patiently(partial(_keep, Path(folder), _folder(task.embedding, ids[target]), target, note))
     failures = tuple(Failure(**row) for row in progress["failures"])
     task.embedding.store.write_failures(STAGE, failures)
     return failures
+
+
+def lost_workers(error: TrainingFailedError, max_failures: int) -> str:
+    """Say in one line why Ray Train gave up, and how to go on."""
+    reason = str(error).strip().splitlines()[-1]
+    return (
+        f"training: got workers that failed more than {max_failures} times ({reason}), expected them to come back; run "
+        "the same command again: it goes on from the last checkpoint"
+    )
 
 
 def _keep(checkpoint: Path, folder: Path, target: float, progress: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.stages.spread import Row, spread
-from dejavu.store import Store, file_sha256, identity, write_json
-from dejavu.video.mp4 import TranscodeConfig, transcode
+from dejavu.store import Store, file_sha256, identity, patiently, write_json
+from dejavu.video.mp4 import Mp4Info, TranscodeConfig, transcode
 
 STAGE = "transcode"
 
@@ -94,8 +94,12 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: dict[str,
     source = Path(clip.path)
     content_id = identity({"sha256": file_sha256(source), "config": asdict(config), "px": row["px"]})
     target = store.mp4_path(content_id)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    info = transcode(source, target, frame_px=row["px"], config=config)
+
+    def write() -> Mp4Info:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return transcode(source, target, frame_px=row["px"], config=config)
+
+    info = patiently(write)
     record = Transcoded(
         clip_id=clip.clip_id,
         content_id=content_id,
@@ -106,7 +110,7 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: dict[str,
         duration_s=info.duration_s,
         codec_metadata=info.codec_metadata,
     )
-    write_json(store.transcoded_path(row["key"]), asdict(record))
+    patiently(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
     return record
 
 

@@ -1,0 +1,164 @@
+"""A cluster whose processes may be killed, and a small world for the job that runs on it meanwhile.
+
+Nothing that was not started here is ever touched: victims are looked for among the descendants of our own `ray start`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).with_name("ray")
+DEADLINE_S = 240
+"""For one step of a test on a busy machine; on an idle one it takes seconds."""
+STAGES = ("--stages", "transcode,sweep,embed", "--sweep.methods", "frame_skip", "cmc", "eventful")
+BATCHES = ("--embed.streams", "2")
+"""Several batches of a few clips, so that there is something between the first and the last."""
+
+
+@dataclass
+class Bench:
+    """The cluster, the world, and what a test does to them."""
+
+    cluster: object
+    environment: dict[str, str]
+    world: Path
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def results(self, folder: Path) -> Path:
+        """Return a new results folder that shares the world's videos."""
+        folder.mkdir(parents=True)
+        (folder / "world").symlink_to(self.world)
+        return folder
+
+    def start(self, results: Path, *words: str) -> subprocess.Popen[bytes]:
+        """Start the job; what it prints goes to results/driver.log."""
+        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results)]
+        command += [*(words or STAGES), *BATCHES]
+        with (results / "driver.log").open("wb") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+
+    def finish(self, driver: subprocess.Popen[bytes], results: Path) -> str:
+        """Wait for a job that should succeed; return what it printed."""
+        status = driver.wait(DEADLINE_S)
+        printed = (results / "driver.log").read_text(encoding="utf-8", errors="replace")
+        assert status == 0, printed[-6000:]
+        return printed
+
+    def wait(self, driver: subprocess.Popen[bytes], results: Path, reached: Callable[[], object]) -> None:
+        """Wait until the running job has reached something."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not reached():
+            assert driver.poll() is None, (results / "driver.log").read_text(errors="replace")[-6000:]
+            assert time.monotonic() < deadline, (results / "driver.log").read_text(errors="replace")[-6000:]
+            time.sleep(0.02)
+
+    def workers(self, name: str, root: int | None = None) -> list[psutil.Process]:
+        """List our Ray workers that have this in their title."""
+        found = []
+        for pid in [root] if root else [self.cluster.pid, *(node.pid for node in self.nodes)]:  # type: ignore[attr-defined]
+            for process in _family(pid):
+                with contextlib.suppress(psutil.Error):
+                    if any(word.startswith("ray::") and name in word for word in process.cmdline()[:1]):
+                        found.append(process)
+        return found
+
+    def add_node(self, num_cpus: int = 2) -> subprocess.Popen[bytes]:
+        """Start one more node of the cluster on this machine."""
+        import submit
+
+        ports = dict(zip(("dashboard-agent-listen-port", "metrics-export-port"), submit.free_ports(2), strict=True))
+        command = [str(RAY), "start", f"--address={self.cluster.address}", "--block", "--disable-usage-stats"]  # type: ignore[attr-defined]
+        command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", "--object-store-memory=200000000"]
+        command += [f"--{name}={port}" for name, port in ports.items()]
+        node = subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        self.nodes.append(node)
+        return node
+
+    def kill_node(self, node: subprocess.Popen[bytes]) -> None:
+        """End a whole node at once, as when its machine is taken away."""
+        for process in [*_family(node.pid), psutil.Process(node.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait()
+        self.nodes.remove(node)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A cluster of two CPUs of our own and the tiny recipe's world."""
+    import submit
+
+    from dejavu.datasets.synthetic import make_world
+    from dejavu.experiment import RECIPES
+
+    folder = tmp_path_factory.mktemp("faults")
+    world = make_world(folder / "world", RECIPES["tiny"][1].synthetic)
+    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with submit.cluster(RAY, num_cpus=2) as cluster:
+        settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        bench = Bench(cluster, kept | submit.environment(cluster.token) | settings, world)
+        try:
+            yield bench
+        finally:
+            for node in list(bench.nodes):
+                bench.kill_node(node)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of a run that nobody disturbed."""
+    results = bench.results(tmp_path_factory.mktemp("undisturbed") / "results")
+    bench.finish(bench.start(results), results)
+    return results
+
+
+def result_set(results: Path) -> dict[tuple[str, str, int], list[float]]:
+    """Return every stored frame: (setting, content, frame) -> embedding."""
+    found = {}
+    for shard in (results / "store" / "embeddings").glob("*/*.parquet"):
+        for row in pq.read_table(shard).to_pylist():
+            key = (shard.parent.name, row["content_id"], row["frame"])
+            assert key not in found, f"a frame is stored twice: {key}"
+            found[key] = row["embedding"]
+    return found
+
+
+@pytest.fixture(scope="session")
+def same(undisturbed: Path) -> Callable[[Path], None]:
+    """Hold a results folder against the undisturbed one: same frames, each once, same values, no failure."""
+    import numpy as np
+
+    expected = result_set(undisturbed)
+
+    def check(results: Path) -> None:
+        found = result_set(results)
+        assert found.keys() == expected.keys()
+        keys = sorted(expected)
+        np.testing.assert_allclose([found[key] for key in keys], [expected[key] for key in keys], atol=2e-3)
+        for name in ("transcoded", "mp4"):
+            ours, theirs = (sorted(p.name for p in (r / "store" / name).iterdir()) for r in (results, undisturbed))
+            assert [one for one in ours if not one.startswith(".")] == theirs
+        assert (results / "failures.csv").read_text() == "clip,stage,reason\n"
+
+    return check
