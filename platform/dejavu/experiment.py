@@ -157,11 +157,12 @@ DEMO_TRAINING = TrainConfig(
         restoration_learning_rate=4e-3,
         decision_learning_rate=5e-3,
         decay=0.65,
+        clips_per_step=2,
         restoration_rank=4,
     ),
 )
-"""For a small tower and minutes: fewer and larger steps than published, a rank that costs little of what reuse saves
-(docs/training.md)."""
+"""For a small tower and minutes: larger rates than published, few clips and so many steps, a rank that costs little of
+what reuse saves (docs/training.md)."""
 
 DEMO_HEAD = TaskConfig(
     fit=TempClipFitConfig(width=128, ffn_width=128, epochs=12, learning_rate=1e-3, dropout=0.1, questions_per_step=32)
