@@ -21,7 +21,7 @@ DEFAULT_FIT = FitConfig(
     restoration_rank=4,
     clips_per_step=16,
 )
-"""The demo's, in fewer steps."""
+"""The demo's learning rates, in fewer and larger steps."""
 DEFAULT_LOSS = LossConfig(target_rate=0.9, second_last_weight=0.0)
 
 
