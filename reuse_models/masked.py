@@ -90,9 +90,11 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, wanted: Sequence[Wanted
                 with torch.set_grad_enabled(recording):
                     frames += _layer(vit, boundary, state, num_clips)
         used_F, g_FCA = _mix(rules, boundary, frames, codec_FCA, clips.steps)
-        halves = (frames[:num_dense], used_F[num_dense:])
-        states = [_joined([one.state if isinstance(one, _Computed) else one for one in half]) for half in halves]
-        second_last = torch.cat([one.state.h_CAD for one in frames])
+        if boundary == last - 1:
+            second_last = torch.cat([one.state.h_CAD for one in frames])
+        del frames, state  # not needed beside what joins below: less at the peak
+        states = [_joined(half) for half in (used_F[:num_dense], used_F[num_dense:])]
+        del used_F
         gates.append(g_FCA)
         if "inputs" in wanted:
             inputs.append(_whole(states))
@@ -167,6 +169,7 @@ def _mix(
 ) -> tuple[list[State], Tensor]:
     """Return the state used by the next layer, frame by frame, and g_FCA."""
     traces: dict[int, Trace] = {}
+    referred = {frame for step in steps for frame in step.candidates}
     used, gates = [], []
     for frame, codec_CA, step in zip(frames, codec_FCA.unbind(0), steps, strict=True):
         trace = Trace(frame.pre_proj_CND, frame.state, frame.state, step.group)
@@ -180,7 +183,7 @@ def _mix(
             g_CA = rules.gate(boundary, features).to(frame.pre_proj_CND.dtype)
             # CLS is mixed as well, none of it reused: patches would have to be cut out and put back otherwise.
             g_CN = torch.nn.functional.pad(g_CA, (1, 0))
-            remembers = rules.semantics != "chained"
+            remembers = rules.semantics != "chained" and step.frame in referred
             trace = mix(g_CN, trace, reference, rules.addon.restoration(boundary), remembers=remembers)
         traces[step.frame] = trace
         gates.append(g_CA)
