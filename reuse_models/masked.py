@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reuse_models.frame_order import FrameStep, check_steps
 from reuse_models.gate import Features
@@ -22,6 +23,10 @@ from reuse_models.mixing import mix
 from reuse_models.rules import Rules
 from reuse_models.token_memory import State, Trace, choose_reference
 from reuse_models.vit import Vit
+
+RECOMPUTED_SHARE = 1 / 3
+"""Of the layers, the first ones, whose MLP's hidden units, the widest of what is kept, are computed again for the
+backward pass: it comes to these when most of what the others kept is gone. One product more, in a third of layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +149,11 @@ def _layer(vit: Vit, index: int, state: State, num_clips: int) -> list[_Computed
     q_XhNd, k_XhNd, v_XhNd = vit.split_heads(state.qkv_CAC)
     pre_proj_XND = vit.attend(q_XhNd, k_XhNd, v_XhNd)
     importance_XN = vit.importance(q_XhNd, k_XhNd)
-    h_XND = vit.close(index, state.h_CAD, pre_proj_XND)
+    h_XND = vit.project(index, state.h_CAD, pre_proj_XND)
+    if torch.is_grad_enabled() and index < RECOMPUTED_SHARE * vit.shape.num_layers:
+        h_XND = checkpoint(vit.mlp, index, h_XND, use_reentrant=False, preserve_rng_state=False)
+    else:
+        h_XND = vit.mlp(index, h_XND)
     all_four = (pre_proj_XND, importance_XN, h_XND, vit.qkv(index + 1, h_XND))
     frames = zip(*(x.unflatten(0, (-1, num_clips)).unbind(0) for x in all_four), strict=True)
     return [_Computed(pre_proj, importance, State(h, qkv)) for pre_proj, importance, h, qkv in frames]
