@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dejavu.ablation.footage import CHUNK_FRAMES, World, windows
-from dejavu.ablation.variants import Variant
+from dejavu.ablation.variants import DEFAULT_FIT, Variant
 from dejavu.backbones.load import Backbone
 from dejavu.records import Prediction
 from dejavu.stages.encode import EncodedSegment, encode_batch
@@ -73,6 +73,7 @@ class Trial:
     variant: Variant
     seed: int
     num_steps: int
+    """Of the default's number of clips."""
 
     def fit_id(self, data_id: str) -> str:
         """Name the fit's weights."""
@@ -100,9 +101,11 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     size = config.clips_per_step
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
     warm_up(fit.addon, gather_pairs(backbone.vit, some, pattern, start), variant.loss.target_rate, start)
-    for step in range(1, trial.num_steps + 1):
+    # All variants see as many windows: one with smaller steps takes more of them.
+    num_steps = trial.num_steps * DEFAULT_FIT.clips_per_step // size
+    for step in range(1, num_steps + 1):
         fit.step(to_batch(list(islice(stream, size)), backbone))
-        if step % max(1, trial.num_steps // NUM_EPOCHS) == 0:
+        if step % max(1, num_steps // NUM_EPOCHS) == 0:
             fit.end_epoch()
     _keep(fit.addon, path)
     return time.monotonic() - began

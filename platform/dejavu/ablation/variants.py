@@ -104,6 +104,14 @@ def _all() -> tuple[Variant, ...]:
         *semantics,
         *refresh,
         *adaptive,
+        *(
+            Variant(
+                name=f"clips={clips}",
+                says=f"{clips} windows a step instead of 16, and as many more steps",
+                fit=replace(DEFAULT_FIT, clips_per_step=clips),
+            )
+            for clips in (4, 2)
+        ),
         Variant(
             name="order=sequential",
             says="each frame after the one before it, instead of 4-2-1-3; in training and use",
