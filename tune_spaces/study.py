@@ -43,6 +43,10 @@ class SweepError(RuntimeError):
     """A setting could not be tried; one line says why and what to do."""
 
 
+OTHER_COST = 1.1
+"""Settings that differ by less in cost tell the same."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
     """Which settings are tried, and how many of each method go on to the test clips."""
@@ -193,12 +197,12 @@ def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
     """Choose the settings that are measured on test clips: of each method those that hold most of its own frontier.
 
     One after the other, the setting is taken that adds most area below the method's frontier of quality against cost.
-    Area counts from half the best quality of all: nobody runs what lies below.
+    Area counts from half the best quality of all: nobody runs what lies below. Where no other adds area, the best of
+    those follow that cost something else, so that a curve is seen on its whole range.
 
     Args:
         scores: On validation clips alone: test clips must not choose.
-        per_method: At most so many of each method; fewer where no other adds area. A method of which nothing adds area
-            keeps its best setting.
+        per_method: At most so many of each method. A method that is worth nothing keeps its best setting.
     """
     worst = (-max(score.gflops_per_frame for score in scores), max(map(quality, scores)) / 2) if scores else (0.0, 0.0)
     by_method: dict[str, list[SettingScore]] = defaultdict(list)
@@ -206,7 +210,9 @@ def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
         by_method[score.setting.method].append(score)
     chosen: list[Setting] = []
     for members in by_method.values():
-        taken = _most_area(members, per_method, worst) or [max(members, key=quality)]
+        taken = _most_area(members, per_method, worst)
+        taken += _elsewhere(members, taken, per_method - len(taken), worst[1])
+        taken = taken or [max(members, key=quality)]
         chosen += [score.setting for score in sorted(taken, key=lambda score: score.gflops_per_frame)]
     return chosen
 
@@ -222,6 +228,22 @@ def _most_area(members: Sequence[SettingScore], count: int, worst: tuple[float, 
             break
         taken.append(best)
     return taken
+
+
+def _elsewhere(
+    members: Sequence[SettingScore], taken: Sequence[SettingScore], count: int, least: float
+) -> list[SettingScore]:
+    """Return the best settings whose cost is OTHER_COST away from all that are taken."""
+    more: list[SettingScore] = []
+    for one in sorted(members, key=quality, reverse=True):
+        apart = all(
+            max(one.gflops_per_frame, other.gflops_per_frame)
+            >= OTHER_COST * min(one.gflops_per_frame, other.gflops_per_frame)
+            for other in [*taken, *more]
+        )
+        if len(more) < count and apart and quality(one) > least:
+            more.append(one)
+    return more
 
 
 def write_chosen(store: Store, chosen: Sequence[Setting]) -> None:

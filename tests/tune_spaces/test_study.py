@@ -47,10 +47,10 @@ SMALL = VitShape(
 )
 
 
-def test_a_dominated_setting_is_never_chosen() -> None:
+def test_a_dominated_setting_beside_another_is_never_chosen() -> None:
     cheap, worse, best = (EventfulConfig(refreshed_tokens=k) for k in (8, 16, 32))
-    scores = [score(cheap, 1.0, 0.9), score(worse, 2.0, 0.8), score(best, 3.0, 0.95)]
-    scores.append(score(EventfulConfig(refreshed_tokens=64), 4.0, 0.95))
+    scores = [score(cheap, 1.0, 0.9), score(worse, 1.05, 0.8), score(best, 3.0, 0.95)]
+    scores.append(score(EventfulConfig(refreshed_tokens=64), 3.1, 0.95))
     assert [setting.config for setting in choose(scores, 4)] == [cheap, best]
 
 
@@ -68,6 +68,17 @@ def test_the_choice_holds_most_of_the_frontier() -> None:
 
     best = max(itertools.combinations(zip(costs, cosines, strict=True), 2), key=area)
     assert [cost for cost, _ in best] == [2, 5]
+
+
+def test_where_no_other_adds_area_the_best_at_another_cost_follows() -> None:
+    """Validation clips are few: that a dearer setting scores a little lower on them does not hide it."""
+    costs, cosines = [1.0, 1.05, 1.5, 1.55, 3.0], [0.9, 0.89, 0.87, 0.88, 0.3]
+    scores = [
+        score(EventfulConfig(refreshed_tokens=i + 1), *one) for i, one in enumerate(zip(costs, cosines, strict=True))
+    ]
+    scores.append(score(CmcConfig(threshold=3.0), 4.0, 0.9))
+    tokens = [setting.config.refreshed_tokens for setting in choose(scores, 4) if setting.method == "eventful"]  # type: ignore[attr-defined]
+    assert tokens == [1, 4]
 
 
 def test_what_loses_half_is_never_chosen_unless_it_is_the_best_of_its_method() -> None:
