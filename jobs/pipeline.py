@@ -6,10 +6,13 @@ One call per stage; what is in the store already is not done again.
 import _bootstrap  # noqa: F401  first: makes the packages importable
 
 import os
+import shlex
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dejavu import cluster
@@ -23,6 +26,7 @@ from dejavu.stages.batch import Embedding
 from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
+from dejavu.stages.live import LiveCurves, See, ending
 from dejavu.stages.measure import measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
@@ -233,14 +237,22 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     for split, some in clips.items():
         embed_clips(some, [original], job.embedding, pool, split)
-    result = train_addons(clips, original, job.embedding, experiment.train)
+    result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
-        log_once(job, addon.weights, fit_run(job, addon))
+        log_once(job, addon.weights, ending(fit_run(job, addon), addon.weights.parent, job.tracking))
         if addon.achieved_rate is not None:
             print(f"  target={addon.target:g}: requested {addon.target:.3f}, achieved {addon.achieved_rate:.3f}")
     job.check()
     return result.addons
+
+
+def live_curves(job: Job, folders: Mapping[str, Path]) -> See:
+    """Open a run in MLflow and one in TensorBoard for each target, to be seen while the fits go on."""
+    runs = {target: Run(name=f"fit target={target}", params={}, metrics={}, tags=tags(job)) for target in folders}
+    events = job.results / "tensorboard"
+    print(f"live curves: {job.tracking.ui_command}, or tensorboard --logdir {shlex.quote(str(events))}", flush=True)
+    return LiveCurves(job.tracking, runs, folders, events).see
 
 
 def log_once(job: Job, weights: Path, run: Run) -> None:

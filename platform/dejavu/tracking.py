@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,12 +79,43 @@ class Tracking:
                 self._log(client, child, {"mlflow.parentRunId": parent_id})
         return parent_id
 
+    def begin(self, run: Run) -> str:
+        """Open a run whose numbers come while it goes on; `log` with its id as `open_id` ends it. Return the id.
+
+        Raises:
+            TrackingError: The server does not answer for minutes.
+        """
+        from mlflow import MlflowClient  # noqa: PLC0415
+
+        with _answering(self.uri, RETRIES_LATER, GO_ON):
+            created = MlflowClient(self.uri).create_run(self.experiment_id, run_name=run.name, tags=dict(run.tags))
+            run_id: str = created.info.run_id
+            return run_id
+
+    def add(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Add one step's numbers to an open run.
+
+        Raises:
+            TrackingError: The server does not answer for minutes.
+        """
+        from mlflow import MlflowClient  # noqa: PLC0415
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        now = int(time.time() * 1000)
+        with _answering(self.uri, RETRIES_LATER, GO_ON):
+            MlflowClient(self.uri).log_batch(
+                run_id, metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()]
+            )
+
     def _log(self, client: Any, run: Run, tags: Mapping[str, str]) -> str:
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
 
-        created = client.create_run(self.experiment_id, run_name=run.name, tags={**run.tags, **tags})
-        run_id: str = created.info.run_id
-        now = created.info.start_time
+        if run.open_id is None:
+            opened = client.create_run(self.experiment_id, run_name=run.name, tags={**run.tags, **tags})
+        else:
+            opened = client.get_run(run.open_id)
+        run_id: str = opened.info.run_id
+        now = int(time.time() * 1000)
         client.log_batch(
             run_id,
             metrics=[Metric(name, float(value), now, 0) for name, value in run.metrics.items() if value is not None],
@@ -177,6 +209,8 @@ class Run:
     """Metrics over steps."""
     addon: LoggedAddon | None = None
     """Weights to log as a model."""
+    open_id: str | None = None
+    """A run begun before, which is ended with this; else it is a new one."""
 
 
 @contextmanager

@@ -12,13 +12,14 @@ averaged. A fit that was interrupted goes on from its last checkpoint; one that 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from dejavu.setting import Setting, kernel_version
 from dejavu.stages.batch import Batch as BatchOfClips
 from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
+from dejavu.stages.live import See, following
 from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
 from dejavu.store import atomic, identity, patiently, write_json
@@ -48,6 +50,10 @@ from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
 
 SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embedding_error")
 """Of an epoch's numbers, those that are printed."""
+
+
+Watch = Callable[[Mapping[str, Path]], See]
+"""Begins to show fits, given the folder of each by target."""
 
 
 class TrainError(RuntimeError):
@@ -142,7 +148,11 @@ class _Task:
 
 
 def train_addons(
-    clips: Mapping[str, Sequence[Transcoded]], original: Setting, embedding: Embedding, config: TrainConfig
+    clips: Mapping[str, Sequence[Transcoded]],
+    original: Setting,
+    embedding: Embedding,
+    config: TrainConfig,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Fit what the store lacks.
 
@@ -151,6 +161,8 @@ def train_addons(
         original: Dense: the teacher.
         embedding: Backbone, store and how videos are read.
         config: Targets and schedule.
+        watch: Given the folder of each add-on that will be fitted, returns what is called with the curves so far, by
+            target, whenever they have grown.
 
     Raises:
         TrainError: The clips do not do, the teacher's embeddings are not those of this backbone and transcode, or the
@@ -164,7 +176,8 @@ def train_addons(
     if pending:
         _check(long, validation, original, embedding, config, len(clips["train"]))
         task = _Task(embedding, config, pending, long, validation, original)
-        failures = _fit(task, ids)
+        see = watch({f"{target:g}": _folder(embedding, ids[target]) for target in pending}) if watch else None
+        failures = _fit(task, ids, see)
     addons = tuple(addon for target in config.targets if (addon := _read(embedding, ids[target], target)))
     write_json(_latest(embedding), {f"{target:g}": ids[target] for target in config.targets})
     return TrainResult(addons, len(pending), failures)
@@ -236,8 +249,8 @@ def _check(  # noqa: PLR0913, PLR0917  one call, in one place
             )
 
 
-def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
-    """Run Ray Train and keep what it leaves."""
+def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failure, ...]:
+    """Run Ray Train, showing its curves, and keep what it leaves."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     fitting = gpus or min(2, max(1, int(resources.get("CPU", 1))))
@@ -258,7 +271,8 @@ def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
         ),
     )
     try:
-        result = trainer.fit()
+        with following(_curves(task.embedding, run_id), see) if see else contextlib.nullcontext():
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise TrainError(lost_workers(error, task.config.max_failures)) from error
     if result.checkpoint is None or result.metrics is None:
@@ -273,6 +287,11 @@ def _fit(task: _Task, ids: Mapping[float, str]) -> tuple[Failure, ...]:
     failures = tuple(Failure(**row) for row in progress["failures"])
     task.embedding.store.write_failures(STAGE, failures)
     return failures
+
+
+def _curves(embedding: Embedding, run_id: str) -> Path:
+    """Where workers write the curves so far."""
+    return embedding.store.root.resolve() / "train" / run_id / "curves.json"
 
 
 def lost_workers(error: TrainingFailedError, max_failures: int) -> str:
@@ -444,6 +463,16 @@ class _Course:
                 print(f"  train target={target:g}: step {self.step} of {self.num_steps}, {shown}", flush=True)
             print(f"  train: {spent:.0f} s, about {left:.0f} s left", flush=True)
         self._report()
+        if not self.rank:
+            self._show({"progress": self.step / self.num_steps, "seconds_left": left})
+
+    def _show(self, progress: Mapping[str, float]) -> None:
+        """Write the curves so far for the driver to log; the last entry of each carries the progress."""
+        curves = {f"{target:g}": [dict(entry) for entry in curve] for target, curve in self.curves.items()}
+        for target in self.fits.keys() - self.stopped:
+            curves[f"{target:g}"][-1] |= progress
+        with contextlib.suppress(OSError):  # a picture of the fit is not worth the fit
+            write_json(_curves(self.task.embedding, train.get_context().get_experiment_name()), curves)
 
     def _stop_early(self) -> None:
         """Stop what has not got better for `patience` epochs; the first worker decides for all."""
