@@ -16,7 +16,9 @@ def test_the_table_goes_between_its_marks_and_nothing_else_changes(tmp_path: Pat
         for reduction in (2.0, 4.0)
     ]
     (out / "results").mkdir(parents=True)
-    (out / "results" / "a.json").write_text(json.dumps({"variant": "default", "seed": 0, "steps": 72, "points": points}))
+    (out / "results" / "a.json").write_text(
+        json.dumps({"variant": "default", "seed": 0, "steps": 72, "points": points})
+    )
     document.write_text(f"# Title\n\nbefore\n\n{ablate.BEGIN}\nold\n{ablate.END}\n\nafter\n")
     for _ in range(2):
         ablate.write_table(out, document)
