@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= demo
+ROUNDS ?= 10
 # The CUDA build of torch is several GB: where there is no GPU, PyTorch's own CPU index is used too, if it answers.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
 	{ curl -fsIL -m 5 $(CPU_INDEX)/torch/ >/dev/null 2>&1 && echo --extra-index-url $(CPU_INDEX); })
 
-.PHONY: pipeline test lint install clean
+.PHONY: pipeline test soak lint install clean
 
 ## pipeline: install, start a Ray cluster of our own, run the main job on it (RECIPE=demo), stop the cluster
 pipeline: install
@@ -18,6 +19,12 @@ pipeline: install
 ## test: install, then all tests
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+## soak: the tests that kill things, ROUNDS times; each test of each round is a line of results/soak.log
+soak: install
+	status=0; for round in $$(seq $(ROUNDS)); do \
+		SOAK_LOG=results/soak.log $(BIN)/python -m pytest tests/faults -m faults $(ARGS) || status=1; \
+	done; exit $$status
 
 ## lint: format, lint and types
 lint: install

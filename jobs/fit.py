@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pipeline
 
-from dejavu import cluster
 from dejavu.experiment import parse
 
 
@@ -22,7 +21,7 @@ def main() -> int:
     except pipeline.ONE_LINE_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    except cluster.Stopped:
+    except KeyboardInterrupt:
         print(pipeline.STOPPED, file=sys.stderr, flush=True)
         return 128 + signal.SIGTERM
     return 0

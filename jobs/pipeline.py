@@ -65,7 +65,7 @@ ONE_LINE_ERRORS = (
 )
 
 
-STOPPED = "stopped: got SIGTERM before the end; run the same command again: what is done is kept, and it goes on there"
+STOPPED = "stopped: got SIGTERM or Ctrl-C before the end; run the same command again to go on: what is done is kept"
 
 
 @dataclass
@@ -379,7 +379,7 @@ def main() -> int:
     except ONE_LINE_ERRORS as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    except cluster.Stopped:
+    except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr, flush=True)
         return 128 + signal.SIGTERM
     return 0

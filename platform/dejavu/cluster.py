@@ -22,21 +22,19 @@ class ClusterError(RuntimeError):
     """The cluster cannot do what was asked; one line says why and what to do."""
 
 
-class Stopped(BaseException):
-    """This driver was told to end: its machine is taken away, or somebody ran `ray job stop`."""
-
-
 def honour_notice() -> None:
-    """Raise Stopped in the main thread at SIGTERM; call it after `connect`, since Ray has a handler of its own.
+    """Let SIGTERM end this driver as Ctrl-C does; call it after `connect`, since Ray has a handler of its own.
 
-    Nothing waits for the batches in flight: they are whole in the store or absent, and `ray job stop` kills after 3 s.
+    It comes when the driver's machine is taken away, or from `ray job stop`. Of all exceptions, KeyboardInterrupt is
+    what Ray's waiting calls let through. Nothing waits for the batches in flight: they are whole in the store or
+    absent, and `ray job stop` kills after 3 s.
     """
     signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough, and what unwinds now should not be broken off
-    raise Stopped
+    raise KeyboardInterrupt
 
 
 def in_submitted_job() -> bool:

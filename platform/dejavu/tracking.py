@@ -233,7 +233,7 @@ def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
         ) from error
     finally:
         if given is None:
-            del os.environ[RETRIES_VARIABLE]
+            os.environ.pop(RETRIES_VARIABLE, None)  # live curves are logged from a thread of their own
 
 
 def without_secrets(text: str) -> str:

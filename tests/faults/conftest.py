@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -42,11 +43,17 @@ class Bench:
         (folder / "world").symlink_to(self.world)
         return folder
 
+    def copy(self, done: Path, folder: Path, *without: str) -> Path:
+        """Return a new results folder with what another one has, but for these parts of its store."""
+        results = self.results(folder)
+        shutil.copytree(done / "store", results / "store", ignore=shutil.ignore_patterns(*without))
+        return results
+
     def start(self, results: Path, *words: str) -> subprocess.Popen[bytes]:
         """Start the job; what it prints goes to results/driver.log."""
         command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results)]
         command += [*(words or STAGES), *BATCHES]
-        with (results / "driver.log").open("wb") as log:
+        with (results / "driver.log").open("ab") as log:
             return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
     def finish(self, driver: subprocess.Popen[bytes], results: Path) -> str:
@@ -87,6 +94,14 @@ class Bench:
         )
         self.nodes.append(node)
         return node
+
+    def wait_for_node(self, node: subprocess.Popen[bytes]) -> None:
+        """Wait until a node has its agents, so that the cluster knows it."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.workers("RuntimeEnvAgent", node.pid):
+            assert node.poll() is None, "the node ended by itself"
+            assert time.monotonic() < deadline, "the node has no agent"
+            time.sleep(0.1)
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """End a whole node at once, as when its machine is taken away."""
@@ -162,3 +177,15 @@ def same(undisturbed: Path) -> Callable[[Path], None]:
         assert (results / "failures.csv").read_text() == "clip,stage,reason\n"
 
     return check
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Append a line for each test to the log that `make soak` names: when, which, how it ended, seconds."""
+    log = os.environ.get("SOAK_LOG")
+    if not log or "tests/faults" not in report.nodeid or (report.when != "call" and report.passed):
+        return
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{when}\t{report.nodeid}\t{report.outcome}\t{report.duration:.1f}\n")

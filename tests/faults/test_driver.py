@@ -1,0 +1,47 @@
+"""The driver is killed, or told to end; the same command goes on to the same result set."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
+
+
+def test_a_driver_killed_in_transcode_and_in_embed_is_begun_again(
+    bench: Any, same: Callable[[Path], None], tmp_path: Path
+) -> None:
+    results = bench.results(tmp_path / "results")
+    store = results / "store"
+    for pattern in ("transcoded/*.json", "embeddings/*/*.parquet"):
+        driver = bench.start(results)
+        bench.wait(driver, results, lambda pattern=pattern: list(store.glob(pattern)))
+        driver.kill()
+        driver.wait()
+    assert not (store / "chosen.json").exists(), "the kills came too late to show anything"
+    bench.finish(bench.start(results), results)
+    same(results)
+
+
+def test_a_notice_in_the_sweep_ends_the_run_with_one_line(
+    bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path
+) -> None:
+    results = bench.copy(undisturbed, tmp_path / "results", "embeddings", "tune", "chosen.json")
+    store = results / "store"
+    driver = bench.start(results)
+    bench.wait(driver, results, lambda: len(list(store.glob("embeddings/*"))) >= 2)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 128 + signal.SIGTERM
+    printed = (results / "driver.log").read_text()
+    assert "stopped: got SIGTERM or Ctrl-C before the end; run the same command again" in printed
+    assert "Traceback" not in printed
+    assert not (store / "chosen.json").exists(), "the notice came too late to show anything"
+    kept = {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
+    assert kept
+    assert "transcoded 0 clips" in bench.finish(bench.start(results), results)
+    same(results)
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}.items()
