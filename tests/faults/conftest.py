@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
-DEADLINE_S = 240
+DEADLINE_S = 600
 """For one step of a test on a busy machine; on an idle one it takes seconds."""
 STAGES = ("--stages", "transcode,sweep,embed", "--sweep.methods", "frame_skip", "cmc", "eventful")
 BATCHES = ("--embed.streams", "2")
@@ -36,6 +36,7 @@ class Bench:
     environment: dict[str, str]
     world: Path
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def results(self, folder: Path) -> Path:
         """Return a new results folder that shares the world's videos."""
@@ -53,8 +54,18 @@ class Bench:
         """Start the job; what it prints goes to results/driver.log."""
         command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results)]
         command += [*(words or STAGES), *BATCHES]
+        self.end_drivers()
         with (results / "driver.log").open("ab") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+            driver = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        self.drivers.append(driver)
+        return driver
+
+    def end_drivers(self) -> None:
+        """End what a test that failed has left running."""
+        for driver in self.drivers:
+            driver.kill()
+            driver.wait()
+        self.drivers.clear()
 
     def finish(self, driver: subprocess.Popen[bytes], results: Path) -> str:
         """Wait for a job that should succeed; return what it printed."""
@@ -105,7 +116,7 @@ class Bench:
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """End a whole node at once, as when its machine is taken away."""
-        for process in [*_family(node.pid), psutil.Process(node.pid)]:
+        for process in [*_family(node.pid), node]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         node.wait()
@@ -136,6 +147,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         try:
             yield bench
         finally:
+            bench.end_drivers()
             for node in list(bench.nodes):
                 bench.kill_node(node)
 
