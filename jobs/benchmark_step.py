@@ -53,17 +53,17 @@ class Options:
     second_last_weight: float = 0.0
     """Of the second-to-last layer's hidden states in the loss."""
     gate: Literal["straight", "gumbel"] = "straight"
-    memory_of: Annotated[Side | None, tyro.conf.arg(help="Measure the memory of one side only, in this process.")] = (
-        None
-    )
+    memory_of: Annotated[
+        Side | None, tyro.conf.arg(help="Measure memory and processor time of one side only, in this process.")
+    ] = None
 
 
 def main(options: Options) -> None:
     """Print the table, or one side's memory as JSON."""
     if options.memory_of:
-        print(json.dumps(peak_bytes(options)))
+        print(json.dumps(cost_alone(options)))
         return
-    memory = {side: _memory_in_child(options, side) for side in SIDES}
+    alone = {side: _cost_in_child(options, side) for side in SIDES}
     fits = {side: make_fit(options, side) for side in SIDES}
     batch = make_batch(options)
     times: dict[Side, list[float]] = {side: [] for side in SIDES}
@@ -73,11 +73,11 @@ def main(options: Options) -> None:
     ratios = sorted(ours / plain for ours, plain in zip(times["ours"][1:], times["plain"][1:], strict=True))
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options}")
     for side in SIDES:
-        seconds, mib = statistics.median(times[side][1:]), memory[side] / MIB
-        print(f"{side:6} {seconds:7.2f} s a step, {mib:6.0f} MiB above resident")
+        seconds, cost = statistics.median(times[side][1:]), alone[side]
+        print(f"{side:6} {seconds:7.2f} s a step, alone {cost['cpu_s']:.2f} s of processor, {cost['mib']:.0f} MiB")
     print(
         f"time   {statistics.median(ratios):7.3f} x the plain one's ({ratios[0]:.3f}..{ratios[-1]:.3f} over "
-        f"{options.rounds} rounds)\nmemory {memory['ours'] / memory['plain']:7.3f} x"
+        f"{options.rounds} rounds)\nmemory {alone['ours']['mib'] / alone['plain']['mib']:7.3f} x"
     )
 
 
@@ -240,16 +240,20 @@ def step_s(fit: Fit, batch: Batch) -> float:
     return time.perf_counter() - started
 
 
-def peak_bytes(options: Options) -> int:
-    """Return how far two steps rise above what is resident before the first one (Linux)."""
+def cost_alone(options: Options) -> dict[str, float]:
+    """Return how far two steps rise above what is resident before the first one, and the second's processor time.
+
+    Processor time bears other work on the machine better than the clock does. Linux only.
+    """
     assert options.memory_of is not None
     fit, batch = make_fit(options, options.memory_of), make_batch(options)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status_bytes("VmRSS")
-    for _ in range(2):
-        fit.step(batch)
-    return _status_bytes("VmHWM") - before
+    fit.step(batch)
+    started_s = time.process_time()
+    fit.step(batch)
+    return {"mib": (_status_bytes("VmHWM") - before) / MIB, "cpu_s": time.process_time() - started_s}
 
 
 def _status_bytes(name: str) -> int:
@@ -257,11 +261,12 @@ def _status_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _memory_in_child(options: Options, side: Side) -> int:
+def _cost_in_child(options: Options, side: Side) -> dict[str, float]:
     words = [f"--{name}={getattr(options, name)}" for name in ("backbone", "clips", "second_last_weight", "gate")]
     command = [sys.executable, __file__, *(word.replace("_", "-") for word in words), f"--memory-of={side}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return int(json.loads(done.stdout))
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 if __name__ == "__main__":
