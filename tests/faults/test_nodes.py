@@ -1,0 +1,38 @@
+"""Whole machines of a cluster are taken away while stages run on them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def test_machines_lost_in_each_stage_cost_time_alone(bench: Any, same: Callable[[Path], None], tmp_path: Path) -> None:
+    """Four raylets at the start, one at the end; small machines, so that each has work of every stage."""
+    nodes = [bench.add_node(num_cpus=1) for _ in range(3)]
+    for node in nodes:
+        bench.wait_for_node(node)
+    results = bench.results(tmp_path / "results")
+    store = results / "store"
+    driver = bench.start(results)
+
+    def lose(title: str, begun: Callable[[], object]) -> None:
+        def on(node: subprocess.Popen[bytes]) -> bool:
+            return bool(bench.workers(title, node.pid))
+
+        bench.wait(driver, results, lambda: begun() and any(map(on, nodes)))
+        victim = next(filter(on, nodes))
+        bench.kill_node(victim)
+        nodes.remove(victim)
+
+    lose("transcode_one", lambda: list(store.glob("transcoded/*.json")))
+    lose("_EncodeRow", lambda: list(store.glob("embeddings/*/*.parquet")))
+    lose("ImplicitFu", lambda: len(list(store.glob("embeddings/*"))) >= 2)
+    printed = bench.finish(driver, results)
+    same(results)
+    assert "swept 6 of 6 settings" in printed
