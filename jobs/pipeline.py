@@ -17,10 +17,11 @@ from pathlib import Path
 
 from dejavu import cluster
 from dejavu.backbones.load import Backbone, BackboneError, load_backbone
-from dejavu.experiment import Experiment, ExperimentError, Stage, parse, results_folder
+from dejavu.experiment import Experiment, ExperimentError, Stage, parse
 from dejavu.pareto_view import VIEW_ID
 from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.report import RunFacts
+from dejavu.results_folder import results_folder
 from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.embed import embed_clips
@@ -114,7 +115,7 @@ class Job:
 
 def start(experiment: Experiment) -> Job:
     """Check everything that can be checked before hours of work."""
-    results = results_folder(experiment)
+    results = results_folder(experiment.recipe, experiment.results)
     print(f"results: {results}", flush=True)
     experiment.check_folders()
     store = Store.open(results / "store")

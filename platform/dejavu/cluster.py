@@ -37,11 +37,6 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def in_submitted_job() -> bool:
-    """Whether this driver runs inside `ray job submit`: its directory may then be Ray's own copy of the project."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 def connect(num_cpus: int | None = None) -> None:
     """Attach to the running cluster, or start one on this machine, which Ray guards with a token of this user.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 import yaml
 
-from dejavu.cluster import in_submitted_job
 from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
@@ -243,34 +240,6 @@ def parse(arguments: Sequence[str]) -> Experiment:
         description="From video files to a Pareto plot. Without a recipe, `demo` runs.",
         args=words,
     )
-
-
-def results_folder(experiment: Experiment) -> Path:
-    """Return where this run writes, absolute.
-
-    A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
-
-    Raises:
-        ExperimentError: A submitted job was given a relative path, or any job an address such as s3://.
-    """
-    for given in (experiment.results, os.environ.get("DEJAVU_RESULTS")):
-        if given is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(given)):
-            raise ExperimentError(
-                f"results: got {given}, expected a folder of a local or shared file system; mount one on every "
-                "machine, see docs/cluster.md"
-            )
-    if experiment.results is not None:
-        if in_submitted_job() and not experiment.results.is_absolute():
-            raise ExperimentError(
-                f"--results: got {experiment.results}, expected an absolute path in a submitted job, "
-                "whose own directory is deleted; write it in full"
-            )
-        return experiment.results.absolute()
-    if configured := os.environ.get("DEJAVU_RESULTS"):
-        return Path(configured).expanduser().absolute() / experiment.recipe
-    if in_submitted_job():
-        return Path.home() / "dejavu-results" / experiment.recipe
-    return Path.cwd() / "results" / experiment.recipe
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dejavu.experiment import STAGES, UNTRAINED, ExperimentError, parse, results_folder
+from dejavu.experiment import STAGES, UNTRAINED, ExperimentError, parse
 
 
 def test_without_arguments_the_demo_runs() -> None:
@@ -79,22 +79,3 @@ def test_a_recipe_without_its_folder_is_refused(tmp_path: Path) -> None:
 def test_the_resolved_configuration_reads_back() -> None:
     values = yaml.safe_load(parse(["tiny", "--embed.streams", "3"]).to_yaml())
     assert (values["recipe"], values["embed"]["streams"], values["stages"]) == ("tiny", 3, list(UNTRAINED))
-
-
-def test_results_go_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_JOB_CONFIG_JSON_ENV_VAR", "DEJAVU_RESULTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert results_folder(parse(["tiny"])) == tmp_path / "results" / "tiny"
-    assert results_folder(parse(["tiny", "--results", "out"])) == tmp_path / "out"
-
-
-def test_a_submitted_job_never_writes_into_rays_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DEJAVU_RESULTS", raising=False)
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert results_folder(parse(["tiny"])) == tmp_path / "home" / "dejavu-results" / "tiny"
-    with pytest.raises(ExperimentError, match="--results: got out, expected an absolute path"):
-        results_folder(parse(["tiny", "--results", "out"]))
-    monkeypatch.setenv("DEJAVU_RESULTS", str(tmp_path / "kept"))
-    assert results_folder(parse(["tiny"])) == tmp_path / "kept" / "tiny"

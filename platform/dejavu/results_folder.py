@@ -1,0 +1,54 @@
+"""Where a run writes: the one place that a run, its status and a later run must agree on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from dejavu.store import StoreError
+
+
+def results_folder(recipe: str, given: Path | None) -> Path:
+    """Return where this recipe's run writes, absolute.
+
+    A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
+
+    Args:
+        recipe: Its name is that of the folder, unless another is given.
+        given: What stands on the command line.
+
+    Raises:
+        StoreError: A submitted job was given a relative path, or any job an address such as s3://.
+    """
+    for path in (given, os.environ.get("DEJAVU_RESULTS")):
+        if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+            raise StoreError(
+                f"results: got {path}, expected a folder of a local or shared file system; mount one on every "
+                "machine, see docs/cluster.md"
+            )
+    if given is not None:
+        if in_submitted_job() and not given.is_absolute():
+            raise StoreError(
+                f"--results: got {given}, expected an absolute path in a submitted job, "
+                "whose own directory is deleted; write it in full"
+            )
+        return given.absolute()
+    if configured := os.environ.get("DEJAVU_RESULTS"):
+        return Path(configured).expanduser().absolute() / recipe
+    if in_submitted_job():
+        return Path.home() / "dejavu-results" / recipe
+    return Path.cwd() / "results" / recipe
+
+
+def in_submitted_job() -> bool:
+    """Whether this driver runs inside `ray job submit`: its directory may then be Ray's own copy of the project."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def submitted_job() -> str | None:
+    """Return Ray's name of the submitted job that this process is the driver of, None where it is not in one."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    name = (job.get("metadata") or {}).get("job_submission_id")
+    return str(name) if name else None
