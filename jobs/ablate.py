@@ -36,7 +36,7 @@ class Options:
     """Rows of the table; all unless given."""
     seeds: tuple[int, ...] = tuple(range(NUM_SEEDS))
     """Fits of each variant."""
-    steps: int = 72
+    steps: int = 432
     """Of a fit; so many take less than a minute of an idle core."""
     seconds: float = float("inf")
     """Begin nothing new after so long: the same command goes on later."""
