@@ -170,7 +170,7 @@ def add_videos(videos: Path, collection: Collection, settings: Sequence[Setting]
     """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
     clips = load_video_folder(videos).clips
     px = load_backbone(collection.backbone).frame_px
-    known = transcode_clips(clips, collection.store, collection.transcode, px, make=False).clips
+    known = transcode_clips(clips, collection.store, collection.transcode, px, make=None).clips
     failures: list[Failure] = []
     if len(known) < len(clips):
         cluster.connect()

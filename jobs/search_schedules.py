@@ -89,7 +89,7 @@ def _transcode(
         }
         if error := transcode_one(row)["error"]:
             print(f"left out: {clip.clip_id}: {error}", flush=True)
-    return list(transcode_clips(clips, store, config.transcode, backbone.frame_px, make=False).clips.values())
+    return list(transcode_clips(clips, store, config.transcode, backbone.frame_px, make=None).clips.values())
 
 
 def main() -> int:

@@ -5,6 +5,7 @@
     <root>/embeddings/<setting id>/<shard id>.parquet   one row per frame; the footer names the identities inside
     <root>/embeddings/<setting id>/setting.json         what the id stands for: method, config, backbone, cuts
     <root>/failures/<stage>/<part>.json             what could not be done, replaced whenever the stage runs again
+    <root>/index/<setting id or transcoded>.parquet     what many shards or records say, so that they need not be opened
 
 Everything is written to a temporary file beside its target and renamed, so that a file is either absent or whole.
 """
@@ -18,6 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +36,11 @@ IDENTITIES_KEY = b"dejavu.identities"
 
 WAITS_S = (1, 2, 4, 8, 16, 32)
 """Between tries to write while storage answers with errors: a shared file system may be away for a minute."""
+
+INDEX_AFTER = 256
+"""Files opened because an index lacked them before it is written again."""
+NUM_READERS = 16
+"""Threads that open them: storage that is far away answers late, not seldom."""
 
 _Written = TypeVar("_Written")
 
@@ -134,6 +141,22 @@ class Store:
         """Where the record of a transcoded source lies; written after the mp4, so it exists only when both do."""
         return self.root / "transcoded" / f"{source_key}.json"
 
+    def transcoded(self) -> dict[str, str]:
+        """Index the records of transcoded sources: source key -> JSON. Whether their mp4s are there is not asked."""
+        facts = self._facts("transcoded", self.root / "transcoded", ".json", _read_text)
+        return {name.removesuffix(".json"): record for name, record in facts.items()}
+
+    def forget_transcoded(self, source_keys: Iterable[str]) -> None:
+        """Take records out of the index; call it before they are written again, since an index is not compared."""
+        forgotten = {f"{key}.json" for key in source_keys}
+        if not forgotten:
+            return
+        target = self._index_path("transcoded")
+        facts = _read_index(target)
+        if facts.keys() & forgotten:
+            kept = {name: fact for name, fact in facts.items() if name not in forgotten}
+            patiently(lambda: _write_index(target, kept))
+
     # ------------------------------------------------------------------------------------------------------ embeddings
     def embeddings_dir(self, setting_id: str) -> Path:
         """Shards of one method setting."""
@@ -153,11 +176,11 @@ class Store:
         return patiently(write)
 
     def done(self, setting_id: str) -> dict[str, Path]:
-        """Index what is embedded under one setting: identity -> shard, read from the footers alone."""
+        """Index what is embedded under one setting: identity -> shard, from the footers of new shards alone."""
+        folder = self.embeddings_dir(setting_id)
         index: dict[str, Path] = {}
-        for path in sorted(self.embeddings_dir(setting_id).glob("*.parquet")):
-            metadata = pq.read_schema(path).metadata or {}
-            index.update(dict.fromkeys(json.loads(metadata.get(IDENTITIES_KEY, b"[]")), path))
+        for name, held in sorted(self._facts(setting_id, folder, ".parquet", _read_identities).items()):
+            index.update(dict.fromkeys(json.loads(held), folder / name))
         return index
 
     def describe(self, setting_id: str, note: Mapping[str, Any]) -> None:
@@ -168,6 +191,28 @@ class Store:
         """List what `describe` wrote: setting id -> note."""
         notes = sorted((self.root / "embeddings").glob("*/setting.json"))
         return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in notes}
+
+    # ----------------------------------------------------------------------------------------------------------- index
+    def _index_path(self, name: str) -> Path:
+        return self.root / "index" / f"{name}.parquet"
+
+    def _facts(self, index: str, folder: Path, suffix: str, read: Callable[[Path], str]) -> dict[str, str]:
+        """Return what each file of a folder says: file name -> text, opening only files that the index lacks.
+
+        A file that is gone says nothing, so an index may be old, or absent: it saves time and decides nothing.
+        """
+        names = list_names(folder, suffix)
+        indexed = _read_index(self._index_path(index))
+        facts = {name: indexed[name] for name in names & indexed.keys()}
+        new = sorted(names - facts.keys())
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            facts.update(zip(new, readers.map(lambda name: read(folder / name), new), strict=True))
+        if len(new) >= INDEX_AFTER:
+            try:
+                _write_index(self._index_path(index), facts)
+            except OSError as error:  # a store that may only be read can still be read
+                logging.getLogger(__name__).warning("index of %s: %s; its files are opened each time", folder, error)
+        return facts
 
     # -------------------------------------------------------------------------------------------------------- failures
     def write_failures(self, stage: str, failures: Iterable[Failure], *, part: str = "all") -> None:
@@ -180,3 +225,31 @@ class Store:
         notes = sorted((self.root / "failures").glob("*/*.json"))
         found = {Failure(**row) for note in notes for row in json.loads(note.read_text(encoding="utf-8"))}
         return sorted(found, key=lambda failure: (failure.stage, failure.clip_id, failure.reason))
+
+
+def list_names(folder: Path, suffix: str) -> set[str]:
+    """List the names in a folder that end so, none where there is no folder: one question, not one for each file."""
+    with suppress(FileNotFoundError):
+        return {path.name for path in folder.iterdir() if path.name.endswith(suffix)}
+    return set()
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _read_identities(path: Path) -> str:
+    metadata = pq.read_schema(path).metadata or {}
+    return str(metadata.get(IDENTITIES_KEY, b"[]"), "utf-8")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    table = pq.read_table(path)
+    return dict(zip(table["file"].to_pylist(), table["says"].to_pylist(), strict=True))
+
+
+def _write_index(target: Path, facts: Mapping[str, str]) -> None:
+    with atomic(target) as temporary:
+        pq.write_table(pa.table({"file": list(facts), "says": list(facts.values())}), temporary, compression="zstd")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import dejavu.store as store_module
 from dejavu.records import Failure
 from dejavu.store import Store, StoreError, atomic, identity, write_json
 
@@ -45,6 +46,49 @@ def test_writing_the_same_shard_again_replaces_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.write_embeddings("s", table(2), ["a", "b"]) == store.write_embeddings("s", table(2), ["b", "a"])
     assert len(list(store.embeddings_dir("s").iterdir())) == 1
+
+
+def test_shards_that_are_indexed_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = counted_opens(monkeypatch)
+    shards = {name: Store(tmp_path).write_embeddings("s", table(1), [name]) for name in "abc"}
+    assert Store(tmp_path).done("s") == shards
+    assert len(opened) == 3
+    assert Store(tmp_path).done("s") == shards
+    assert len(opened) == 3
+
+    shards["d"] = Store(tmp_path).write_embeddings("s", table(1), ["d"])
+    shards.pop("a").unlink()
+    assert Store(tmp_path).done("s") == shards
+    assert opened[3:] == [shards["d"]]
+
+    (tmp_path / "index" / "s.parquet").unlink()
+    assert Store(tmp_path).done("s") == shards
+    assert len(opened) == 7
+
+
+def test_an_index_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = counted_opens(monkeypatch)
+    (tmp_path / "index").write_text("not a folder")
+    shards = {name: Store(tmp_path).write_embeddings("s", table(1), [name]) for name in "ab"}
+    assert [Store(tmp_path).done("s") for _ in range(2)] == [shards, shards]
+    assert len(opened) == 4
+    assert "its files are opened each time" in caplog.text
+
+
+def counted_opens(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Write an index after two files, and list those that were opened for it."""
+    opened: list[Path] = []
+    read = store_module._read_identities
+
+    def counting(path: Path) -> str:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(store_module, "INDEX_AFTER", 2)
+    monkeypatch.setattr(store_module, "_read_identities", counting)
+    return opened
 
 
 def test_failures_of_a_stage_are_replaced_when_it_runs_again(tmp_path: Path) -> None:

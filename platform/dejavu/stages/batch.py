@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -126,19 +127,26 @@ def cut(clips: Iterable[Transcoded], segment_frames: int) -> list[Segment]:
 
 
 def plan(clips: Iterable[Transcoded], settings: Sequence[Setting], embedding: Embedding) -> list[Batch]:
-    """Group what is not embedded yet into batches; segments that lack the same settings go together."""
+    """Group what is not embedded yet into batches; segments that lack the same settings go together.
+
+    One setting's index is in memory at a time: of the others, a byte for each segment is left.
+    """
     config = embedding.config
-    done = {setting.setting_id: embedding.store.done(setting.setting_id) for setting in settings}
-    lacking: dict[tuple[Setting, ...], list[Segment]] = defaultdict(list)
-    for segment in cut(clips, config.segment_frames):
-        pending = tuple(setting for setting in settings if segment.unit_id not in done[setting.setting_id])
-        if pending:
-            lacking[pending].append(segment)
+    segments = cut(clips, config.segment_frames)
+    pending = [_lacks(segments, embedding.store.done(setting.setting_id)) for setting in settings]
+    lacking: dict[tuple[int, ...], list[Segment]] = defaultdict(list)
+    for segment, lacks in zip(segments, zip(*pending, strict=True), strict=False):
+        if any(lacks):
+            lacking[lacks].append(segment)
     return [
-        Batch(tuple(group), pending)
-        for pending, members in lacking.items()
+        Batch(tuple(group), tuple(compress(settings, lacks)))
+        for lacks, members in lacking.items()
         for group in _fill(members, config.streams, config.batch_frames)
     ]
+
+
+def _lacks(segments: Sequence[Segment], done: Mapping[str, object]) -> bytes:
+    return bytes(segment.unit_id not in done for segment in segments)
 
 
 def _fill(segments: Sequence[Segment], streams: int, batch_frames: int) -> Iterator[list[Segment]]:

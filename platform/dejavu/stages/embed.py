@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -16,9 +17,27 @@ from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
 from dejavu.stages.encode import BatchEncoder
-from dejavu.stages.spread import Row, configure, report_progress
+from dejavu.stages.spread import Row, configure, report_progress, waves
 from dejavu.video.decode import DecodedFrames
 from reuse_models.registry import config_to_dict
+
+
+class Encoder(Protocol):
+    """What lives in an actor."""
+
+    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
+        """Write one shard for each setting; again if need be, to the same place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmark_load.py`)."""
+
+    decode: Callable[[Batch, Embedding], DecodedBatch] = decode_batch
+    encoder: Callable[[Embedding], Encoder] = BatchEncoder
+
+
+REAL = Kernels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +62,42 @@ def embed_clips(
         part: Names this call in the failures table, such as the split: what failed in it before is replaced.
     """
     batches = plan(clips, settings, embedding)
-    if not batches:
-        embedding.store.write_failures(STAGE, (), part=part)
-        return EmbedResult(0, ())
-    for setting in settings:
+    for setting in settings if batches else ():
         _describe(setting, embedding)
+    failures = tuple(embed_batches(batches, embedding, pool))
+    embedding.store.write_failures(STAGE, failures, part=part)
+    failed = {failure.clip_id for failure in failures}
+    touched = {segment.clip_id for batch in batches for segment in batch.segments}
+    return EmbedResult(len(touched - failed), failures)
+
+
+def embed_batches(
+    batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels = REAL
+) -> Iterator[Failure]:
+    """Decode and encode planned batches, printing progress; yield what could not be decoded."""
+    if not batches:
+        return
     configure()
+    results = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches))
+    for row in report_progress(results, total=len(batches), stage=STAGE, unit="batches"):
+        yield from (Failure(**failure) for failure in json.loads(str(row["failures"])))
+
+
+def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels) -> Iterator[Row]:
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
     results = (
         ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
-        .map(_DecodeRow(embedding), num_cpus=pool.cpus_per_reader)
+        .map(_DecodeRow(embedding, kernels), num_cpus=pool.cpus_per_reader)
         .map_batches(
             _EncodeRow,
-            fn_constructor_args=(embedding,),
+            fn_constructor_args=(embedding, kernels),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(batches))),
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor or None,
         )
     )
-    failures: list[Failure] = []
-    for row in report_progress(results.iter_rows(), total=len(batches), stage=STAGE, unit="batches"):
-        failures += [Failure(**failure) for failure in json.loads(str(row["failures"]))]
-    embedding.store.write_failures(STAGE, failures, part=part)
-    failed = {failure.clip_id for failure in failures}
-    touched = {segment.clip_id for batch in batches for segment in batch.segments}
-    return EmbedResult(len(touched - failed), tuple(failures))
+    return iter(results.iter_rows())
 
 
 def _describe(setting: Setting, embedding: Embedding) -> None:
@@ -86,11 +115,11 @@ def _describe(setting: Setting, embedding: Embedding) -> None:
 class _DecodeRow:
     """A row of ids becomes a row of frames: [F, H, W, 3] of all segments one after the other."""
 
-    def __init__(self, embedding: Embedding) -> None:
-        self.embedding = embedding
+    def __init__(self, embedding: Embedding, kernels: Kernels) -> None:
+        self.embedding, self.decode = embedding, kernels.decode
 
     def __call__(self, row: Row) -> Row:
-        decoded = decode_batch(Batch.from_row(row), self.embedding)
+        decoded = self.decode(Batch.from_row(row), self.embedding)
         empty = np.zeros((0, 1, 1, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
         return {
             "segments": json.dumps([asdict(segment) for segment in decoded.segments]),
@@ -105,8 +134,8 @@ class _DecodeRow:
 class _EncodeRow:
     """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
 
-    def __init__(self, embedding: Embedding) -> None:
-        self.encoder = BatchEncoder(embedding)
+    def __init__(self, embedding: Embedding, kernels: Kernels) -> None:
+        self.encoder = kernels.encoder(embedding)
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
         # What comes out of the object store is read-only, which torch does not take: copied once, here.

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import ray
 
 NO_PROGRESS_TIMEOUT_S = 900
 """Ray Data ends a pipeline in which nothing moves for so long; an hour-long video takes some minutes to transcode."""
 PROGRESS_PERIOD_S = 10.0
+WAVE = 10_000
+"""Items that Ray Data gets at once: it keeps something of each until all are done."""
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def configure() -> None:
@@ -34,8 +38,16 @@ def spread(kernel: Callable[[Row], Row], rows: Sequence[Row], *, stage: str, uni
     if not rows:
         return
     configure()
-    results = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(kernel, num_cpus=1)
-    yield from report_progress(results.iter_rows(), total=len(rows), stage=stage, unit=unit)
+    results = chain.from_iterable(
+        ray.data.from_items(list(wave), override_num_blocks=len(wave)).map(kernel, num_cpus=1).iter_rows()
+        for wave in waves(rows)
+    )
+    yield from report_progress(results, total=len(rows), stage=stage, unit=unit)
+
+
+def waves(items: Sequence[Item], size: int = WAVE) -> Iterator[Sequence[Item]]:
+    """Cut a manifest into parts that are done one after the other, so that the driver's memory has a bound."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def report_progress(results: Iterable[Row], *, total: int, stage: str, unit: str) -> Iterator[Row]:

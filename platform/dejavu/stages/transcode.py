@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.stages.spread import Row, spread
-from dejavu.store import Store, file_sha256, identity, patiently, write_json
+from dejavu.store import Store, file_sha256, identity, list_names, patiently, write_json
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig, transcode
 
 STAGE = "transcode"
+Encode = Callable[..., Mp4Info]
+"""What `transcode` is: (source, target, frame_px=, config=) -> what then lies in the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,49 +24,6 @@ class TranscodeResult:
     clips: dict[str, Transcoded]
     num_made: int
     failures: tuple[Failure, ...]
-
-
-def transcode_clips(
-    clips: Sequence[Clip], store: Store, config: TranscodeConfig, frame_px: int, *, make: bool = True
-) -> TranscodeResult:
-    """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
-
-    A source is known again by its id, size and time of change; what is made is named by its content, so two equal
-    files share one mp4. With `make` off, only what is there already is returned.
-    """
-    done: dict[str, Transcoded] = {}
-    pending: list[Row] = []
-    failures: list[Failure] = []
-    known = {path.stem for path in store.transcoded_path("x").parent.glob("*.json")}
-    for clip in clips:
-        try:
-            key = source_key(clip, config, frame_px)
-        except OSError as error:
-            failures.append(
-                Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {error.strerror or error}")
-            )
-            continue
-        if key in known:
-            record = Transcoded(**json.loads(store.transcoded_path(key).read_text(encoding="utf-8")))
-            if (store.root / record.path).is_file():
-                done[clip.clip_id] = record
-                continue
-        if not make:
-            continue
-        pending.append(
-            {"clip": asdict(clip), "key": key, "store": str(store.root), "px": frame_px, "config": asdict(config)}
-        )
-    for result in spread(transcode_one, pending, stage=STAGE):
-        if result["error"]:
-            failures.append(Failure(clip_id=result["clip_id"], stage=STAGE, reason=result["error"]))
-        else:
-            done[result["clip_id"]] = Transcoded(**json.loads(result["record"]))
-    if make:
-        store.write_failures(STAGE, failures)
-    made = len(pending) - sum(row["clip"]["clip_id"] not in done for row in pending)
-    return TranscodeResult(
-        {clip.clip_id: done[clip.clip_id] for clip in clips if clip.clip_id in done}, made, tuple(failures)
-    )
 
 
 def source_key(clip: Clip, config: TranscodeConfig, frame_px: int) -> str:
@@ -80,24 +38,24 @@ def source_key(clip: Clip, config: TranscodeConfig, frame_px: int) -> str:
     )
 
 
-def transcode_one(row: Row) -> Row:
+def transcode_one(row: Row, encode: Encode = transcode) -> Row:
     """Transcode one clip into the store; return its record as JSON, or the first line of what went wrong."""
     clip = Clip(**row["clip"])
     try:
-        record = _transcode(clip, Store(Path(row["store"])), TranscodeConfig(**row["config"]), row)
+        record = _transcode(clip, Store(Path(row["store"])), TranscodeConfig(**row["config"]), row, encode)
     except Exception as error:  # any clip may be broken in any way; the run goes on and the table says so
         return {"clip_id": clip.clip_id, "record": "", "error": first_line(error)}
     return {"clip_id": clip.clip_id, "record": json.dumps(asdict(record)), "error": ""}
 
 
-def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: dict[str, Any]) -> Transcoded:
+def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, encode: Encode) -> Transcoded:
     source = Path(clip.path)
     content_id = identity({"sha256": file_sha256(source), "config": asdict(config), "px": row["px"]})
     target = store.mp4_path(content_id)
 
     def write() -> Mp4Info:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return transcode(source, target, frame_px=row["px"], config=config)
+        return encode(source, target, frame_px=row["px"], config=config)
 
     info = patiently(write)
     record = Transcoded(
@@ -112,6 +70,53 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: dict[str,
     )
     patiently(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
     return record
+
+
+def transcode_clips(
+    clips: Sequence[Clip],
+    store: Store,
+    config: TranscodeConfig,
+    frame_px: int,
+    *,
+    make: Callable[[Row], Row] | None = transcode_one,
+) -> TranscodeResult:
+    """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
+
+    A source is known again by its id, size and time of change; what is made is named by its content, so two equal
+    files share one mp4. Where `make`, the kernel, is None, only what is there already is returned.
+    """
+    done: dict[str, Transcoded] = {}
+    pending: list[Row] = []
+    failures: list[Failure] = []
+    records, mp4s = store.transcoded(), list_names(store.mp4_dir, ".mp4")
+    shared = {"store": str(store.root), "px": frame_px, "config": asdict(config)}
+    for clip in clips:
+        try:
+            key = source_key(clip, config, frame_px)
+        except OSError as error:
+            failures.append(
+                Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {error.strerror or error}")
+            )
+            continue
+        if key in records:
+            record = Transcoded(**json.loads(records[key]))
+            if record.path.rpartition("/")[2] in mp4s:
+                done[clip.clip_id] = record
+                continue
+        if make:
+            pending.append({"clip": asdict(clip), "key": key, **shared})
+    store.forget_transcoded(row["key"] for row in pending if row["key"] in records)
+    for result in spread(make, pending, stage=STAGE) if make else ():
+        if result["error"]:
+            failures.append(Failure(clip_id=result["clip_id"], stage=STAGE, reason=result["error"]))
+        else:
+            done[result["clip_id"]] = Transcoded(**json.loads(result["record"]))
+    if make:
+        store.write_failures(STAGE, failures)
+    made = len(pending) - sum(row["clip"]["clip_id"] not in done for row in pending)
+    return TranscodeResult(
+        {clip.clip_id: done[clip.clip_id] for clip in clips if clip.clip_id in done}, made, tuple(failures)
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -73,6 +73,23 @@ def test_what_is_stored_is_not_planned_again_and_only_what_is_lacking_is(tmp_pat
     assert plan([clip("a"), clip("b")], [dense, eventful], ours) == [Batch((second,), (eventful,))]
 
 
+def test_a_plan_asks_for_each_index_once_however_many_clips_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, done = [], Store.done
+
+    def counting(store: Store, setting_id: str) -> dict[str, Path]:
+        asked.append(setting_id)
+        return done(store, setting_id)  # type: ignore[return-value]
+
+    monkeypatch.setattr(Store, "done", counting)
+    for num_clips in (1, 300):
+        asked.clear()
+        batches = plan([clip(str(index)) for index in range(num_clips)], settings(), embedding(tmp_path, streams=3))
+        assert len(batches) == -(-num_clips // 3)
+        assert asked == [setting.setting_id for setting in settings()]
+
+
 def test_a_batch_travels_as_a_row(tmp_path: Path) -> None:
     batch = plan([clip("a"), clip('b "quoted" ü')], settings(), embedding(tmp_path))[0]
     assert Batch.from_row(batch.to_row()) == batch

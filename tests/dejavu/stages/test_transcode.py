@@ -3,15 +3,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import dejavu.stages.transcode as stage
+import dejavu.store as store_module
 from dejavu.records import Clip
 from dejavu.store import Store
-from dejavu.video.mp4 import TranscodeConfig
+from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.write import write_video
 
 PX = 64
@@ -89,6 +91,39 @@ def test_a_full_disk_is_a_row_and_leaves_nothing_torn(tmp_path: Path, monkeypatc
     monkeypatch.setattr(stage, "spread", lambda kernel, rows, **_: map(kernel, rows))
     assert stage.transcode_clips(clips, store, TranscodeConfig(), PX).num_made == 1
     assert all(path.read_bytes() == content for path, content in kept.items() if path.suffix == ".mp4")
+
+
+def test_records_that_are_indexed_are_not_opened_and_one_made_again_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def counting(path: Path) -> str:
+        opened.append(path)
+        return path.read_text(encoding="utf-8")
+
+    def encode(num_frames: int) -> Callable[[stage.Row], stage.Row]:
+        def write(source: Path, target: Path, **_: object) -> Mp4Info:
+            target.write_bytes(source.read_bytes())
+            return Mp4Info(num_frames=num_frames, frame_px=PX, fps=2.0, duration_s=6.0, codec_metadata=True)
+
+        return partial(stage.transcode_one, encode=write)
+
+    monkeypatch.setattr(store_module, "INDEX_AFTER", 1)
+    monkeypatch.setattr(store_module, "_read_text", counting)
+    store, config, clips = Store(tmp_path / "store"), TranscodeConfig(), []
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+        clips.append(Clip(clip_id=name, path=str(tmp_path / name), split="test"))
+    first = stage.transcode_clips(clips, store, config, PX, make=encode(12))
+    for _ in range(2):
+        assert stage.transcode_clips(clips, store, config, PX, make=None).clips == first.clips
+    assert len(opened) == 3
+
+    (store.root / first.clips["a"].path).unlink()
+    assert stage.transcode_clips(clips, store, config, PX, make=encode(13)).num_made == 1
+    again = stage.transcode_clips(clips, store, config, PX, make=None).clips
+    assert {name: record.num_frames for name, record in again.items()} == {"a": 13, "b": 12, "c": 12}
 
 
 def test_equal_files_share_one_mp4(tmp_path: Path) -> None:
