@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from reuse_models.codec_net import CodecNet, NoCodecNet
@@ -21,6 +22,7 @@ from reuse_models.vit import VitShape
 
 PUBLISHED_DECISION_HIDDEN = 160
 PUBLISHED_RANK = 64
+MAX_LAYERS = 1000
 PUBLISHED_WIDTH = 768
 """From this width on the hidden sizes are the published ones; below, they would eat what reuse saves."""
 
@@ -42,10 +44,12 @@ class AddonShape:
     def __post_init__(self) -> None:
         if self.numbers not in get_args(Numbers):
             raise ValueError(f"add-on numbers: got {self.numbers!r}, expected plain or log; train the add-on again")
-        if min(self.width, self.num_layers - 1, self.decision_hidden) < 1 or self.restoration_rank < 0:
+        sizes = (self.width, self.num_layers, self.decision_hidden, self.restoration_rank)
+        whole = all(isinstance(size, int) for size in sizes) and self.num_layers <= MAX_LAYERS
+        if not whole or min(self.width, self.num_layers - 1, self.decision_hidden) < 1 or self.restoration_rank < 0:
             raise ValueError(
-                f"add-on: got {self}, expected sizes of 1 or more, a rank of 0 or more and 2 layers or more; check the "
-                "config"
+                f"add-on: got {self}, expected sizes of 1 or more, a rank of 0 or more and 2 to {MAX_LAYERS} layers; "
+                "check the config"
             )
 
     @property
@@ -134,19 +138,25 @@ def load_addon(path: Path) -> Addon:
             raise ValueError(f"add-on weights: got no file {needed}, expected one; train them or check the path")
     try:
         shape = AddonShape(**json.loads(_json_beside(path).read_text()))
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"add-on weights {_json_beside(path)}: got {str(error).splitlines()[0]}, expected the shape that training "
             "writes; train them again"
         ) from error
-    addon = Addon(shape)
     try:
-        addon.load_state_dict(safetensors.torch.load_file(path))
+        weights = {name: weight.float().clone() for name, weight in safetensors.torch.load_file(path).items()}
+        with torch.device("meta"):  # the JSON may name any size: no memory is taken before the weights bear it out
+            addon = Addon(shape)
+        addon.load_state_dict(weights, assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"add-on weights {path}: got a file that does not hold them ({' '.join(str(error).split())[:120]}), "
             "expected what training writes; train them again"
         ) from error
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise ValueError(
+            f"add-on weights {path}: got values that are no numbers, expected what training writes; train them again"
+        )
     return addon.eval()
 
 

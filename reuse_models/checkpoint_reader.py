@@ -7,13 +7,15 @@ classes are ignored rather than imported. Names that exist to run things are ref
 
 from __future__ import annotations
 
+import math
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -148,7 +150,13 @@ class _Inert:
         """Ignore it."""
 
 
-class _TensorUnpickler(pickle.Unpickler):
+class _TensorUnpickler(pickle._Unpickler):
+    """The reader in Python: the one in C reserves memory for whatever number a file names."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
@@ -166,7 +174,7 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         kind, dtype, key, _location, num_stored = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise ValueError(f"a {kind!r} of {dtype!r}")
+            raise ValueError("something other than a storage of numbers")
         return str(key), dtype, int(num_stored)
 
 
@@ -176,6 +184,8 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: objec
     last = int(offset) + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     if min((*sizes, *strides, int(offset)), default=0) < 0 or (0 not in sizes and last >= num_stored):
         raise ValueError("a tensor outside its storage")
+    if math.prod(sizes) > num_stored:  # it would be as large as it says when it is copied
+        raise ValueError("a tensor larger than its storage")
     return StoredTensor(key, dtype, num_stored, int(offset), sizes, strides)
 
 
@@ -210,6 +220,7 @@ def read_state_dict(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tens
         ) from error
     except (
         ArithmeticError,
+        AssertionError,
         AttributeError,
         EOFError,
         ImportError,
@@ -222,6 +233,7 @@ def read_state_dict(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tens
         TypeError,
         ValueError,
         pickle.UnpicklingError,
+        struct.error,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -269,7 +281,10 @@ def _bare(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
 
 def _storage(archive: zipfile.ZipFile, name: str, stored: StoredTensor) -> Tensor:
     expected = stored.num_stored * stored.dtype.itemsize
-    got = archive.getinfo(name).file_size
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:  # a few bytes could become as many as they like
+        raise ValueError(f"a compressed storage {name}")
+    got = info.file_size
     if got != expected:
         raise ValueError(f"{got} bytes in {name} where {expected} are announced")
     return torch.frombuffer(bytearray(archive.read(name)), dtype=stored.dtype)

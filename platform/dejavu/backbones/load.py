@@ -119,6 +119,8 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
             )
         if info["missing_keys"]:
             raise ValueError(f"no weights for {sorted(info['missing_keys'])[0]}")
+        if broken := [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
+            raise ValueError(f"values that are no numbers in {broken[0]}")
         return Vit.from_hf(model)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -112,7 +112,7 @@ def fetch(name: str, where: str, subject: str = "text encoder") -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise BackboneError(f"{path}: got {error}, expected JSON; download or save the backbone again") from error
     if not isinstance(value, dict):
         raise BackboneError(f"{path}: got {str(value)[:40]}, expected an object; download or save the backbone again")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -91,18 +92,18 @@ def head_from_state(state: Mapping[str, Tensor], num_heads: int = PUBLISHED_HEAD
         for kind in ("weight", "bias")
     }
     own["positions_FD"] = _take(state, POSITIONS)
-    shape = TempClipShape(
-        feature_width=own["frame_in.weight"].shape[-1],
-        sentence_width=own["candidate_in.weight"].shape[-1],
-        width=own["frame_in.weight"].shape[0],
-        ffn_width=own["layer.enter.weight"].shape[0],
-        num_heads=num_heads,
-        num_frames=len(own["positions_FD"]),
-    )
-    head = TempClip(shape)
     try:
+        shape = TempClipShape(
+            feature_width=own["frame_in.weight"].shape[-1],
+            sentence_width=own["candidate_in.weight"].shape[-1],
+            width=own["frame_in.weight"].shape[0],
+            ffn_width=own["layer.enter.weight"].shape[0],
+            num_heads=num_heads,
+            num_frames=len(own["positions_FD"]),
+        )
+        head = TempClip(shape)
         head.load_state_dict(own)
-    except RuntimeError as error:
+    except (IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"temp_clip checkpoint: got weights of sizes that do not fit together ({_squeezed(error)}), expected those "
             "of one TempCLIP NG+ with one layer; check the file"
@@ -132,9 +133,23 @@ def load_temp_clip(path: Path, num_heads: int | None = None) -> TempClipWeights:
             f"{broken[0]}), expected none; train it again or download it again"
         )
     note_path = path.with_suffix(".json")
-    note = json.loads(note_path.read_text(encoding="utf-8")) if note_path.is_file() else {}
+    note = _note(note_path) if note_path.is_file() else {}
     head = head_from_state(state, num_heads or note.get("num_heads", PUBLISHED_HEADS))
     return TempClipWeights(head, text_weights(state), note.get("text_encoder"))
+
+
+def _note(path: Path) -> dict[str, Any]:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path.name}: got {_squeezed(error)}, expected JSON; train the head again") from error
+    heads, encoder = (note.get("num_heads", 1), note.get("text_encoder", "")) if isinstance(note, dict) else (0, "")
+    if type(heads) is not int or heads < 1 or not isinstance(encoder, str):
+        raise ValueError(
+            f"{path.name}: got {str(note)[:60]!r}, expected an object with num_heads and text_encoder; train the head "
+            "again"
+        )
+    return dict(note)
 
 
 def save_temp_clip(head: TempClip, text: Mapping[str, Tensor], text_encoder: str, path: Path) -> None:

@@ -91,7 +91,7 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
     """
     if frame_px < 16 or frame_px % 16:
         raise ValueError(f"frame_px: got {frame_px}, expected a multiple of 16; pass 16 times the patches a side")
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as file:
             sink = _Sink(file)
