@@ -21,8 +21,8 @@ class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
         vit = load_backbone(context.model_config["backbone"]).vit
         self.method = ReuseVitConfig(weights=context.artifacts["weights"]).build(vit)
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        """Embed one whole video."""
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Embed one whole video. Without annotations, from which MLflow would guess a signature: it has one."""
         pixels, codec = (torch.as_tensor(model_input[name]) for name in ("pixels", "codec"))
         with torch.inference_mode():
             encoded = self.method.encode(Chunk((pixels,), (codec,), (True,)), self.method.start(1))
