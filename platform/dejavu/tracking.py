@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from dejavu.place import Place
+from dejavu.store import local_copy
+
 EXPERIMENT = "dejavu"
 METRICS_PER_CALL = 500
 """MLflow takes up to 1000 at once."""
@@ -42,26 +45,31 @@ class Tracking:
     experiment_id: str
 
     @staticmethod
-    def open(results: Path) -> Tracking:
+    def open(folder: Path) -> Tracking:
         """Connect, and create database and experiment before anything runs at the same time as this.
 
-        `MLFLOW_TRACKING_URI` is honoured; else a sqlite file in the results folder is used.
+        `MLFLOW_TRACKING_URI` is honoured; else a sqlite file in this folder is used, which is made.
 
         Raises:
             TrackingError: The server does not answer.
         """
         # Both are read when mlflow is imported, which takes seconds: so it is imported here, not above.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # MLflow prints the address of each run that ends, with the password that may stand in it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient  # noqa: PLC0415
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+        if uri.startswith("sqlite:"):
+            folder.mkdir(parents=True, exist_ok=True)
         with _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
             client = MlflowClient(uri)
             known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
                 return Tracking(uri, known.experiment_id)
             local = uri.startswith("sqlite:")
-            location = (results.resolve() / "mlartifacts").as_uri() if local else None
+            location = (folder.resolve() / "mlartifacts").as_uri() if local else None
             return Tracking(uri, client.create_experiment(EXPERIMENT, artifact_location=location))
 
     def log(self, parent: Run, children: Sequence[Run]) -> str:
@@ -127,7 +135,8 @@ class Tracking:
             some = points[start : start + METRICS_PER_CALL]
             client.log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, step, value in some])
         for path in run.artifacts:
-            client.log_artifact(run_id, str(path))
+            with local_copy(path) as here:
+                client.log_artifact(run_id, str(here))
         if run.addon is not None:
             self._log_addon(run_id, run.addon)
         client.set_terminated(run_id, status=run.status)
@@ -188,7 +197,7 @@ class Tracking:
 class LoggedAddon:
     """ReuseViT's trained weights, and the backbone that they fit."""
 
-    weights: Path
+    weights: Place
     """A .safetensors with its .json beside it."""
     backbone: str
     """As load_backbone takes it."""
@@ -203,7 +212,7 @@ class Run:
     metrics: Mapping[str, float | None]
     """None is left out."""
     tags: Mapping[str, str]
-    artifacts: tuple[Path, ...] = ()
+    artifacts: tuple[Place, ...] = ()
     status: str = "FINISHED"
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """Metrics over steps."""
@@ -251,11 +260,15 @@ def _log_model(run_id: str, addon: LoggedAddon) -> None:
         Schema([TensorSpec(float32, (-1, 3, -1, -1), "pixels"), TensorSpec(float32, (-1, 4, -1, -1), "codec")]),
         Schema([TensorSpec(float32, (-1, -1))]),
     )
-    with mlflow.start_run(run_id=run_id):
+    with (
+        local_copy(addon.weights) as weights,
+        local_copy(addon.weights.with_suffix(".json")) as shape,
+        mlflow.start_run(run_id=run_id),
+    ):
         mlflow.pyfunc.log_model(
             name="addon",
             python_model=str(Path(__file__).with_name("addon_model.py")),  # as code: nothing is pickled
-            artifacts={"weights": str(addon.weights), "shape": str(addon.weights.with_suffix(".json"))},
+            artifacts={"weights": str(weights), "shape": str(shape)},
             model_config={"backbone": addon.backbone},
             signature=signature,
             pip_requirements=["dejavu-platform"],
