@@ -12,8 +12,15 @@ from pathlib import Path
 
 import tyro
 
-from dejavu.comparison import Difference, Run, common_quality, differences, plot_comparison, write_differences_csv
-from dejavu.headline import QUALITY_NAMES
+from dejavu.comparison import (
+    Difference,
+    Run,
+    common_quality,
+    common_words,
+    differences,
+    plot_comparison,
+    write_differences_csv,
+)
 from dejavu.looks import looks_of
 from dejavu.pareto_csv import read_pareto_csv
 
@@ -63,7 +70,7 @@ def run(job: Compare) -> None:
     table = job.out.with_suffix(".csv")
     write_differences_csv(table, found)
     print(f"A: {first.name}, {len(first.points)} settings; B: {second.name}, {len(second.points)} settings")
-    print(f"{len(found)} settings in both, {QUALITY_NAMES[quality]} of each:\n")
+    print(f"{len(found)} settings in both, {common_words(first, second, quality).name} of each:\n")
     print("\n".join(lines(found, scale=1 if quality == "cosine_to_dense" else 100)))
     print(f"\nplot   {job.out}\ntable  {table}")
 

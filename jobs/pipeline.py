@@ -367,6 +367,7 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
         missing=job.dataset.missing,
         failures=job.store.failures(),
         num_rounds=job.experiment.measure.num_rounds,
+        num_streams=job.experiment.measure.num_clips,
         tags=tags(job),
         config_yaml=(job.results / "config.yaml").read_text(encoding="utf-8"),
     )

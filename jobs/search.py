@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from numpy.typing import ArrayLike
 
 from dejavu import cluster
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
@@ -23,12 +24,13 @@ from dejavu.contact_sheet import Tile, draw_contact_sheet
 from dejavu.datasets.video_folder import load_video_folder
 from dejavu.experiment import RECIPES, ExperimentError
 from dejavu.records import Failure, Transcoded
-from dejavu.search import Moment, MomentConfig, find_moments
+from dejavu.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import EmbedConfig, Embedding, cut
 from dejavu.stages.collect import StoredSetting, list_settings, read_frames
 from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import write_failures_csv
+from dejavu.stages.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
 from dejavu.store import Store, StoreError, write_json, write_text
 from dejavu.tasks.zero_shot import USUAL_SHARE
@@ -223,7 +225,7 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
             f"--setting: got {arguments.setting!r}, expected one that is embedded in {collection.results}: "
             f"{list_names(stored, collection.store)}; name one of them, or give --videos to embed with it"
         )
-    frames = read_frames(collection.store, settings)
+    frames = read_worthwhile(collection.store, settings, query_E, config, always_indexed=arguments.index)
     found = find_moments(frames, query_E, config)
     say(f"searched {len(frames.seconds_R)} frames of {len(frames.clip_ids)} videos, {method.method} {method.setting}")
     if arguments.json:
@@ -235,6 +237,21 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
     if arguments.contact_sheet:
         draw_hits(found, collection.store, arguments.contact_sheet, f"{query}   ·   {method.method} {method.setting}")
     return found
+
+
+def read_worthwhile(
+    store: Store, settings: Sequence[Setting], query_E: ArrayLike, config: MomentConfig, *, always_indexed: bool
+) -> Frames:
+    """Read all frames of a collection; of a large one, or where asked to, those of the clips that an index names."""
+    num_frames = count_frames(store, settings)
+    if not always_indexed and num_frames <= INDEX_FROM_FRAMES:
+        return read_frames(store, settings)
+    if not has_faiss():
+        say(f"index: got no faiss, expected it for {num_frames} frames; searching exactly, pip install faiss-cpu")
+        return read_frames(store, settings)
+    likely = open_index(store, settings, config.usual_share).likely(query_E, config.top)
+    say(f"index: of {num_frames} frames, those of {len(likely.content_ids)} likely videos are read")
+    return read_frames(store, settings, likely)
 
 
 def list_names(stored: Sequence[StoredSetting], store: Store) -> str:
@@ -285,6 +302,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=USUAL_SHARE,
         help="share of a video's median cosine taken off its frames' (default %(default)s; 0: plain cosine)",
+    )
+    parser.add_argument(
+        "--index", action="store_true", help=f"use an index below {INDEX_FROM_FRAMES:,} frames too; see docs/search.md"
     )
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw the hits' frames")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits with their spans and frames")

@@ -13,8 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dejavu.frontier import Gain, Quality
-from dejavu.headline import QUALITY_NAMES
+from dejavu.frontier import Gain, Quality, QualityWords, words_of
 from dejavu.looks import FAINT, INK, MUTED, looks_of
 from dejavu.records import ParetoPoint
 from dejavu.store import atomic, write_text
@@ -64,6 +63,11 @@ def common_quality(first: Run, second: Run) -> Quality:
         f"runs: got {first.name} and {second.name} without a measure that every point of both has, expected one of "
         f"{', '.join(QUALITIES)}; compare runs that were scored alike"
     )
+
+
+def common_words(first: Run, second: Run, quality: Quality) -> QualityWords:
+    """Name the quality that two runs are compared by."""
+    return words_of([*first.points, *second.points], quality)
 
 
 def differences(first: Run, second: Run, quality: Quality) -> list[Difference]:
@@ -120,7 +124,7 @@ def plot_comparison(first: Run, second: Run, quality: Quality, path: Path) -> No
     for axes, gain in zip(every_axes, gains, strict=True):
         _panel(axes, first, second, quality, gain)
     scale = "" if quality == "cosine_to_dense" else " (%)"
-    every_axes[0].set_ylabel(f"{QUALITY_NAMES[quality]}{scale}", color=INK, fontsize=10)
+    every_axes[0].set_ylabel(f"{common_words(first, second, quality).name}{scale}", color=INK, fontsize=10)
     looks = looks_of(point.method for run in (first, second) for point in run.points)
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, label=look.name, linewidth=1.4) for look in looks.values()

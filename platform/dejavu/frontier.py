@@ -6,7 +6,7 @@ Everything here is "larger is better" on both axes: gain (a FLOP reduction or a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dejavu.records import ParetoPoint
@@ -20,8 +20,33 @@ MAX_LOSS = 0.02
 """The share of Original's quality that a summary may lose: the published claim is within 2 %, and ours is relative."""
 
 
+@dataclass(frozen=True, slots=True)
+class QualityWords:
+    """What a measure of quality is called."""
+
+    name: str
+    meaning: str
+    item: str = "question"
+    """What one is counted right or wrong of."""
+
+
+_WORDS: dict[Quality, QualityWords] = {
+    "acc_gqa": QualityWords("Acc@GQA", "right answers, seen at the right time"),
+    "accuracy": QualityWords("accuracy", "right answers"),
+    "cosine_to_dense": QualityWords("cosine to Original", "how close frame embeddings stay to Original's"),
+}
+_RETRIEVAL_WORDS = QualityWords("R@1", "captions whose own video is found first", "caption")
+
+
+def words_of(points: Sequence[ParetoPoint], quality: Quality) -> QualityWords:
+    """Name the quality of these points: in retrieval, accuracy is the share that is found first."""
+    if quality == "accuracy" and all(point.median_rank is not None for point in points):
+        return _RETRIEVAL_WORDS
+    return _WORDS[quality]
+
+
 def quality_of(points: Sequence[ParetoPoint]) -> Quality:
-    """Return the strictest measure that every point has: Acc@GQA, else Acc@QA, else fidelity to Original.
+    """Return the strictest measure that every point has: Acc@GQA, else accuracy or R@1, else fidelity to Original.
 
     Raises:
         ValueError: There is none, or no point.

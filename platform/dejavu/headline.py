@@ -9,22 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dejavu.frontier import MAX_LOSS, ORIGINAL, Gain, Quality, best_within, hypervolume, original_quality
+from dejavu.frontier import MAX_LOSS, ORIGINAL, Gain, Quality, best_within, hypervolume, original_quality, words_of
 from dejavu.looks import looks_of
 from dejavu.records import ParetoPoint
 
 WORST = (1.0, 0.0)
 """Corner that the hypervolume is measured from: Original's computation, and no right answer."""
-QUALITY_NAMES: dict[Quality, str] = {
-    "acc_gqa": "Acc@GQA",
-    "accuracy": "Acc@QA",
-    "cosine_to_dense": "cosine to Original",
-}
-QUALITY_MEANINGS: dict[Quality, str] = {
-    "acc_gqa": "right answers, seen at the right time",
-    "accuracy": "right answers; in retrieval, the right video found first",
-    "cosine_to_dense": "how close frame embeddings stay to Original's; nobody has annotated answers",
-}
 Verdict = Literal["worse", "better", "noise", "unknown"]
 
 
@@ -118,17 +108,18 @@ def summarise(points: Sequence[ParetoPoint], quality: Quality, num_questions: in
     Args:
         points: Those of one split, Original among them.
         quality: What must not be lost.
-        num_questions: How many were scored; 0 for a dataset without answers.
+        num_questions: How many questions or captions were scored; 0 for a dataset without answers.
 
     Raises:
         ValueError: There is not exactly one Original with that quality.
     """
     dense = original_quality(points, quality)
     original = next(point for point in points if point.method == ORIGINAL)
-    asked = f"{num_questions} questions about " if num_questions else ""
+    words = words_of(points, quality)
+    asked = f"{num_questions} {words.item}s about " if num_questions else ""
     said = [
         f"Original, the dense tower that computes every token of every frame, reaches {_share(dense, quality)} "
-        f"{QUALITY_NAMES[quality]} ({QUALITY_MEANINGS[quality]}) on {asked}{original.num_clips} test clips"
+        f"{words.name} ({words.meaning}) on {asked}{original.num_clips} test clips"
         f"{_own_interval(original, quality)}."
     ]
     every = headlines(points, quality)

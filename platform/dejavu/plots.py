@@ -14,18 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dejavu.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, original_quality, quality_of
+from dejavu.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, original_quality, quality_of, words_of
 from dejavu.label_placement import Box, Points, Room, place
 from dejavu.looks import FAINT, GOLD, INK, LOOKS, MUTED, Look, looks_of
 from dejavu.published_points import PUBLISHED
 from dejavu.records import ParetoPoint
 from dejavu.store import atomic
 
-_QUALITY_NAMES: dict[Quality, str] = {
-    "acc_gqa": "Acc@GQA: right answer at the right time (%)",
-    "accuracy": "Acc@QA: right answers (%)",
-    "cosine_to_dense": "Fidelity: cosine to Original's embeddings (%)",
-}
 _LOSS_INTERVALS: dict[Quality, tuple[str, str]] = {
     "acc_gqa": ("acc_gqa_loss_ci_low", "acc_gqa_loss_ci_high"),
     "accuracy": ("accuracy_loss_ci_low", "accuracy_loss_ci_high"),
@@ -75,12 +70,6 @@ class _Label:
     size_pt: float
     weight: str
     optional: bool = False
-
-
-def _quality_name(points: Sequence[ParetoPoint], quality: Quality) -> str:
-    if quality == "accuracy" and all(point.median_rank is not None for point in points):
-        return "R@1: captions whose video is found first (%)"
-    return _QUALITY_NAMES[quality]
 
 
 def plot_pareto(
@@ -263,7 +252,9 @@ def _draw(axes: Axes, panel: _Panel) -> None:
 def _headline(figure: Figure, points: Sequence[ParetoPoint], quality: Quality, title: str) -> None:
     left = figure.axes[0].get_position().x0
     clips = sorted({point.num_clips for point in points})
-    about = [_quality_name(points, quality), f"{'/'.join(map(str, clips))} {points[0].split} clips"]
+    words = words_of(points, quality)
+    name = f"{words.name}: {words.meaning} (%)"
+    about = [name[0].upper() + name[1:], f"{'/'.join(map(str, clips))} {points[0].split} clips"]
     if quality in _LOSS_INTERVALS:
         about.append("whiskers: 95 % interval of the difference to Original")
     figure.text(left, 0.945, title, fontsize=15, fontweight="bold", color=INK, va="center")

@@ -188,7 +188,7 @@ class ParetoPoint:
     flops_reduction: float | None = None
     """Original's executed FLOPs over this setting's."""
     accuracy: float | None = None
-    """Acc@QA; in retrieval, text-to-video recall at 1."""
+    """Share of right answers (NExT-GQA calls it Acc@QA); in retrieval, text-to-video recall at 1."""
     acc_gqa: float | None = None
     miop: float | None = None
     miou: float | None = None
@@ -226,3 +226,7 @@ class ParetoPoint:
     video_to_text_recall_at_5: float | None = None
     video_to_text_recall_at_10: float | None = None
     video_to_text_median_rank: float | None = None
+    decode_ms_per_frame: float | None = None
+    """Decoding to RGB on one core, timed in the same rounds as ms_per_frame, which is encoding alone."""
+    codec_ms_per_frame: float | None = None
+    """What reading the codec grid in the same pass adds to decoding."""

@@ -16,10 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dejavu.breakdown import BreakdownRow
 from dejavu.equal_flops import Lead
-from dejavu.frontier import MAX_LOSS, ORIGINAL, original_quality, quality_of
+from dejavu.frontier import MAX_LOSS, ORIGINAL, original_quality, quality_of, words_of
 from dejavu.headline import (
-    QUALITY_MEANINGS,
-    QUALITY_NAMES,
     WORST,
     dominated_area,
     dominators,
@@ -77,7 +75,7 @@ class RunFacts:
     num_clips: int
     """That the dataset has in all splits."""
     num_questions: int
-    """Scored on test clips."""
+    """Or captions, scored on test clips."""
     num_without_span: int
     """Questions about test clips that were left out because nothing is annotated for them."""
     missing: Sequence[str]
@@ -85,6 +83,8 @@ class RunFacts:
     failures: Sequence[Failure]
     num_rounds: int
     """Of the timing pass."""
+    num_streams: int
+    """Clips that it encodes side by side, at most."""
     tags: Mapping[str, str]
     """Commit, hashes, backbone, hardware, as MLflow has them."""
     config_yaml: str
@@ -135,7 +135,7 @@ def _context(
 ) -> dict[str, Any]:
     quality = quality_of(points)
     original = next(point for point in points if point.method == ORIGINAL)
-    every = headlines(points, quality)
+    every, words = headlines(points, quality), words_of(points, quality)
     is_share = quality != "cosine_to_dense"
     shown = {id(one) for head in every for one in (head.best, head.fastest)} | {id(original)}
     chosen = {(point.method, point.setting) for point in points if id(point) in shown}
@@ -144,8 +144,9 @@ def _context(
         "original": original,
         "dense": original_quality(points, quality),
         "quality": quality,
-        "quality_name": QUALITY_NAMES[quality],
-        "quality_meaning": QUALITY_MEANINGS[quality],
+        "quality_name": words.name,
+        "quality_meaning": words.meaning,
+        "item": words.item,
         "is_share": is_share,
         "headlines": every,
         "total_area": dominated_area([point for point in points if point.method != ORIGINAL], quality),

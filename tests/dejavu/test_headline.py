@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dejavu.headline import dominators, headlines, relative_text, summarise, surely_within, verdict
@@ -87,3 +89,11 @@ def test_an_original_that_gets_nothing_right_is_no_denominator() -> None:
     assert relative_text(0.1, 0.0) == "above Original's nothing"
     assert relative_text(0.0, 0.0) == "equal to Original"
     assert relative_text(0.3, 0.4) == "25.0 % below Original"
+
+
+def test_the_quality_is_called_by_what_it_is() -> None:
+    choices = [ParetoPoint(method="original", setting="s", split="test", num_clips=3, flops_reduction=1, accuracy=0.5)]
+    assert "reaches 50.0 % accuracy (right answers) on 9 questions about 3" in summarise(choices, "accuracy", 9)[0]
+    retrieval = [replace(one, median_rank=2.0) for one in choices]
+    told = summarise(retrieval, "accuracy", 4)[0]
+    assert "reaches 50.0 % R@1 (captions whose own video is found first) on 4 captions about 3 test clips" in told

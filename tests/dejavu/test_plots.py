@@ -101,7 +101,7 @@ def test_without_answers_fidelity_is_drawn_and_nothing_published(tmp_path: Path)
     points = [replace(point, acc_gqa=None) for point in some_points()]
     plot_pareto(points, tmp_path / "p.png", tmp_path / "p.svg", published=True)
     text = words(tmp_path / "p.svg")
-    assert "Fidelity" in text
+    assert "Cosine to Original: how close frame embeddings stay to Original" in text
     assert "published" not in text
 
 

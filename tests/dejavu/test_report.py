@@ -52,6 +52,7 @@ FACTS = RunFacts(
     missing=["lost <b>1</b>"],
     failures=[Failure(clip_id="c<1>", stage="embed", reason=NASTY)],
     num_rounds=5,
+    num_streams=4,
     tags={"backbone": "embedded 17", "hardware": "2 cores", "git_commit": "abc", "data_hash": "d<a>"},
     config_yaml="recipe: demo\nprompt: '<b>{answer}</b>'\n",
 )
@@ -216,3 +217,23 @@ def test_a_run_without_answers_or_times_has_a_page(tmp_path: Path) -> None:
     assert "breakdown-table" not in page.tables
     assert "failures-table" not in page.tables
     assert "None" not in page.text.replace("None of", "")
+
+
+def test_retrieval_is_called_retrieval(tmp_path: Path) -> None:
+    original = ParetoPoint(
+        method="original", setting="dense", split="test", num_clips=4, flops_reduction=1.0, accuracy=0.75,
+        recall_at_5=0.875, recall_at_10=1.0, median_rank=1.0, video_to_text_recall_at_1=0.5,
+        video_to_text_recall_at_5=0.625, video_to_text_recall_at_10=0.9, video_to_text_median_rank=1.5,
+        ms_per_frame=6.0, decode_ms_per_frame=3.0, codec_ms_per_frame=1.0,
+    )  # fmt: skip
+    points = [original, replace(original, method="cmc", setting="t=3", flops_reduction=2.0, accuracy=0.5)]
+    write_report(tmp_path / "report.html", points, Tables([]), {}, replace(FACTS, num_questions=4))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Original's R@1" in page.text
+    assert "4 captions about 4 test clips" in page.text
+    assert "Acc@" not in page.text
+    assert "question" not in page.text.replace("recipe: demo", "")
+    row = [cell[0].strip() for cell in page.tables["recall-table"][2]]
+    assert row == ["Original dense", "75.0", "87.5", "100.0", "1.0", "50.0", "62.5", "90.0", "1.5"]
+    settings = [row for row in page.tables["settings-table"] if len(row) > 1]
+    assert [row[9][0].strip() for row in settings[1:]] == ["30 %, 10 %"] * 2  # of 6 + 3 + 1 ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,3 +26,17 @@ def test_a_planted_frame_is_found_and_a_row_is_measured() -> None:
     torch.set_num_threads(threads)
     assert (row.num_frames, row.num_queries, row.embeddings_mb) == (1000, 3, 0.032)
     assert 0 < row.median_ms <= row.worst_ms
+
+
+def test_an_index_is_measured_beside_exact_search(tmp_path: Path) -> None:
+    import benchmark_search
+
+    store = benchmark_search.make_store(tmp_path, num_frames=1000, width=16, frames_per_clip=40)
+    threads = torch.get_num_threads()
+    row = benchmark_search.measure_index(store, num_queries=3, threads=1)
+    torch.set_num_threads(threads)
+    assert (row.num_frames, row.width) == (1280, 16)  # whole shards
+    assert row.file_mb > 1280 * 16 / 1e6
+    assert 0 < row.median_ms <= row.worst_ms
+    assert row.found_share > 0.8
+    assert 0 < row.read_share <= 1

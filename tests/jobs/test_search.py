@@ -92,6 +92,28 @@ def test_the_store_itself_may_be_named_and_hits_are_written(run: Search, results
     assert sheet.stat().st_size > 3000  # the videos are gone: tiles without pictures
 
 
+def test_an_index_gives_the_hits_of_exact_search(
+    run: Search, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (QUERY, "--store", shutil.copytree(results, tmp_path / "copy"), "--top", "3")
+    assert run(*words) == 0
+    exact = capsys.readouterr()
+    assert "index" not in exact.err  # far too small a collection
+    assert run(*words, "--index") == 0
+    indexed = capsys.readouterr()
+    assert indexed.out == exact.out
+    assert "index: of 36 frames, those of 3 likely videos are read" in indexed.err
+    assert run(*words, "--index", "--setting", "eventful refreshed_tokens=4") == 0
+    assert "of 12 frames" in capsys.readouterr().err  # another setting has another index
+    monkeypatch.setattr("search.has_faiss", lambda: False)
+    assert run(*words, "--index") == 0
+    without = capsys.readouterr()
+    assert without.out == exact.out
+    assert [line for line in without.err.splitlines() if "faiss" in line] == [
+        "index: got no faiss, expected it for 36 frames; searching exactly, pip install faiss-cpu"
+    ]
+
+
 def error_of(run: Search, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     assert run(*words) == 1
     captured = capsys.readouterr()

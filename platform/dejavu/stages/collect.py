@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu.search import Frames
 from dejavu.setting import Setting
+from dejavu.stages.frame_index import LikelyClips
 from dejavu.store import Store
 from reuse_models.registry import config_from_dict
 
@@ -53,10 +55,15 @@ def list_settings(store: Store, named: Iterable[StoredSetting] = ()) -> list[Sto
     return [listed[name] for name in sorted(changed, key=lambda name: (-changed[name], name))]
 
 
-def read_frames(store: Store, settings: Sequence[Setting]) -> Frames:
+def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips | None = None) -> Frames:
     """Read every frame that is embedded under any of the settings; one that several have is the first one's.
 
     Equal contents are one clip, under the name with which they were embedded first.
+
+    Args:
+        store: Where they are.
+        settings: In the order in which they are preferred.
+        likely: The clips to read, all their frames; all clips unless given.
 
     Raises:
         ValueError: There is no frame, or embeddings differ in width.
@@ -65,8 +72,10 @@ def read_frames(store: Store, settings: Sequence[Setting]) -> Frames:
         (rank, path)
         for rank, setting in enumerate(settings)
         for path in sorted(store.embeddings_dir(setting.setting_id).glob("*.parquet"))
+        if likely is None or path in likely.shards
     ]
-    tables = [(rank, pq.read_table(path, columns=list(COLUMNS))) for rank, path in paths]
+    chosen = None if likely is None else pc.field("content_id").isin(sorted(likely.content_ids))
+    tables = [(rank, pq.read_table(path, columns=list(COLUMNS), filters=chosen)) for rank, path in paths]
     widths = sorted({table.schema.field("embedding").type.list_size for _, table in tables})
     if len(widths) != 1:
         raise ValueError(

@@ -13,7 +13,7 @@ import yaml
 
 from dejavu.cluster import PACKAGES_ROOT
 from dejavu.equal_flops import Lead, Scored, leads
-from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of
+from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of, words_of
 from dejavu.looks import looks_of
 from dejavu.pareto_csv import write_pareto_csv
 from dejavu.pareto_view import VIEW_ID, VIEW_NAME, saved_view
@@ -89,6 +89,8 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         ms_per_frame=timing.ms_per_frame if timing else None,
         speedup=timing.speedup if timing else None,
         peak_memory_mb=timing.peak_memory_mb if timing else None,
+        decode_ms_per_frame=timing.decode_ms_per_frame if timing else None,
+        codec_ms_per_frame=timing.codec_ms_per_frame if timing else None,
         trained=_trained(score.setting.config),
         **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
         **(_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
@@ -204,13 +206,15 @@ def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mappin
 
 def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -> str:
     """Return the parent's description in Markdown: where to look, and each method's cheapest good setting."""
+    words = words_of(points, quality)
+    called = f"{words.name} (`{quality}`)"
     good = {name: best for name, best in best_within(points, quality, "flops_reduction").items() if name != ORIGINAL}
     lines = [
         f"Each setting is a child run; [{VIEW_NAME}]({view_path}) shows them all, `pareto.png` is under Artifacts.",
         "",
-        f"Cheapest setting of each method within 2 % of Original's `{quality}`:",
+        f"Cheapest setting of each method within 2 % of Original's {called}, {words.meaning}:",
         "",
-        f"| method | setting | {quality} | FLOPs | speed |",
+        f"| method | setting | {words.name} | FLOPs | speed |",
         "|---|---|---|---|---|",
     ]
     for method, best in good.items():
@@ -219,7 +223,7 @@ def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) ->
         cost = f"{best.flops_reduction:.2f}x fewer | {speed}"
         lines.append(f"| {name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
     if not good:
-        lines[2:] = [f"No setting of another method is within 2 % of Original's `{quality}`."]
+        lines[2:] = [f"No setting of another method is within 2 % of Original's {called}, {words.meaning}."]
     return "\n".join(lines)
 
 

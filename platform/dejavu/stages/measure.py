@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import resource
+import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from torch.autograd.profiler_util import MEMORY_EVENT_NAME
+from torch.profiler import ProfilerActivity, profile
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster import cluster_hardware, hardware
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
-from dejavu.stages.batch import Batch, Embedding, cut, decode_batch
+from dejavu.stages.batch import Batch, Embedding, Segment, cut, decode_batch, decode_segment
 from dejavu.stages.encode import cut_chunk
 from dejavu.store import identity, write_json
 from dejavu.video.decode import DecodedFrames
-from reuse_models.method import Method
+from dejavu.video.plain import decode_plain
+from reuse_models.method import Method, MethodConfig
+
+STDERR = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +57,20 @@ class MeasureConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Time and memory of one setting on one kind of hardware. Encoding alone: decoding is the same for all."""
+    """Time and memory of one setting on one kind of hardware, medians over the rounds."""
 
     ms_per_frame: float
+    """Of encoding alone: frames are decoded and made into pixels before."""
     speedup: float
-    """Median over rounds of Original's time over this setting's, run one after the other."""
+    """Of encoding: Original's time over this setting's, run one after the other."""
+    decode_ms_per_frame: float
+    """Of decoding the same frames to RGB on one core, in the same rounds: alike for all settings, but for noise."""
+    codec_ms_per_frame: float
+    """What it takes longer to read the codec grid in the same pass; the pipeline does so for all settings."""
     peak_memory_mb: float
-    """Growth of this process's peak resident memory while it encodes (GPU: peak allocated memory)."""
+    """Most that PyTorch's allocator had handed out at once while the sample was encoded: pixels of a chunk, add-on
+    weights, a method's state, buffers and results. Not the tower's weights, decoded frames, and what libraries keep for
+    themselves. Counted, not sampled, so that it comes out the same again."""
     hardware: str
 
 
@@ -91,9 +106,23 @@ def measure_settings(
 
 
 def _read(path: Path) -> dict[str, Timing]:
+    """Return the timings in a file; those of another version, which say other things, are measured again."""
     if not path.is_file():
         return {}
-    return {name: Timing(**row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+    names = {field.name for field in fields(Timing)}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {name: Timing(**row) for name, row in rows.items() if row.keys() == names}
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Seconds of one pass over the sample each, in the order in which they were run."""
+
+    plain_decode: float
+    dense: float
+    decode: float
+    """With the codec grid."""
+    ours: float
 
 
 class _Stopwatch:
@@ -108,38 +137,55 @@ class _Stopwatch:
 
     def _load(self) -> None:
         """Decode the sample, so that no decoding is timed. Not when the actor begins: Ray would hide what is wrong."""
-        first = tuple(segment for segment in cut(self.clips, self.num_frames) if segment.start == 0)
-        decoded = decode_batch(Batch(first, ()), self.embedding)
+        decoded = decode_batch(Batch(tuple(self._sample()), ()), self.embedding)
         if decoded.failures:
             raise ValueError(decoded.failures[0].reason)
         self.frames = list(decoded.frames)
 
+    def _sample(self) -> list[Segment]:
+        return [segment for segment in cut(self.clips, self.num_frames) if segment.start == 0]
+
     def time(self, setting: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
-        """Alternate the two; the first round warms up and does not count."""
+        """Alternate the two, each after a way of decoding; a first run of both warms up and does not count."""
         if not self.frames:
             self._load()
-        ours = Setting.from_row(dict(setting)).config.build(self.backbone.vit)
+        config = Setting.from_row(dict(setting)).config
+        ours = config.build(self.backbone.vit)
         dense = Setting.from_row(dict(original)).config.build(self.backbone.vit)
-        num_frames = sum(len(frames.seconds_F) for frames in self.frames)
-        seconds, ratios = [], []
-        self._seconds(dense)
-        before = self._reset_peak()
-        self._seconds(ours)
-        peak_mb = (self._peak_bytes() - before) / 2**20
-        for _ in range(self.num_rounds):
-            dense_s, ours_s = self._seconds(dense), self._seconds(ours)
-            seconds.append(ours_s)
-            ratios.append(dense_s / ours_s)
+        self._encode_s(dense)
+        self._encode_s(ours)
+        rounds = [
+            _Round(self._decode_plain_s(), self._encode_s(dense), self._decode_s(), self._encode_s(ours))
+            for _ in range(self.num_rounds)
+        ]
+        to_ms = 1e3 / sum(len(frames.seconds_F) for frames in self.frames)
         timing = Timing(
-            ms_per_frame=1e3 * statistics.median(seconds) / num_frames,
-            speedup=statistics.median(ratios),
-            peak_memory_mb=max(0.0, peak_mb),
+            ms_per_frame=to_ms * statistics.median(one.ours for one in rounds),
+            speedup=statistics.median(one.dense / one.ours for one in rounds),
+            decode_ms_per_frame=to_ms * statistics.median(one.plain_decode for one in rounds),
+            codec_ms_per_frame=to_ms * statistics.median(one.decode - one.plain_decode for one in rounds),
+            peak_memory_mb=self._peak_bytes(config) / 2**20,
             hardware=hardware(),
         )
         return asdict(timing)
 
+    def _decode_plain_s(self) -> float:
+        """Time decoding the sample to RGB and nothing else."""
+        begin = time.perf_counter()
+        for segment in self._sample():
+            for _ in islice(decode_plain(self.embedding.store.root / segment.path), segment.num_frames):
+                pass
+        return time.perf_counter() - begin
+
+    def _decode_s(self) -> float:
+        """Time decoding the sample as the pipeline does, with the codec grid."""
+        begin = time.perf_counter()
+        for segment in self._sample():
+            decode_segment(segment, self.embedding)
+        return time.perf_counter() - begin
+
     @torch.inference_mode()
-    def _seconds(self, method: Method) -> float:
+    def _encode_s(self, method: Method) -> float:
         """Time one pass over the sample, chunk by chunk as the pipeline runs it; pixels are made outside."""
         chunk_frames = self.embedding.config.chunk_frames
         longest = max(len(frames.seconds_F) for frames in self.frames)
@@ -157,20 +203,40 @@ class _Stopwatch:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def _reset_peak(self) -> float:
+    def _peak_bytes(self, config: MethodConfig) -> int:
+        """Encode once more, untimed, with a method built anew, and return the most that was allocated at once."""
+        gc.collect()
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            return float(torch.cuda.memory_allocated())
-        reset = Path("/proc/self/clear_refs")
-        if reset.exists():
-            reset.write_text("5", encoding="ascii")  # Linux: VmHWM starts again from the present size
-        return self._peak_bytes()
+            before = torch.cuda.memory_allocated()
+            self._encode_s(config.build(self.backbone.vit))
+            return torch.cuda.max_memory_allocated() - before
+        with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            self._encode_s(config.build(self.backbone.vit))
+        return peak_bytes(watched)
 
-    def _peak_bytes(self) -> float:
-        if self.device == "cuda":
-            return float(torch.cuda.max_memory_allocated())
-        status = Path("/proc/self/status")
-        if status.exists():
-            lines = status.read_text(encoding="ascii").splitlines()
-            return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what is written to standard error: PyTorch's profiler tells of each start and stop, past Python's own."""
+    kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def peak_bytes(watched: profile) -> int:
+    """Return the most bytes that were allocated at once on the CPU, above what was there when the profile began.
+
+    Args:
+        watched: A finished profile with memory.
+    """
+    events = watched.profiler.kineto_results.events()
+    changes = sorted(
+        (event for event in events if event.name() == MEMORY_EVENT_NAME), key=lambda event: event.start_ns()
+    )
+    return max(accumulate((change.nbytes() for change in changes), initial=0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +36,8 @@ def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Tran
 
     Equal contents are stored once and handed to every clip that has them.
     """
-    done = embedding.store.done(setting.setting_id)
-    units: dict[str, list[str]] = defaultdict(list)
-    for segment in cut(clips, embedding.config.segment_frames):
-        units[segment.content_id].append(segment.unit_id)
-    complete = {content for content, ids in units.items() if all(unit in done for unit in ids)}
-    tables = [pq.read_table(path) for path in sorted({done[u] for c in complete for u in units[c]})]
+    complete = _complete(embedding, setting, clips)
+    tables = [pq.read_table(path) for path in sorted(set().union(*complete.values()))]
     by_content: dict[str, ClipEmbeddings] = {}
     if tables:
         table = pa.concat_tables(tables)
@@ -59,6 +56,23 @@ def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Tran
                 seconds_R[rows], embedding_RE[rows].astype(np.float32), rate_R[rows], flops_R[rows]
             )
     return {clip.clip_id: by_content[clip.content_id] for clip in clips if clip.content_id in complete}
+
+
+def complete_clips(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> set[str]:
+    """Name the clips that `read_embeddings` would return, read from the shards' footers alone."""
+    complete = _complete(embedding, setting, clips)
+    return {clip.clip_id for clip in clips if clip.content_id in complete}
+
+
+def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, set[Path]]:
+    """Return the shards of each content that is there from beginning to end."""
+    done = embedding.store.done(setting.setting_id)
+    units: dict[str, list[str]] = defaultdict(list)
+    for segment in cut(clips, embedding.config.segment_frames):
+        units[segment.content_id].append(segment.unit_id)
+    return {
+        content: {done[unit] for unit in ids} for content, ids in units.items() if all(unit in done for unit in ids)
+    }
 
 
 def clips_identity(clips: Iterable[Transcoded]) -> str:

@@ -12,7 +12,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
-from dejavu.stages.read import ClipEmbeddings, read_embeddings
+from dejavu.stages.read import ClipEmbeddings, complete_clips, read_embeddings
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
@@ -97,6 +97,8 @@ def score_settings(
 ) -> list[SettingScore]:
     """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
 
+    In memory at once: the embeddings of Original and of one setting.
+
     Args:
         settings: Those to score, `original` among them or not.
         original: What fidelity is measured against; its embeddings must be in the store.
@@ -107,8 +109,7 @@ def score_settings(
         ValueError: No clip has embeddings under every setting.
     """
     everyone = [original, *(setting for setting in settings if setting != original)]
-    read = {setting: read_embeddings(embedding, setting, exam.clips) for setting in everyone}
-    shared = set.intersection(*(set(clips) for clips in read.values()))
+    shared = set.intersection(*(complete_clips(embedding, setting, exam.clips) for setting in everyone))
     if not shared:
         raise ValueError(
             f"score: got no clip with embeddings under all {len(everyone)} settings, expected one or more; "
@@ -117,7 +118,19 @@ def score_settings(
     questions = [question for question in exam.questions if question.clip_id in shared]
     if left_out := len(exam.questions) - len(questions):
         print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
-    return [_score(setting, read[setting], read[original], sorted(shared), questions, exam) for setting in settings]
+    clips = [clip for clip in exam.clips if clip.clip_id in shared]
+    dense = read_embeddings(embedding, original, clips)
+    return [
+        _score(
+            setting,
+            dense if setting == original else read_embeddings(embedding, setting, clips),
+            dense,
+            sorted(shared),
+            questions,
+            exam,
+        )
+        for setting in settings
+    ]
 
 
 def _score(  # noqa: PLR0913, PLR0917  one call, in one place

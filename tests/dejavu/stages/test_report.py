@@ -88,14 +88,17 @@ def scored(tmp_path: Path) -> Scored:
     answers_AE = np.eye(2, WIDTH, dtype=np.float32)
     exam = Exam(tuple(CLIPS), questions, {one.question_id: answers_AE for one in questions})
     scores = score_settings(settings, settings[0], exam, embedding)
-    timing = Timing(ms_per_frame=1.0, speedup=2.5, peak_memory_mb=1.0, hardware="here")
+    timing = Timing(
+        ms_per_frame=1.0, speedup=2.5, decode_ms_per_frame=0.5, codec_ms_per_frame=0.25, peak_memory_mb=1.0,
+        hardware="here",
+    )  # fmt: skip
     evidence = Evidence(scores, {settings[1].setting_id: timing}, SHAPE, 0)
     return Scored(gather_points(evidence), evidence, exam, embedding)
 
 
 FACTS = RunFacts(
     recipe="tiny", dataset="synthetic", num_clips=6, num_questions=12, num_without_span=0, missing=(), failures=(),
-    num_rounds=3, tags={"backbone": "b", "hardware": "h"}, config_yaml="recipe: tiny\n",
+    num_rounds=3, num_streams=4, tags={"backbone": "b", "hardware": "h"}, config_yaml="recipe: tiny\n",
 )  # fmt: skip
 
 
