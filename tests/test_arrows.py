@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ("reuse_models",),
     ("dejavu.records",),
+    ("dejavu.events",),
     ("dejavu.apart", "dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster", "dejavu.spot_fallback"),
-    ("dejavu.events", "dejavu.status", "dejavu.results_folder"),
+    ("dejavu.status", "dejavu.results_folder"),
     ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
     ("dejavu.label_placement", "dejavu.pareto_view", "dejavu.contact_sheet"),
     ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map"),

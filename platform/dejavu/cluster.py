@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 
+from dejavu.events import LOGS_VARIABLE
+
 PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds platform/ and reuse_models/ (Ray's unpacked copy of it in a submitted job)."""
 
@@ -37,7 +39,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def connect(num_cpus: int | None = None) -> None:
+def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
     """Attach to the running cluster, or start one on this machine, which Ray guards with a token of this user.
 
     Workers get PYTHONPATH through the runtime environment, since they do not see the driver's `sys.path`; it is
@@ -45,6 +47,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: CPUs of a cluster started here; ignored when attaching.
+        logs: Where workers log what they do (`dejavu.events`); nowhere unless given.
     """
     if ray.is_initialized():
         return
@@ -54,6 +57,8 @@ def connect(num_cpus: int | None = None) -> None:
     if "PYTHONPATH" not in (job.get("env_vars") or {}):
         absolute = os.pathsep.join((str(PACKAGES_ROOT / "platform"), str(PACKAGES_ROOT)))
         variables["PYTHONPATH"] = "platform" if job.get("working_dir") else absolute
+    if logs is not None:
+        variables[LOGS_VARIABLE] = str(logs)
     address = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from dejavu.cluster import Pool
+from dejavu.events import Work
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting
-from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
+from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, Segment, decode_batch, plan
 from dejavu.stages.encode import BatchEncoder
+from dejavu.stages.meter import Step, failed, metered, watched
 from dejavu.stages.spread import Row, configure, report_progress, waves
 from dejavu.video.decode import DecodedFrames
 from reuse_models.registry import config_to_dict
@@ -64,23 +67,34 @@ def embed_clips(
     batches = plan(clips, settings, embedding)
     for setting in settings if batches else ():
         _describe(setting, embedding)
-    failures = tuple(embed_batches(batches, embedding, pool))
-    embedding.store.write_failures(STAGE, failures, part=part)
-    failed = {failure.clip_id for failure in failures}
     touched = {segment.clip_id for batch in batches for segment in batch.segments}
-    return EmbedResult(len(touched - failed), failures)
+    failures = tuple(embed_batches(batches, embedding, pool, kept=len(clips) - len(touched)))
+    embedding.store.write_failures(STAGE, failures, part=part)
+    return EmbedResult(len(touched - {failure.clip_id for failure in failures}), failures)
 
 
 def embed_batches(
-    batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels = REAL
+    batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels = REAL, *, kept: int = 0
 ) -> Iterator[Failure]:
-    """Decode and encode planned batches, printing progress; yield what could not be decoded."""
-    if not batches:
-        return
-    configure()
+    """Decode and encode planned batches, showing progress; yield what could not be decoded.
+
+    `kept` clips were embedded before, and are only told of.
+    """
+    if batches:
+        configure()
+    waiting = Counter(segment.clip_id for batch in batches for segment in batch.segments)
+
+    def ended(row: Row) -> int:
+        """Count the clips whose last piece this was."""
+        waiting.subtract(pieces := json.loads(str(row["clip_ids"])))
+        return sum(not waiting[clip_id] for clip_id in set(pieces))
+
     results = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches))
+    results = watched(results, Work(stage=STAGE, total=len(waiting), unit="clips", kept=kept), ended)
     for row in report_progress(results, total=len(batches), stage=STAGE, unit="batches"):
-        yield from (Failure(**failure) for failure in json.loads(str(row["failures"])))
+        failures = [Failure(**failure) for failure in json.loads(str(row["failures"]))]
+        failed(failures)
+        yield from failures
 
 
 def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels) -> Iterator[Row]:
@@ -119,11 +133,15 @@ class _DecodeRow:
         self.embedding, self.decode = embedding, kernels.decode
 
     def __call__(self, row: Row) -> Row:
-        decoded = self.decode(Batch.from_row(row), self.embedding)
+        batch = Batch.from_row(row)
+        with metered(_step("decode", batch.segments)) as done:
+            decoded = self.decode(batch, self.embedding)
+            done.num_frames = sum(segment.num_frames for segment in decoded.segments)
         empty = np.zeros((0, 1, 1, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
         return {
             "segments": json.dumps([asdict(segment) for segment in decoded.segments]),
             "settings": row["settings"],
+            "clip_ids": json.dumps([segment.clip_id for segment in batch.segments]),
             "failures": json.dumps([asdict(failure) for failure in decoded.failures]),
             "rgb": np.concatenate([f.rgb_FHWC for f in decoded.frames]) if decoded.frames else empty[0],
             "codec": np.concatenate([f.codec_F4PP for f in decoded.frames]) if decoded.frames else empty[1],
@@ -154,5 +172,15 @@ class _EncodeRow:
                 )
             )
             start = stop
-        self.encoder.encode(batch.settings, DecodedBatch(batch.segments, tuple(frames), ()))
-        return {"failures": [str(row["failures"])]}
+        decoded = DecodedBatch(batch.segments, tuple(frames), ())
+        for setting in batch.settings if batch.segments else ():
+            with metered(_step("encode", batch.segments, setting)) as done:
+                self.encoder.encode([setting], decoded)
+                done.num_frames = start
+        return {name: [str(row[name])] for name in ("failures", "clip_ids")}
+
+
+def _step(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting | None = None) -> Step:
+    clip_ids = [segment.clip_id for segment in segments]
+    names = {"method": setting.method, "setting_id": setting.setting_id} if setting else {}
+    return Step(stage=STAGE, step=step, clip_ids=clip_ids, **names)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dejavu.records import Failure, Transcoded
+from dejavu.stages.meter import failed
 from dejavu.stages.spread import Row, spread
 from dejavu.stages.transcode import first_line
 from dejavu.store import Store, write_json
@@ -48,6 +49,7 @@ def measure_motion(clips: Sequence[Transcoded], store: Store) -> dict[str, float
             else:
                 known[content_id] = value
     store.write_failures(STAGE, failures)
+    failed(failures)
     if pending:
         write_json(path, dict(sorted(known.items())))
     return {clip.clip_id: known[clip.content_id] for clip in told if clip.content_id in known}

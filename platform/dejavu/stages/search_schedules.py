@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.events import Work
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import kernel_version
 from dejavu.stages.batch import Embedding, Segment, decode_segment
+from dejavu.stages.meter import failed, watched
 from dejavu.stages.read import clips_identity
 from dejavu.stages.spread import Row, report_progress
 from dejavu.stages.train import TrainError
@@ -91,7 +93,8 @@ def search_schedules(
     found: dict[float, SearchResult] = {}
     failures: set[Failure] = set()
     if pending:
-        tasks = _start(pending, clips, embedding, config)
+        work = Work(stage=STAGE, total=len(pending), unit="schedules", kept=len(paths) - len(pending))
+        tasks = watched(_start(pending, clips, embedding, config), work)
         for row in report_progress(tasks, total=len(pending), stage=STAGE, unit="schedules"):
             share, outcome = row["share"], row["outcome"]
             if isinstance(outcome, str):
@@ -100,6 +103,7 @@ def search_schedules(
             failures.update(unreadable)
             write_json(paths[share], schedule_json(found[share].schedule))
         embedding.store.write_failures(STAGE, sorted(failures, key=lambda failure: failure.clip_id))
+        failed(failures)
     write_json(folder / "latest.json", [path.name for path in paths.values()])
     return SchedulesResult(read_schedules(embedding, backbone), found, tuple(failures))
 

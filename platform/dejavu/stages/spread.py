@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import ray
 
+from dejavu.events import Work
+from dejavu.stages.meter import watched
+
 NO_PROGRESS_TIMEOUT_S = 900
 """Ray Data ends a pipeline in which nothing moves for so long; an hour-long video takes some minutes to transcode."""
 PROGRESS_PERIOD_S = 10.0
@@ -29,19 +32,21 @@ def configure() -> None:
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
 
 
-def spread(kernel: Callable[[Row], Row], rows: Sequence[Row], *, stage: str, unit: str = "clips") -> Iterator[Row]:
-    """Yield kernel(row) for each row in the order of completion, one CPU each, and print progress.
+def spread(
+    kernel: Callable[[Row], Row], rows: Sequence[Row], *, stage: str, unit: str = "clips", kept: int = 0
+) -> Iterator[Row]:
+    """Yield kernel(row) for each row in the order of completion, one CPU each, and show progress.
 
     A row is a dict of plain values; so is what the kernel returns. A worker that dies is replaced and its rows are
-    done again, so a kernel's side effects must be idempotent.
+    done again, so a kernel's side effects must be idempotent. `kept` rows were done before, and are only told of.
     """
-    if not rows:
-        return
-    configure()
+    if rows:
+        configure()
     results = chain.from_iterable(
         ray.data.from_items(list(wave), override_num_blocks=len(wave)).map(kernel, num_cpus=1).iter_rows()
         for wave in waves(rows)
     )
+    results = watched(results, Work(stage=stage, total=len(rows), unit=unit, kept=kept))
     yield from report_progress(results, total=len(rows), stage=stage, unit=unit)
 
 

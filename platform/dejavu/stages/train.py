@@ -38,6 +38,7 @@ from dejavu.stages.batch import Batch as BatchOfClips
 from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.stages.live import See, following
+from dejavu.stages.meter import failed
 from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
 from dejavu.store import atomic, identity, patiently, write_json
@@ -286,6 +287,7 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
             patiently(partial(_keep, Path(folder), _folder(task.embedding, ids[target]), target, note))
     failures = tuple(Failure(**row) for row in progress["failures"])
     task.embedding.store.write_failures(STAGE, failures)
+    failed(failures)
     return failures
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dejavu.records import Clip, Failure, Transcoded
+from dejavu.stages.meter import Step, failed, metered
 from dejavu.stages.spread import Row, spread
 from dejavu.store import Store, file_sha256, identity, list_names, patiently, write_json
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig, transcode
@@ -42,7 +43,9 @@ def transcode_one(row: Row, encode: Encode = transcode) -> Row:
     """Transcode one clip into the store; return its record as JSON, or the first line of what went wrong."""
     clip = Clip(**row["clip"])
     try:
-        record = _transcode(clip, Store(Path(row["store"])), TranscodeConfig(**row["config"]), row, encode)
+        with metered(Step(stage=STAGE, step="transcode", clip_ids=[clip.clip_id])) as done:
+            record = _transcode(clip, Store(Path(row["store"])), TranscodeConfig(**row["config"]), row, encode)
+            done.num_frames = record.num_frames
     except Exception as error:  # any clip may be broken in any way; the run goes on and the table says so
         return {"clip_id": clip.clip_id, "record": "", "error": first_line(error)}
     return {"clip_id": clip.clip_id, "record": json.dumps(asdict(record)), "error": ""}
@@ -106,9 +109,11 @@ def transcode_clips(
         if make:
             pending.append({"clip": asdict(clip), "key": key, **shared})
     store.forget_transcoded(row["key"] for row in pending if row["key"] in records)
-    for result in spread(make, pending, stage=STAGE) if make else ():
+    failed(failures if make else ())
+    for result in spread(make, pending, stage=STAGE, kept=len(done)) if make else ():
         if result["error"]:
             failures.append(Failure(clip_id=result["clip_id"], stage=STAGE, reason=result["error"]))
+            failed(failures[-1:])
         else:
             done[result["clip_id"]] = Transcoded(**json.loads(result["record"]))
     if make:
