@@ -11,6 +11,7 @@ frame that begins a segment is timed apart. Needs torch, transformers, safetenso
 import _bootstrap  # noqa: F401
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -42,6 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 METHODS = ("reusevit", "eventful", "cmc", "diffrate")
 DENSE_BATCHES = {"cpu": (8, 16), "cuda": (64, 256)}
 """Frames that a dense tower takes at once; the fastest counts."""
+WARM_UP = {"cpu": 2, "cuda": 6}
+"""Groups before anything is timed: the first ones allocate, and on a GPU learn, compile and record."""
 MODEL_FAILURE = 2
 
 
@@ -107,6 +110,14 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseTower:
+    """A tower, and the type of the frames that it takes."""
+
+    tower: Callable[[Tensor], object]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
 class DensePath:
     """One dense tower on batches of one size."""
 
@@ -167,7 +178,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     model = _hugging_face(options.backbone, options.random_weights)
     vit = Vit.from_hf(model).to(device, dtype)
-    dense = _dense_towers(model.to(device, dtype), vit, device)
+    dense = _dense_towers(model, vit)
     rows: list[Row] = []
     with torch.inference_mode():
         for num_streams in options.streams:
@@ -175,9 +186,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _measure(
-    options: argparse.Namespace, vit: Vit, dense: dict[str, Callable[[Tensor], object]], num_streams: int
-) -> list[Row]:
+def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower], num_streams: int) -> list[Row]:
     first, chunk = _chunks(vit, num_streams)
     settings = []
     for name in options.method:
@@ -195,16 +204,14 @@ def _measure(
         for batch in DENSE_BATCHES[vit.position.device.type]:
             # The fewest streams still get full batches: a dense tower does not care whose frames it sees.
             repeats = -(-batch // len(frames_F3HW))
-            frames_B3HW = frames_F3HW.repeat(repeats, 1, 1, 1)[:batch]
-            paths[f"{name}, {batch} frames at once"] = DensePath(tower, frames_B3HW)
+            frames_B3HW = frames_F3HW.repeat(repeats, 1, 1, 1)[:batch].to(tower.dtype)
+            paths[f"{name}, {batch} frames at once"] = DensePath(tower.tower, frames_B3HW)
     # The weaker dense paths are measured twice: the strongest two go on.
     once = {name: min(path.seconds_per_frame(vit) for _ in range(2)) for name, path in paths.items()}
     kept = sorted(once, key=lambda name: once[name])[:2]
     dense_s: dict[str, list[float]] = {name: [] for name in kept}
     method_s: list[list[float]] = [[] for _ in settings]
     peaks_mb = [0.0] * len(settings)
-    for setting in settings:
-        setting[1].step()  # a first step allocates
     for _ in range(options.rounds):
         for name in kept:
             dense_s[name].append(paths[name].seconds_per_frame(vit))
@@ -239,7 +246,7 @@ def _measure(
             speedup_spread=_quartiles(speedups),
             rounds=options.rounds,
             segment_start_ms=setting.segment_start_ms,
-            workspace_bytes=sum(one.num_bytes for one in getattr(memory, "workspaces", {}).values()),
+            workspace_bytes=getattr(memory, "workspace_bytes", 0),
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,
             hardware=_hardware(vit),
@@ -263,7 +270,7 @@ def _config(name: str, rate: float, choice: Choice, vit: Vit, chunk: Chunk) -> M
 
 
 def _start(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chunk) -> Setting:
-    """Begin a segment of every stream, and take one group to count what it executes."""
+    """Begin a segment of every stream, and take groups until all is ready; the last one counts what it executes."""
     method = config.build(vit)
     memory: list[Any] = [method.start(chunk.num_streams)]
 
@@ -271,11 +278,13 @@ def _start(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chu
         memory[0] = method.encode(first, memory[0]).memory
 
     segment_start_ms = 1e3 * _time(begin, vit)
-    encoded = method.encode(chunk, memory[0])
+    for _ in range(WARM_UP[vit.position.device.type]):
+        encoded = method.encode(chunk, memory[0])
+        memory[0] = encoded.memory
     flops = torch.cat([flops_per_frame(vit.shape, work) for work in encoded.work])
     reduction = dense_flops(vit.shape) / float(flops.mean())
     achieved = float(torch.cat([reuse.float().mean(dim=(1, 2)) for reuse in encoded.reuse]).mean())
-    return Setting(rate, method, chunk, [encoded.memory], achieved, reduction, segment_start_ms)
+    return Setting(rate, method, chunk, memory, achieved, reduction, segment_start_ms)
 
 
 def _chunks(vit: Vit, num_streams: int) -> tuple[Chunk, Chunk]:
@@ -326,15 +335,21 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
     return CLIPVisionModelWithProjection(config).eval()
 
 
-def _dense_towers(model: Any, vit: Vit, device: torch.device) -> dict[str, Callable[[Tensor], object]]:
-    towers: dict[str, Callable[[Tensor], object]] = {
-        "Hugging Face, SDPA": lambda pixels: model(pixel_values=pixels).image_embeds,
-        "our dense tower": vit,
-    }
-    if device.type == "cuda":
-        compiled = torch.compile(model, mode="max-autotune-no-cudagraphs")
-        towers["Hugging Face, SDPA, compiled"] = lambda pixels: compiled(pixel_values=pixels).image_embeds
+def _dense_towers(model: Any, vit: Vit) -> dict[str, DenseTower]:
+    """Return whatever might be the strongest on the tower's device; on a GPU in all types, whatever ours runs in."""
+    device, own = vit.position.device, vit.position.dtype
+    towers = {"our dense tower": DenseTower(vit, own)}
+    for name, dtype in DTYPES.items() if device.type == "cuda" else [(str(own).removeprefix("torch."), own)]:
+        tower = (copy.deepcopy(model) if device.type == "cuda" else model).to(device, dtype)
+        towers[f"Hugging Face, SDPA, {name}"] = DenseTower(_embeddings_of(tower), dtype)
+        if device.type == "cuda" and dtype == torch.bfloat16:
+            compiled = torch.compile(tower, mode="max-autotune-no-cudagraphs")
+            towers[f"Hugging Face, SDPA, {name}, compiled"] = DenseTower(_embeddings_of(compiled), dtype)
     return towers
+
+
+def _embeddings_of(model: Callable[..., Any]) -> Callable[[Tensor], object]:
+    return lambda pixels: model(pixel_values=pixels).image_embeds
 
 
 def _time(step: Callable[[], object], vit: Vit) -> float:

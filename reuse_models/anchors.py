@@ -70,10 +70,14 @@ def artifact_bytes_per_stream(shape: VitShape) -> int:
     return 3 * shape.num_layers * shape.num_tokens * 5 * shape.width * 4
 
 
+def tensors_of(anchors: tuple[BoundaryAnchors, ...]) -> list[Tensor]:
+    """Return all that anchors hold, in a fixed order."""
+    return [x for at in anchors for x in (at.pre_proj_BND, at.norm_BN, at.h_BND, at.projected_BNC) if x is not None]
+
+
 def measured_bytes(anchors: tuple[BoundaryAnchors, ...]) -> int:
     """Return the bytes that the anchors of all streams really occupy."""
-    tensors = [x for at in anchors for x in (at.pre_proj_BND, at.norm_BN, at.h_BND, at.projected_BNC) if x is not None]
-    return sum(x.untyped_storage().nbytes() for x in tensors)
+    return sum(x.untyped_storage().nbytes() for x in tensors_of(anchors))
 
 
 def norm_dtype(like: Tensor) -> torch.dtype:

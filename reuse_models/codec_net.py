@@ -59,9 +59,9 @@ class CodecNet(nn.Module):
     def forward(self, history_B4TPP: Tensor) -> Tensor:
         """Return score_BPP from the grids as decoded: `codec_history` gives them their order."""
         grid = history_B4TPP.abs()
-        scale = grid.new_tensor([1 / LAST_CLASS, 1.0, 1.0, 1 / LAST_QUANTISER])
-        limit = grid.new_tensor([LAST_CLASS, torch.inf, torch.inf, torch.inf])
-        x_BTCSS = (torch.minimum(grid, limit[:, None, None, None]) * scale[:, None, None, None]).transpose(1, 2)
+        grid[:, 0].clamp_(max=LAST_CLASS).mul_(1 / LAST_CLASS)
+        grid[:, 3].mul_(1 / LAST_QUANTISER)
+        x_BTCSS = grid.transpose(1, 2)
         # The decoder sees the oldest step alone.
         oldest = []
         for down in self.encoder:

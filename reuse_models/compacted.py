@@ -47,8 +47,8 @@ class Pass:
     """Frames of each stream's group, 1..4."""
     pixels_F3HW: Tensor
     """Stream after stream, each group in computing order."""
-    codec_FA: Tensor
-    """Scores of the codec net."""
+    history_F4TPP: Tensor
+    """Codec grids up to each frame, for the codec net."""
     frames: Sequence[FrameId]
     """For gates that draw by frame; may be empty."""
 
@@ -60,12 +60,16 @@ class PassResult:
     embeddings_FE: Tensor
     reuse_FbN: Tensor
     """bool [F, L - 1, N]."""
+    executed_Fb: Tensor
+    """int64: rows put through the products behind each boundary."""
     restored_Fb: Tensor
     """int64: rows times ranks put through the products of each boundary's restoration."""
     compared_Fb: Tensor
     """int64: pairs of rows compared at each boundary."""
     weighed_Fb: Tensor
     """int64: query-key pairs that importance took beyond those of attention."""
+    given: tuple[int, ...] = ()
+    """Rows that each boundary's products were given beforehand, see fixed_capacity; none where they take what comes."""
 
 
 class Compacted:
@@ -165,6 +169,7 @@ class _GroupRun:
     ) -> None:
         self.vit, self.rules, self.anchors, self.workspace = vit, rules, anchors, workspace
         self.layout, self.work = frames.layout, frames.work
+        self.codec_FA = rules.addon.codec_net(self.work.history_F4TPP).flatten(1)
         self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
         self.num_frames = self.layout.num_frames
         self.num_rows = self.num_frames * self.num_tokens
@@ -210,7 +215,8 @@ class _GroupRun:
             compared_Fb[:, boundary] += choice.num_pairs_F
         embeddings_FE = self._leave(held)
         self._move_on(held)
-        return PassResult(embeddings_FE, reuse_FbN, self.restored_Fb, compared_Fb, self.weighed_Fb)
+        executed_Fb = self.num_tokens - reuse_FbN.sum(-1)
+        return PassResult(embeddings_FE, reuse_FbN, executed_Fb, self.restored_Fb, compared_Fb, self.weighed_Fb)
 
     def _enter(self) -> _Held:
         """The tower's input: every row of it is stored, and the first layer's q, k, v are computed when filling."""
@@ -342,7 +348,7 @@ class _GroupRun:
             workspace.norm_FN[:frames],
             workspace.to_anchor_FN[:frames],
             workspace.importance_FN[:frames],
-            self.work.codec_FA,
+            self.codec_FA,
             self.work.frames,
         )
         return choose(boundary, seen, self.layout, self.rules.gate, self.rules.semantics == "chained")

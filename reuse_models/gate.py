@@ -180,9 +180,12 @@ class ForcedGate:
                 f"forced gate: got {len(features.frames)} frame ids for {len(similarity_XA)} frames, expected one "
                 "each; name the frames"
             )
+        return self.masks_RbA[self.draws(features.frames), boundary].to(similarity_XA)
+
+    def draws(self, frames: Sequence[FrameId]) -> list[int]:
+        """Return which of the masks each frame gets, where they are random."""
         # Prime to the draws, so that neighbours in time and beside each other differ.
-        draws = [(17 * stream + 5 * frame) % self.NUM_DRAWS for stream, frame in features.frames]
-        return self.masks_RbA[draws, boundary].to(similarity_XA)
+        return [(17 * stream + 5 * frame) % self.NUM_DRAWS for stream, frame in frames]
 
 
 def check_rate(rate: float) -> None:

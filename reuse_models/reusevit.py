@@ -5,22 +5,25 @@ Shapes: B streams, F frames, L layers, N tokens (CLS first), A = N - 1 patches, 
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from reuse_models.addon import Addon, addon_shape, check_addon, load_addon
-from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors
+from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors, tensors_of
 from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history, codec_net_macs
 from reuse_models.compacted import Compacted, Pass, PassResult
+from reuse_models.fixed_capacity import FixedCapacity, FixedPlaces
 from reuse_models.flops import dense_work
 from reuse_models.frame_order import GROUPS, Order, check_refresh, group_size
-from reuse_models.gate import CHOICES, Choice, ForcedGate, Gate, HardGate, check_rate
+from reuse_models.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.lockstep import check_chunk
 from reuse_models.method import Chunk, Encoded, Method, Work
 from reuse_models.published import VARIANTS, Variant, load_published
@@ -33,6 +36,11 @@ from reuse_models.workspace import Workspace
 
 STREAMS_PER_PASS = 16
 """Bounds the buffers of one pass; more streams than this take turns."""
+
+Inference = Literal["auto", "compacted", "fixed"]
+"""How computed tokens go through the products: as many as there are (compacted), or a number given beforehand, so that
+no layer waits for the host (fixed). `auto` is fixed on a GPU, compacted elsewhere. They differ by rounding."""
+INFERENCES: tuple[Inference, ...] = get_args(Inference)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +77,8 @@ class ReuseVitConfig:
     """Of an untrained add-on; in proportion to the tower unless given."""
     restoration_rank: int | None = None
     """Of an untrained add-on; in proportion to the tower unless given."""
+    inference: Inference = "auto"
+    """Which engine runs it."""
 
     def __post_init__(self) -> None:
         check_refresh(self.refresh)
@@ -80,6 +90,7 @@ class ReuseVitConfig:
             ("semantics", self.semantics, SEMANTICS),
             ("variant", self.variant, VARIANTS),
             ("forced_choice", self.forced_choice, CHOICES),
+            ("inference", self.inference, INFERENCES),
         ):
             if got not in known:
                 raise ValueError(f"reusevit {name}: got {got!r}, expected one of {', '.join(known)}; choose one")
@@ -160,28 +171,59 @@ class StreamPlace:
     before_T4PP: Tensor | None = None
     """The last codec grids seen, T - 1 of them."""
 
+    def copy(self) -> StreamPlace:
+        """Return the same place, to go on from separately."""
+        return dataclasses.replace(
+            self,
+            held_pixels=list(self.held_pixels),
+            held_codec=list(self.held_codec),
+            held_cuts=list(self.held_cuts),
+        )
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, weakref_slot=True)
 class ReuseVitMemory:
-    """Anchors and places of B streams; the workspaces are kept for their memory alone."""
+    """Anchors and places of B streams; workspaces and fixed places are kept for their memory alone."""
 
     anchors: tuple[BoundaryAnchors, ...]
     places: list[StreamPlace]
     workspaces: dict[int, Workspace] = field(default_factory=dict)
+    fixed_places: FixedPlaces | None = None
 
     @property
     def bytes_per_stream(self) -> int:
         """Bytes that outlive a call, per stream; held frames left out."""
         return measured_bytes(self.anchors) // max(len(self.places), 1)
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that are written anew by every group."""
+        fixed = 0 if self.fixed_places is None else self.fixed_places.num_bytes
+        return fixed + sum(workspace.num_bytes for workspace in self.workspaces.values())
 
-@dataclass(slots=True)
-class _Done:
-    """What one stream's call completed, by frame number."""
 
-    embeddings: dict[int, Tensor] = field(default_factory=dict)
-    reuse: dict[int, Tensor] = field(default_factory=dict)
-    work: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """Frames that were completed together."""
+
+    frames: Sequence[FrameId]
+    embeddings_FE: Tensor
+    result: PassResult | None
+    """None for dense frames."""
+
+
+class _Saved:
+    """A memory as it was before a call that may have to be done again."""
+
+    def __init__(self, memory: ReuseVitMemory) -> None:
+        self._tensors = [x.clone() for x in tensors_of(memory.anchors)]
+        self._places = [place.copy() for place in memory.places]
+
+    def restore(self, memory: ReuseVitMemory) -> None:
+        """Undo all since."""
+        for now, before in zip(tensors_of(memory.anchors), self._tensors, strict=True):
+            now.copy_(before)
+        memory.places[:] = self._places
 
 
 class ReuseVit:
@@ -196,12 +238,22 @@ class ReuseVit:
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
         self.meter = None if self.adaptive.error is None else ErrorMeter(gate)
-        self.engine = Compacted(vit, Rules(addon, self.meter or gate, config.semantics))
+        rules = Rules(addon, self.meter or gate, config.semantics)
+        self.engine = Compacted(vit, rules)
+        on_gpu = vit.position.device.type == "cuda"
+        is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
+        self.fixed = FixedCapacity(vit, rules) if is_fixed else None
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
         """Return the memory of streams of which nothing has been seen."""
-        return ReuseVitMemory(start_anchors(self.vit, num_streams), [StreamPlace() for _ in range(num_streams)])
+        streams = [StreamPlace() for _ in range(num_streams)]
+        if self.fixed is None:
+            return ReuseVitMemory(start_anchors(self.vit, num_streams), streams)
+        anchors, fixed_places = self.fixed.take(num_streams, STREAMS_PER_PASS)
+        memory = ReuseVitMemory(anchors, streams, fixed_places=fixed_places)
+        weakref.finalize(memory, self.fixed.give_back, anchors, fixed_places).atexit = False
+        return memory
 
     def encode(self, chunk: Chunk, memory: ReuseVitMemory) -> Encoded:
         """Embed the next frames; up to three wait for their group unless their stream has ended.
@@ -218,22 +270,32 @@ class ReuseVit:
         ):
             place.ended = ended
             self._take(place, pixels_F3HW, codec_F4PP)
-        done = [_Done() for _ in memory.places]
+        finished = self._advance(memory) if self.fixed is None else self._advance_fixed(self.fixed, memory)
+        return self._encoded(finished, memory)
+
+    def _advance(self, memory: ReuseVitMemory) -> list[_Finished]:
+        finished: list[_Finished] = []
         inference = torch.is_inference_mode_enabled()
 
         def run(part: int, streams: Sequence[int]) -> None:
             # A thread has modes of its own.
             with torch.inference_mode(inference), torch.no_grad():
-                self._run(part, streams, memory, done)
+                self._run(part, streams, memory, finished)
 
         _each_core(run, len(memory.places), self.vit.position.device)
-        results = [self._result(one) for one in done]
-        return Encoded(
-            embeddings=tuple(embeddings for embeddings, _, _ in results),
-            reuse=tuple(reuse for _, reuse, _ in results),
-            work=tuple(work for _, _, work in results),
-            memory=memory,
-        )
+        return finished
+
+    def _advance_fixed(self, fixed: FixedCapacity, memory: ReuseVitMemory) -> list[_Finished]:
+        """Advance on the rows given; once more, on all rows, if they were too few."""
+        saved = _Saved(memory) if fixed.capacities.is_known else None
+        while True:
+            finished: list[_Finished] = []
+            with torch.no_grad():
+                self._run(0, range(len(memory.places)), memory, finished)
+            if fixed.were_enough([one.result for one in finished if one.result is not None]):
+                return finished
+            assert saved is not None
+            saved.restore(memory)
 
     def _take(self, place: StreamPlace, pixels_F3HW: Tensor, codec_F4PP: Tensor) -> None:
         if not len(pixels_F3HW):
@@ -247,7 +309,7 @@ class ReuseVit:
         place.held_cuts += [self.adaptive.is_cut(codec_4PP) for codec_4PP in codec_F4PP]
         place.before_T4PP = torch.cat([place.before_T4PP, codec_F4PP])[1 - CODEC_STEPS :].clone()
 
-    def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
+    def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, finished: list[_Finished]) -> None:
         """Advance these streams as far as their frames go."""
         for start in range(0, len(streams), STREAMS_PER_PASS):
             turn = streams[start : start + STREAMS_PER_PASS]
@@ -257,11 +319,11 @@ class ReuseVit:
                     place = memory.places[stream]
                     place.left_in_segment, place.error = self.refresh, 0.0
                 if dense:
-                    self._run_dense(dense, memory, done)
+                    finished.append(self._run_dense(dense, memory))
                 sizes = {stream: self._group_size(memory.places[stream]) for stream in turn}
                 groups = {stream: size for stream, size in sizes.items() if size}
                 if groups:
-                    self._run_groups(part, groups, memory, done)
+                    finished.append(self._run_groups(part, groups, memory))
                 if not dense and not groups:
                     break
 
@@ -277,46 +339,31 @@ class ReuseVit:
             wanted = place.held_cuts.index(True)
         return wanted if here >= wanted else here * int(place.ended)
 
-    def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory, done: list[_Done]) -> None:
+    def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory) -> _Finished:
         pixels_S3HW = torch.stack([memory.places[stream].held_pixels[0] for stream in streams])
         embeddings_SE = self.engine.dense(memory.anchors, streams, pixels_S3HW)
-        shape = self.vit.shape
-        for stream, embedding_E in zip(streams, embeddings_SE, strict=True):
-            place, out = memory.places[stream], done[stream]
-            number = place.next_frame
-            out.embeddings[number] = embedding_E
-            out.reuse[number] = torch.zeros(
-                shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=embedding_E.device
-            )
-            out.work[number] = {name: units_1K[0] for name, units_1K in self._dense_work.parts.items()}
-            _drop(place, 1)
+        frames = [(stream, memory.places[stream].next_frame) for stream in streams]
+        for stream in streams:
+            _drop(memory.places[stream], 1)
+        return _Finished(frames, embeddings_SE, None)
 
-    def _run_groups(self, part: int, groups: dict[int, int], memory: ReuseVitMemory, done: list[_Done]) -> None:
+    def _run_groups(self, part: int, groups: dict[int, int], memory: ReuseVitMemory) -> _Finished:
         """Advance streams by a group each; `groups` gives its size by stream."""
         streams, sizes = tuple(groups), tuple(groups.values())
         places = [memory.places[stream] for stream in streams]
         order = [(place, step.frame) for place, size in zip(places, sizes, strict=True) for step in GROUPS[size]]
-        history_F4TPP = torch.stack([place.held_codec[offset] for place, offset in order])
         work = Pass(
             streams=streams,
             sizes=sizes,
             pixels_F3HW=torch.stack([place.held_pixels[offset] for place, offset in order]),
-            codec_FA=self.addon.codec_net(history_F4TPP).flatten(1),
+            history_F4TPP=torch.stack([place.held_codec[offset] for place, offset in order]),
             frames=[
                 (stream, memory.places[stream].next_frame + step.frame)
                 for stream, size in zip(streams, sizes, strict=True)
                 for step in GROUPS[size]
             ],
         )
-        workspace = memory.workspaces.get(part)
-        if workspace is None or workspace.num_frames < len(order):
-            workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(order))
-        result = self.engine.group(memory.anchors, workspace, work)
-        units = self._group_work(result)
-        for row, (stream, number) in enumerate(work.frames):
-            done[stream].embeddings[number] = result.embeddings_FE[row]
-            done[stream].reuse[number] = result.reuse_FbN[row]
-            done[stream].work[number] = {name: units_FK[row] for name, units_FK in units.items()}
+        result = self._pass(part, memory, work)
         errors = self.meter.take(self.vit.shape.num_layers - 1) if self.meter else {}
         for stream, place, size in zip(streams, places, sizes, strict=True):
             if self.meter:
@@ -327,13 +374,27 @@ class ReuseVit:
                 place.left_in_segment -= size
             if self.adaptive.ends(place.error):
                 place.left_in_segment = 0
+        return _Finished(work.frames, result.embeddings_FE, result)
 
-    def _group_work(self, result: PassResult) -> dict[str, Tensor]:
+    def _pass(self, part: int, memory: ReuseVitMemory, work: Pass) -> PassResult:
+        if self.fixed is not None:
+            assert memory.fixed_places is not None
+            return self.fixed.group(memory.anchors, memory.fixed_places, work)
+        workspace = memory.workspaces.get(part)
+        if workspace is None or workspace.num_frames < len(work.frames):
+            workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(work.frames))
+        return self.engine.group(memory.anchors, workspace, work)
+
+    def _group_work(self, results: Sequence[PassResult]) -> dict[str, Tensor]:
         """Return [F, K] units of each part; a boundary is filed under the layer that it leads into."""
         shape = self.vit.shape
         last, num_tokens = shape.num_layers - 1, shape.num_tokens
-        restored_Fb, compared_Fb = result.restored_Fb.cpu(), result.compared_Fb.cpu()
-        computed_Fb = (num_tokens - result.reuse_FbN.sum(-1)).cpu()
+        computed_Fb, restored_Fb, compared_Fb, weighed_Fb = (
+            torch.cat(columns).cpu()
+            for columns in zip(
+                *((one.executed_Fb, one.restored_Fb, one.compared_Fb, one.weighed_Fb) for one in results), strict=True
+            )
+        )
         one_F1 = torch.ones(len(computed_Fb), 1, dtype=torch.int64)
         none_F1 = torch.zeros_like(one_F1)
         entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
@@ -347,7 +408,7 @@ class ReuseVit:
             "projection": closed_FL,
             "mlp": closed_FL,
             "head": one_F1,
-            "importance": torch.cat([none_F1, result.weighed_Fb.cpu()], 1),
+            "importance": torch.cat([none_F1, weighed_Fb], 1),
             "similarity": torch.cat([none_F1, compared_Fb], 1),
             "decision": torch.cat([none_F1, (tokens_Fb - 1) * self._decision_units()], 1),
             "restoration": torch.cat([none_F1, restored_Fb], 1),
@@ -360,28 +421,43 @@ class ReuseVit:
     def _decision_units(self) -> int:
         return self.addon.shape.decision_hidden if self._decides else 0
 
-    def _result(self, done: _Done) -> tuple[Tensor, Tensor, Work]:
-        shape, numbers = self.vit.shape, sorted(done.embeddings)
-        if not numbers:
-            like = self.vit.position
-            return (
-                torch.zeros(0, shape.embed_dim, device=like.device),
-                torch.zeros(0, shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=like.device),
-                Work({name: units_1K[:0] for name, units_1K in self._dense_work.parts.items()}),
-            )
-        names = sorted({name for number in numbers for name in done.work[number]})
-        columns = {name: len(units_K) for number in numbers for name, units_K in done.work[number].items()}
-        parts = {
-            name: torch.stack(
-                [done.work[number].get(name, torch.zeros(columns[name], dtype=torch.int64)) for number in numbers]
-            )
-            for name in names
-        }
-        return (
-            torch.stack([done.embeddings[number] for number in numbers]).float(),
-            torch.stack([done.reuse[number] for number in numbers]),
-            Work(parts),
+    def _encoded(self, finished: Sequence[_Finished], memory: ReuseVitMemory) -> Encoded:
+        """Put what was completed in display order, stream by stream."""
+        shape, like = self.vit.shape, self.vit.position
+        groups = [one for one in finished if one.result is not None]
+        dense = [one for one in finished if one.result is None]
+        frames = [frame for one in [*groups, *dense] for frame in one.frames]
+        results = [one.result for one in groups if one.result is not None]
+        num_dense = sum(len(one.frames) for one in dense)
+        order = sorted(range(len(frames)), key=frames.__getitem__)
+        lengths = [0] * len(memory.places)
+        for stream, _ in frames:
+            lengths[stream] += 1
+
+        no_embeddings_0E = like.new_zeros(0, shape.embed_dim, dtype=torch.float32)
+        embeddings_RE = torch.cat([no_embeddings_0E, *(one.embeddings_FE.float() for one in [*groups, *dense])])
+        dense_RbN = torch.zeros(num_dense, shape.num_layers - 1, shape.num_tokens, dtype=torch.bool, device=like.device)
+        reuse_RbN = torch.cat([*(result.reuse_FbN for result in results), dense_RbN])
+        order_R = torch.tensor(order, dtype=torch.int64)
+        on_device_R = order_R.to(like.device)
+        embeddings = embeddings_RE[on_device_R].split(lengths)
+        reuse = reuse_RbN[on_device_R].split(lengths)
+        units = {name: units_RK[order_R].split(lengths) for name, units_RK in self._units(results, num_dense).items()}
+        work = tuple(
+            Work({name: by_stream[stream] for name, by_stream in units.items()}) for stream in range(len(lengths))
         )
+        return Encoded(embeddings, reuse, work, memory)
+
+    def _units(self, results: Sequence[PassResult], num_dense: int) -> dict[str, Tensor]:
+        """Return [R, K] units of each part, of frames of groups and then of dense ones."""
+        dense = {name: units_1K.expand(num_dense, -1) for name, units_1K in self._dense_work.parts.items()}
+        if not results:
+            return dense
+        groups = self._group_work(results)
+        return {
+            name: torch.cat([units_FK, dense.get(name, units_FK.new_zeros(num_dense, units_FK.shape[1]))])
+            for name, units_FK in groups.items()
+        }
 
 
 def _drop(place: StreamPlace, num_frames: int) -> None:

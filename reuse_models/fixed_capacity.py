@@ -1,0 +1,454 @@
+"""ReuseViT inference for a GPU: a layer's products take a given number of rows, and no layer waits for the host.
+
+`compacted` asks in every layer how many tokens are computed. Here that number is guessed (capacities.py): computed rows
+are found by a prefix sum and gathered, rows beyond them are computed for nothing, and whether there were too few is
+seen when the results are read, once a call; then the call is redone with all rows. Every layer is a step that reads and
+writes fixed memory in fixed shapes, so that it can be recorded once and replayed (recorded.py).
+
+A layer's step:
+
+1. *Fill and attend*: q, k, v of a row are what they are at its base plus a correction. Bases are the anchors and the
+   computed rows, side by side in one pool, so that one gather and one product fill all rows. A computed row is its own
+   source: the difference that its correction is made from is exactly 0.
+2. *Choose* among similarities that are all computed beforehand (fixed_choice.py).
+3. *Compute* the given rows into the pool, and note bases and hidden units of corrections for the next step.
+
+What is computed is what `compacted` computes, to rounding. Of the corrections' first layers it takes the difference of
+the products, not the product of the differences: one reads each row once, the other gathers rows of width D twice.
+
+Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (CLS first), A = N - 1 patches, L layers,
+b = L - 1 boundaries, D width, C rows given, X = F · N rows, H = S · N rows of anchors, R rank of a correction, Q ranks
+of all corrections side by side (h, q, k, v; before the last layer k, v), p parts, h heads, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from reuse_models.anchors import BoundaryAnchors, start_anchors
+from reuse_models.capacities import Capacities
+from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS
+from reuse_models.compacted import Pass, PassResult
+from reuse_models.fixed_choice import (
+    Addresses,
+    FixedWave,
+    Plan,
+    addresses,
+    choose_codes,
+    nearest_candidate,
+    plan_of,
+    similarities,
+)
+from reuse_models.frame_order import GROUP_SIZE
+from reuse_models.gate import Features, ForcedGate, FrameId, HardGate
+from reuse_models.recorded import Fused, Recorded
+from reuse_models.restore import CORRECTED
+from reuse_models.rules import Rules
+from reuse_models.vit import Vit
+from reuse_models.workspace import as_rows
+
+BLOCK_BYTES = 24 * 2**20
+"""About half of a large GPU's cache: the q, k, v of a block are restored, attended to and forgotten within it."""
+
+
+class FixedPlaces:
+    """The memory that the steps of passes of up to `num_streams` streams work in, and their recordings."""
+
+    def __init__(self, vit: Vit, rules: Rules, num_streams: int, records: bool) -> None:
+        shape, like = vit.shape, vit.position
+        num_tokens, width, side = shape.num_tokens, shape.width, shape.patches_per_side
+        num_frames = GROUP_SIZE * num_streams
+        num_rows = num_frames * num_tokens
+        whole = rules.semantics == "chained"
+        pool_rows = num_streams * num_tokens + num_rows * (2 if whole else 1)
+        self.pixels_F3HW = like.new_zeros(num_frames, 3, shape.image_px, shape.image_px)
+        self.history_F4TPP = like.new_zeros(num_frames, CODEC_CHANNELS, CODEC_STEPS, side, side)
+        self.streams_S = torch.zeros(num_streams, dtype=torch.int64, device=like.device)
+        self.draws_F = torch.zeros(num_frames, dtype=torch.int64, device=like.device)
+        self.codec_FA = like.new_zeros(num_frames, shape.num_patches)
+        self.pool_h_XD = like.new_zeros(pool_rows, width)
+        self.pool_projected_XC = like.new_zeros(pool_rows, 3 * width)
+        self.block_frames = num_frames
+        if rules.semantics == "anchor":
+            frame_bytes = 3 * num_tokens * width * like.element_size()
+            self.block_frames = min(num_frames, max(1, BLOCK_BYTES // frame_bytes))
+        # `chained` fills the end of the pool itself, since later frames refer to what earlier ones were filled with.
+        self.filled_XC = like.new_zeros(0 if whole else self.block_frames * num_tokens, 3 * width)
+        self.base_X = torch.zeros(num_rows, dtype=torch.int64, device=like.device)
+        self.hidden_XQ = like.new_zeros(num_rows, len(CORRECTED) * rules.addon.shape.restoration_rank)
+        self.reuse_FbN = torch.zeros(num_frames, shape.num_layers - 1, num_tokens, dtype=torch.bool, device=like.device)
+        self.embeddings_FE = like.new_zeros(num_frames, shape.embed_dim)
+        self.recorded = Recorded(records)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held; temporaries of recordings left out."""
+        return sum(x.untyped_storage().nbytes() for x in vars(self).values() if isinstance(x, Tensor))
+
+
+class FixedCapacity:
+    """The engine: a tower, how reuse goes in it, and what is known about how much is computed."""
+
+    def __init__(self, vit: Vit, rules: Rules) -> None:
+        self.vit, self.rules = vit, rules
+        device = vit.position.device
+        self.capacities = Capacities(vit.shape.num_layers - 1)
+        # Other gates may keep notes on the host, which a replay would not.
+        self.records = device.type == "cuda" and isinstance(rules.gate, HardGate | ForcedGate)
+        self.similarities = Fused(similarities, device)
+        self.nearest = Fused(nearest_candidate, device)
+        self.addresses = Fused(addresses, device)
+        self.hidden = Fused(hidden_units, device)
+        heads = vit.shape.num_heads
+        self.own_head_hh = torch.eye(heads, device=device, dtype=vit.position.dtype)
+        self.masks_RbA = None
+        if isinstance(rules.gate, ForcedGate) and rules.gate.choice == "random":
+            self.masks_RbA = rules.gate.masks_RbA.to(device)
+        self._free: dict[int, list[tuple[tuple[BoundaryAnchors, ...], FixedPlaces]]] = {}
+
+    def take(self, num_streams: int, streams_per_pass: int) -> tuple[tuple[BoundaryAnchors, ...], FixedPlaces]:
+        """Return anchors and places for `num_streams` streams: given back ones, since recordings know their address."""
+        free = self._free.get(num_streams)
+        if free:
+            return free.pop()
+        with torch.inference_mode(False):  # what is made within may not be written to outside
+            anchors = start_anchors(self.vit, num_streams)
+            return anchors, FixedPlaces(self.vit, self.rules, min(num_streams, streams_per_pass), self.records)
+
+    def give_back(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
+        """Take back what no stream uses any more."""
+        self._free.setdefault(len(anchors[0].norm_BN), []).append((anchors, places))
+
+    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, work: Pass) -> PassResult:
+        """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
+        plan = plan_of(work.sizes, self.vit.shape.num_tokens, self.vit.position.device)
+        given = self.capacities.rows(plan.anchor_FN.numel())
+        self._load(places, work)
+        run = _FixedRun(self, anchors, places, plan, work.frames)
+        # Streams that end at different times make layouts that do not come again.
+        do = places.recorded.run if len(set(work.sizes)) == 1 else _now
+        do((work.sizes, "enter"), run.enter)
+        for boundary, num_given in enumerate(given):
+            do((work.sizes, boundary, num_given), partial(run.layer, boundary, num_given))
+        do((work.sizes, "leave"), run.leave)
+        return run.result(given)
+
+    def were_enough(self, results: Sequence[PassResult]) -> bool:
+        """Say whether all computed rows of these passes had a place, and learn from it; waits for the device."""
+        needed_b = torch.stack([(~one.reuse_FbN).sum((0, 2)) for one in results]).tolist() if results else []
+        enough = all(
+            rows <= given
+            for one, needed in zip(results, needed_b, strict=True)
+            for rows, given in zip(needed, one.given, strict=True)
+        )
+        if enough:
+            for one, needed in zip(results, needed_b, strict=True):
+                self.capacities.note(needed, one.reuse_FbN.shape[0] * one.reuse_FbN.shape[2])
+        else:
+            self.capacities.forget()
+        return enough
+
+    def _load(self, places: FixedPlaces, work: Pass) -> None:
+        num_frames = len(work.pixels_F3HW)
+        places.pixels_F3HW[:num_frames].copy_(work.pixels_F3HW)
+        places.history_F4TPP[:num_frames].copy_(work.history_F4TPP)
+        _put(work.streams, places.streams_S)
+        if self.masks_RbA is not None:
+            assert isinstance(self.rules.gate, ForcedGate)
+            _put(self.rules.gate.draws(work.frames), places.draws_F)
+
+
+class _FixedRun:
+    """One group of each stream on its way through the layers: views of fixed memory, and the steps."""
+
+    def __init__(
+        self,
+        engine: FixedCapacity,
+        anchors: tuple[BoundaryAnchors, ...],
+        places: FixedPlaces,
+        plan: Plan,
+        frames: Sequence[FrameId],
+    ) -> None:
+        self.engine, self.anchors, self.places, self.plan, self.frames = engine, anchors, places, plan, frames
+        self.vit, self.addon, self.semantics = engine.vit, engine.rules.addon, engine.rules.semantics
+        shape = self.vit.shape
+        self.num_tokens, self.width, self.last = shape.num_tokens, shape.width, shape.num_layers - 1
+        self.rank = self.addon.shape.restoration_rank
+        self.num_rows = plan.num_frames * self.num_tokens
+        self.num_anchors = plan.num_streams * self.num_tokens
+        self.streams_S = places.streams_S[: plan.num_streams]
+        self.base_X = places.base_X[: self.num_rows]
+        self.is_chained = self.semantics == "chained"
+        # The pool: anchors, places of computed rows, and in `chained` the rows of the pass as filled.
+        first, second = self.num_anchors, self.num_anchors + self.num_rows
+        self.anchors_h_XD, self.stored_h_XD = places.pool_h_XD[:first], places.pool_h_XD[first:second]
+        self.filled_h_XD = places.pool_h_XD[second : second + self.num_rows]
+        filled_XC = places.pool_projected_XC[second:] if self.is_chained else places.filled_XC
+        self.filled_XC = filled_XC[: self.num_rows]
+        frames_at_once = places.block_frames
+        self.blocks = [
+            slice(start, min(start + frames_at_once, plan.num_frames))
+            for start in range(0, plan.num_frames, frames_at_once)
+        ]
+
+    # The steps.
+
+    def enter(self) -> None:
+        """The tower's input, as if all rows had just been computed, and the scores of the codec net."""
+        num_frames = self.plan.num_frames
+        self.stored_h_XD.copy_(as_rows(self.vit.embed(self.places.pixels_F3HW[:num_frames])))
+        scores_FPP = self.addon.codec_net(self.places.history_F4TPP[:num_frames])
+        self.places.codec_FA[:num_frames].copy_(scores_FPP.flatten(1))
+
+    def layer(self, boundary: int, num_given: int) -> None:
+        """Attention of layer `boundary`, the choice behind it, and what is computed up to the next attention."""
+        pre_proj, importance = [], []
+        for block in self.blocks:
+            projected_KNC = self._filled(boundary - 1, block)
+            pre_proj.append(self.vit.attend(*self.vit.split_heads(projected_KNC)))
+            importance.append(self._importance(projected_KNC))
+        self._move_on(boundary - 1)
+        pre_proj_FND, importance_FN = _joined(pre_proj), _joined(importance)
+
+        at = self.anchors[boundary]
+        anchor_SND = at.pre_proj_BND.index_select(0, self.streams_S)
+        anchor_norm_SN = at.norm_BN.index_select(0, self.streams_S)
+        norm_FN, similarity_FcN = self.engine.similarities(pre_proj_FND, anchor_SND, anchor_norm_SN, self.plan)
+        decide = partial(self._decide, boundary, importance_FN)
+        codes = choose_codes(similarity_FcN, self.plan, decide, self.is_chained, self.engine.nearest)
+        place = self.engine.addresses(codes, self.plan, num_given, self.is_chained)
+        self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
+
+        self._compute(boundary, place, as_rows(pre_proj_FND))
+        down_QD = self._down(boundary)
+        if self.rank:
+            anchor_HQ = as_rows(anchor_SND) @ down_QD.mT
+            own_XQ = as_rows(pre_proj_FND) @ down_QD.mT
+            self._hidden(boundary).copy_(self.engine.hidden(own_XQ, anchor_HQ, place.source_X))
+        self.base_X.copy_(place.base_X)
+        # pre_proj of the anchor stays that of the frame in which the patch was last computed.
+        handed_S = self.plan.handed_S
+        computed_SN = place.computed_FN.index_select(0, handed_S)
+        moved_SND = torch.where(computed_SN[..., None], pre_proj_FND.index_select(0, handed_S), anchor_SND)
+        at.pre_proj_BND.index_copy_(0, self.streams_S, moved_SND)
+        moved_SN = torch.where(computed_SN, norm_FN.index_select(0, handed_S), anchor_norm_SN)
+        at.norm_BN.index_copy_(0, self.streams_S, moved_SN)
+
+    def leave(self) -> None:
+        """The last layer, for CLS alone."""
+        cls_F1D = self._stored_h(self.base_X[:: self.num_tokens])[:, None]
+        (query_Fh1d,) = self.vit.split_heads(self.vit.query(self.last, cls_F1D))
+        pre_proj = []
+        for block in self.blocks:
+            key_KhNd, value_KhNd = self.vit.split_heads(self._filled(self.last - 1, block))
+            pre_proj.append(self.vit.attend(query_Fh1d[block], key_KhNd, value_KhNd))
+        self._move_on(self.last - 1)
+        embeddings_FE = self.vit.head(self.vit.close(self.last, cls_F1D, _joined(pre_proj)))
+        self.places.embeddings_FE[: self.plan.num_frames].copy_(embeddings_FE)
+
+    def result(self, given: tuple[int, ...]) -> PassResult:
+        """Return what the steps left, in memory of its own."""
+        plan, num_tokens, rank = self.plan, self.num_tokens, self.rank
+        reuse_FbN = self.places.reuse_FbN[: plan.num_frames].clone()
+        executed_Fb = _with_padding(num_tokens - reuse_FbN.sum(-1), given)
+        handed_F1 = (plan.own_F1 == 1).long()
+        restored_Fb = torch.zeros_like(executed_Fb)
+        for boundary in range(self.last):
+            num_parts, has_h = self._num_parts(boundary), self.anchors[boundary].h_BND is not None
+            of_anchors = self._num_ranks(boundary) + rank * int(has_h and self.semantics == "grouped")
+            of_all = self._num_ranks(boundary) + rank * (num_parts + int(has_h and self.is_chained))
+            restored_Fb[:, boundary] += num_tokens * (of_all + of_anchors * handed_F1[:, 0])
+        if not self.is_chained:
+            # h of what the next layer computes.
+            restored_Fb[:, :-1] += rank * executed_Fb[:, 1:]
+        return PassResult(
+            embeddings_FE=self.places.embeddings_FE[: plan.num_frames].clone(),
+            reuse_FbN=reuse_FbN,
+            executed_Fb=executed_Fb,
+            restored_Fb=restored_Fb,
+            compared_Fb=num_tokens * _of_frames(plan.compared, restored_Fb),
+            weighed_Fb=torch.full_like(restored_Fb, num_tokens * self.vit.shape.num_heads),
+            given=given,
+        )
+
+    # Fill and attend.
+
+    def _filled(self, held: int, block: slice) -> Tensor:
+        """Return [K, N, C] of a block, the next attention's input, from what boundary `held` left."""
+        rows = slice(block.start * self.num_tokens, block.stop * self.num_tokens)
+        if held < 0:
+            first = self.vit.layer(0)
+            out_XC = self.filled_XC[: rows.stop - rows.start]
+            normed_XD = self.vit.norm1(0, self.stored_h_XD[rows])
+            torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
+        else:
+            channels = self._num_parts(held) * self.width
+            pool_XC = self.places.pool_projected_XC[:, :channels]
+            hidden_XQ = self._hidden(held)[:, -self._num_parts(held) * self.rank :]
+            if self.is_chained:
+                out_XC = self.filled_XC[:, :channels]
+                self._fill_in_waves(pool_XC, out_XC, hidden_XQ, self._ups(held))
+            else:
+                out_XC = self.filled_XC[: rows.stop - rows.start, :channels]
+                torch.index_select(pool_XC, 0, self.base_X[rows], out=out_XC)
+                self._correct(out_XC, hidden_XQ[rows], self._ups(held))
+        projected_KNC: Tensor = out_XC.unflatten(0, (-1, self.num_tokens))
+        return projected_KNC
+
+    def _fill_in_waves(self, pool_XC: Tensor, out_XC: Tensor, hidden_XQ: Tensor, ups_pDR: Tensor) -> None:
+        """Fill the end of the pool, frames before those that refer to them."""
+        for wave in self.plan.waves:
+            filled_YC = pool_XC.index_select(0, self.base_X.index_select(0, wave.rows_Y))
+            self._correct(filled_YC, hidden_XQ.index_select(0, wave.rows_Y), ups_pDR)
+            out_XC.index_copy_(0, wave.rows_Y, filled_YC)
+
+    def _correct(self, x_XC: Tensor, hidden_XQ: Tensor, ups_pDR: Tensor) -> None:
+        """Add the corrections of p parts side by side."""
+        if self.rank:
+            parts = len(ups_pDR)
+            x_pXD = x_XC.unflatten(1, (parts, self.width)).transpose(0, 1)
+            x_pXD.baddbmm_(hidden_XQ.unflatten(1, (parts, self.rank)).transpose(0, 1), ups_pDR.mT)
+
+    def _importance(self, projected_KNC: Tensor) -> Tensor:
+        """Return [K, N]: the attention that CLS pays, summed over heads.
+
+        One product a frame for all heads, with each head's query in a column of its own: k is read where it lies.
+        """
+        shape = self.vit.shape
+        query_KhD = projected_KNC[:, 0, : self.width].unflatten(1, (shape.num_heads, shape.head_dim))
+        query_KDh = (query_KhD[..., None] * self.engine.own_head_hh[:, None]).flatten(1, 2)
+        scores_KNh = torch.bmm(projected_KNC[..., self.width : 2 * self.width], query_KDh * shape.head_dim**-0.5)
+        importance_KN: Tensor = scores_KNh.softmax(1).sum(-1)
+        return importance_KN
+
+    def _move_on(self, held: int) -> None:
+        """Hand each group's first computed frame on as its stream's anchor: as remembered, or as filled."""
+        if held < 0:
+            return
+        at, handed_H = self.anchors[held], self.plan.handed_rows_H
+        channels = self._num_parts(held) * self.width
+        base_H = self.base_X.index_select(0, handed_H)
+        if self.is_chained and at.h_BND is not None:
+            hidden_XQ = self._hidden(held)[:, : self.rank]
+            self._fill_in_waves(self.places.pool_h_XD, self.filled_h_XD, hidden_XQ, self._up_h(held))
+        if self.semantics == "anchor":
+            projected_HC = self.places.pool_projected_XC[:, :channels].index_select(0, base_H)
+        else:
+            projected_HC = self.filled_XC[:, :channels].index_select(0, handed_H)
+        by_stream = (self.plan.num_streams, self.num_tokens)
+        at.projected_BNC.index_copy_(0, self.streams_S, projected_HC.unflatten(0, by_stream))
+        if at.h_BND is not None:
+            h_HD = self._stored_h(base_H) if self.semantics == "anchor" else self._h_of(held, handed_H)
+            at.h_BND.index_copy_(0, self.streams_S, h_HD.unflatten(0, by_stream))
+
+    # Choose.
+
+    def _decide(self, boundary: int, importance_FN: Tensor, wave: FixedWave, similarity_KA: Tensor) -> Tensor:
+        frames_K = wave.frames_K
+        if self.engine.masks_RbA is not None:
+            return self.engine.masks_RbA[:, boundary].index_select(0, self.places.draws_F.index_select(0, frames_K))
+        features = Features(
+            importance_XA=importance_FN.index_select(0, frames_K)[:, 1:],
+            similarity_XA=similarity_KA,
+            codec_XA=self.places.codec_FA.index_select(0, frames_K),
+            kind=wave.kind,
+            frames=[self.frames[index] for index in wave.frames] if self.frames else (),
+        )
+        return self.engine.rules.gate(boundary, features)
+
+    # Compute.
+
+    def _compute(self, boundary: int, place: Addresses, pre_proj_XD: Tensor) -> None:
+        """Put the given rows through the layer and into the pool, and the anchors beside them."""
+        vit, at, num_given = self.vit, self.anchors[boundary], len(place.rows_C)
+        # Before the pool is written to.
+        h_CD = self._h_of(boundary - 1, place.rows_C)
+        out_CD = self.stored_h_XD[:num_given]
+        hidden_CM = h_CD.new_empty(num_given, vit.shape.mlp_width)
+        vit.close_into(boundary, h_CD, pre_proj_XD.index_select(0, place.rows_C), hidden_CM, out_CD)
+        channels = self._num_parts(boundary) * self.width
+        following = vit.layer(boundary + 1)
+        weight_CD, bias_C = following.qkv_weight[-channels:], following.qkv_bias[-channels:]
+        pool_XC = self.places.pool_projected_XC[:, :channels]
+        stored_CC = pool_XC[self.num_anchors : self.num_anchors + num_given]
+        torch.addmm(bias_C, vit.norm1(boundary + 1, out_CD), weight_CD.mT, out=stored_CC)
+        by_stream = (self.plan.num_streams, self.num_tokens)
+        anchors_SNC = pool_XC[: self.num_anchors].unflatten(0, by_stream)
+        torch.index_select(at.projected_BNC, 0, self.streams_S, out=anchors_SNC)
+        if at.h_BND is not None:
+            torch.index_select(at.h_BND, 0, self.streams_S, out=self.anchors_h_XD.unflatten(0, by_stream))
+
+    def _h_of(self, held: int, rows_X: Tensor) -> Tensor:
+        """Return the input h of the next layer for some rows, restored where they are reused."""
+        if held < 0:
+            return self.stored_h_XD.index_select(0, rows_X)
+        if self.is_chained:
+            return self.filled_h_XD.index_select(0, rows_X)
+        h_XD = self._stored_h(self.base_X.index_select(0, rows_X))
+        self._correct(h_XD, self._hidden(held)[:, : self.rank].index_select(0, rows_X), self._up_h(held))
+        return h_XD
+
+    def _stored_h(self, base_X: Tensor) -> Tensor:
+        return self.places.pool_h_XD.index_select(0, base_X)
+
+    # What restoration is made of.
+
+    def _num_parts(self, boundary: int) -> int:
+        """Of q, k, v: before the last layer k, v alone."""
+        return 2 if self.anchors[boundary].h_BND is None else 3
+
+    def _num_ranks(self, boundary: int) -> int:
+        """Q: with h, but before the last layer k, v alone."""
+        return self.rank * (2 if self.anchors[boundary].h_BND is None else len(CORRECTED))
+
+    def _down(self, boundary: int) -> Tensor:
+        down_QD = self.addon.restoration(boundary).down_QD
+        return down_QD[len(down_QD) - self._num_ranks(boundary) :]
+
+    def _ups(self, boundary: int) -> Tensor:
+        return self.addon.restoration(boundary).up_4DR[len(CORRECTED) - self._num_parts(boundary) :]
+
+    def _up_h(self, boundary: int) -> Tensor:
+        return self.addon.restoration(boundary).up_4DR[:1]
+
+    def _hidden(self, boundary: int) -> Tensor:
+        return self.places.hidden_XQ[: self.num_rows, : self._num_ranks(boundary)]
+
+
+def hidden_units(own_XQ: Tensor, anchor_HQ: Tensor, source_X: Tensor) -> Tensor:
+    """Return the corrections' hidden units: exactly 0 for a row that is its own source."""
+    return torch.relu(own_XQ - torch.cat([anchor_HQ, own_XQ])[source_X])
+
+
+def _now(_: Hashable, step: Callable[[], None]) -> None:
+    step()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _put(values: Sequence[int], out_X: Tensor) -> None:
+    """Write a few numbers to a device without waiting for it."""
+    on_host_X = torch.tensor(values, dtype=torch.int64, pin_memory=out_X.is_cuda)
+    out_X[: len(values)].copy_(on_host_X, non_blocking=True)
+
+
+def _of_frames(values: Sequence[int], like_Fb: Tensor) -> Tensor:
+    out_F = torch.empty(len(values), dtype=like_Fb.dtype, device=like_Fb.device)
+    _put(values, out_F)
+    return out_F[:, None].expand_as(like_Fb)
+
+
+def _with_padding(computed_Fb: Tensor, given: tuple[int, ...]) -> Tensor:
+    """Return the rows that went through the products, those computed for nothing spread evenly over frames."""
+    num_frames = len(computed_Fb)
+    given_b = torch.empty_like(computed_Fb[0])
+    _put(given, given_b)
+    spare_b = given_b - computed_Fb.sum(0)
+    frame_F1 = torch.arange(num_frames, device=computed_Fb.device)[:, None]
+    return computed_Fb + spare_b // num_frames + (frame_F1 < spare_b % num_frames)
