@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dejavu.cluster import Pool
+from dejavu.events import keep_log
+from dejavu.records import Failure
+from dejavu.setting import Setting, name_setting
+from dejavu.stages import embed
+from dejavu.stages.batch import Batch, DecodedBatch, EmbedConfig, Embedding, Segment
+from dejavu.stages.embed import Kernels, embed_batches
+from dejavu.store import Store
+from dejavu.video.decode import DecodedFrames
+from reuse_models.eventful import EventfulConfig
+from reuse_models.original import OriginalConfig
+
+POOL = Pool(num_actors=1, cpus_per_actor=1, gpus_per_actor=0, cpus_per_reader=1)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    keep_log(tmp_path / "logs")
+    yield tmp_path / "logs"
+    logger = logging.getLogger("dejavu.events")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+
+
+def segment(clip_id: str, start: int = 0) -> Segment:
+    return Segment(clip_id=clip_id, content_id=f"content-{clip_id}", path="mp4/x.mp4", start=start, num_frames=2)
+
+
+def decode(batch: Batch, _: Embedding) -> DecodedBatch:
+    """Make frames for every clip but `torn`."""
+    kept = tuple(segment for segment in batch.segments if segment.clip_id != "torn")
+    frames = DecodedFrames(
+        rgb_FHWC=np.zeros((2, 4, 4, 3), np.uint8),
+        codec_F4PP=np.zeros((2, 4, 1, 1), np.float32),
+        seconds_F=np.arange(2.0),
+        picture_types="IP",
+        codec_metadata=True,
+    )
+    torn = [segment for segment in batch.segments if segment.clip_id == "torn"]
+    failures = tuple(Failure(clip_id=one.clip_id, stage="embed", reason="VideoError: torn") for one in torn)
+    return DecodedBatch(kept, (frames,) * len(kept), failures)
+
+
+class Encoder:
+    def __init__(self, _: Embedding) -> None: ...
+
+    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
+        assert len(settings) == 1
+        assert len(decoded.frames) == len(decoded.segments)
+
+
+def plainly(batches: Sequence[Batch], embedding: Embedding, _: Pool, kernels: Kernels) -> Iterator[Any]:
+    """Lay the kernels over the batches without a cluster."""
+    decoder, encoder = embed._DecodeRow(embedding, kernels), embed._EncodeRow(embedding, kernels)
+    for batch in batches:
+        row = decoder(batch.to_row())
+        encoded = encoder({name: np.array([value]) for name, value in row.items()})
+        yield {name: column[0] for name, column in encoded.items()}
+
+
+def test_a_clips_way_and_the_stages_progress_are_logged(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "_run", plainly)
+    monkeypatch.setattr(embed, "configure", lambda: None)
+    config = EmbedConfig()
+    methods = [OriginalConfig(), EventfulConfig(refreshed_tokens=8)]
+    settings = tuple(name_setting(method, "tower", config.shaping()) for method in methods)
+    batches = [
+        Batch((segment("long"), segment("short")), settings),
+        Batch((segment("long", 2), segment("torn")), settings),
+    ]
+    embedding = Embedding("embedded", Store(tmp_path / "store"), config)
+    failures = list(embed_batches(batches, embedding, POOL, Kernels(decode, Encoder), kept=5))
+    assert [asdict(failure) for failure in failures] == [
+        {"clip_id": "torn", "stage": "embed", "reason": "VideoError: torn"}
+    ]
+    told = lines(log)
+    assert {name: told[0][name] for name in ("event", "total", "unit", "kept")} == {
+        "event": "stage begins", "total": 3, "unit": "clips", "kept": 5
+    }  # fmt: skip
+    assert [line["done"] for line in told if line["event"] == "progress"] == [3], "pieces of a clip are not clips"
+    way = [(line["event"], line.get("method")) for line in told if "short" in line.get("clip_ids", [])]
+    assert way == [
+        ("decode begins", None),
+        ("decode ends", None),
+        ("encode begins", "original"),
+        ("encode ends", "original"),
+        ("encode begins", "eventful"),
+        ("encode ends", "eventful"),
+    ]
+    assert [line["num_frames"] for line in told if line["event"] == "encode ends"] == [4, 4, 2, 2]
+    assert [line["reason"] for line in told if line.get("clip_id") == "torn"] == ["VideoError: torn"]
+
+
+def test_a_stage_with_nothing_to_do_says_so(log: Path, tmp_path: Path) -> None:
+    embedding = Embedding("embedded", Store(tmp_path / "store"), EmbedConfig())
+    assert list(embed_batches([], embedding, POOL, kept=7)) == []
+    assert [(line["event"], line.get("kept")) for line in lines(log)] == [
+        ("stage begins", 7), ("progress", None), ("stage ends", None)
+    ]  # fmt: skip
