@@ -38,6 +38,7 @@ from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
+from dejavu.stages.transcode_apart import transcode_apart
 from dejavu.store import Store, StoreError, identity, write_json, write_text
 from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError
 from reuse_models.diffrate import DiffRateConfig
@@ -153,7 +154,8 @@ def run(job: Job) -> None:
     """Run the stages that were asked for, in their order."""
     experiment = job.experiment
     job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
-    make = transcode_one if job.runs("transcode") else None
+    encode = partial(transcode_apart, limit_s=experiment.clip_limit_s)
+    make = partial(transcode_one, encode=encode) if job.runs("transcode") else None
     transcoded = transcode_clips(job.dataset.clips, job.store, experiment.transcode, job.backbone.frame_px, make=make)
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +66,7 @@ def offences(tree: ast.AST) -> Iterator[str]:
         name = dotted(node.func)
         words = {word.arg: word.value for word in node.keywords}
         true = {arg for arg, value in words.items() if isinstance(value, ast.Constant) and value.value is True}
-        if name in NEVER or name.endswith((".extractall", ".unpack_archive")):
+        if name in NEVER or name.endswith((".extract", ".extractall", ".unpack_archive")):
             yield f"line {node.lineno}: {name}"
         if name == "torch.load" and "weights_only" not in true:
             yield f"line {node.lineno}: torch.load without weights_only=True"
@@ -93,6 +96,7 @@ def test_no_call_runs_what_a_file_holds(path: Path) -> None:
         "eval(text)",
         "np.load(path, allow_pickle=True)",
         "archive.extractall(folder)",
+        "archive.extract(member, folder)",
         "AutoConfig.from_pretrained(folder, local_files_only=True)",
         "AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=True)",
         "CLIPModel.from_pretrained(folder, local_files_only=True)",
@@ -110,6 +114,29 @@ def test_only_one_module_reads_pickles_and_it_executes_nothing() -> None:
         if isinstance(node, ast.Import) and any(alias.name in {"pickle", "dill", "cloudpickle"} for alias in node.names)
     ]
     assert importers == ["checkpoint_reader.py"]
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_archives_are_opened_in_one_place_alone_which_writes_nothing() -> None:
+    users = [path.name for path in SOURCES if imported(path) & {"zipfile", "tarfile", "gzip"}]
+    assert users == ["checkpoint_reader.py"]
+    reader = ast.parse((ROOT / "reuse_models" / "checkpoint_reader.py").read_text(encoding="utf-8"))
+    calls = {dotted(node.func).split(".")[-1] for node in ast.walk(reader) if isinstance(node, ast.Call)}
+    assert not calls & {"extract", "extractall", "write", "write_bytes", "write_text", "mkdir", "symlink_to"}
+
+
+def test_torch_s_own_reader_stands_in_one_place() -> None:
+    assert len([path.name for path in SOURCES if "torch.load(" in path.read_text(encoding="utf-8")]) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- hostile backbone
@@ -185,6 +212,48 @@ def test_a_playlist_reads_no_other_file(tmp_path: Path) -> None:
         pass
 
 
+def test_the_store_names_nothing_after_an_id(tmp_path: Path) -> None:
+    from dejavu.records import Clip
+    from dejavu.stages.transcode import transcode_clips
+    from dejavu.store import Store
+    from dejavu.video.mp4 import TranscodeConfig
+    from dejavu.video.write import write_video
+
+    grey = np.full((32, 32, 3), 90, np.uint8)
+    write_video(tmp_path / "a.mp4", iter([grey] * 3), 2, 30)
+    hostile = Clip(clip_id="../../../escaped", path=str(tmp_path / "a.mp4"), split="test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dejavu.stages.transcode.spread", lambda kernel, rows, **_: map(kernel, rows))
+        made = transcode_clips([hostile], Store(tmp_path / "results" / "store"), TranscodeConfig(), 32)
+    assert list(made.clips) == ["../../../escaped"]
+    assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "results"}
+
+
+def test_a_picture_of_an_absurd_size_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    """A JPEG says that it is 60000 x 60000: 10 GB a picture."""
+    import av
+
+    from dejavu.stages.transcode_apart import transcode_apart
+    from dejavu.video.mp4 import TranscodeConfig
+    from dejavu.video.source import VideoError
+
+    path = tmp_path / "bomb.mjpeg"
+    with av.open(str(path), "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), "rgb24")
+        container.mux([*stream.encode(picture), *stream.encode(None)])
+    content = path.read_bytes()
+    start = content.index(b"\xff\xc0") + 5  # of the frame's header: height and width after marker, length and depth
+    assert content[start : start + 4] == (48).to_bytes(2, "big") + (64).to_bytes(2, "big")
+    path.write_bytes(content[:start] + (60000).to_bytes(2, "big") * 2 + content[start + 4 :])
+    with pytest.raises(VideoError, match=r"^bomb.mjpeg: got .*, expected ") as raised:
+        transcode_apart(path, tmp_path / "out.mp4", frame_px=32, config=TranscodeConfig(), limit_s=60)
+    assert "crash" not in str(raised.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["bomb.mjpeg"]
+
+
 # -------------------------------------------------------------------------------------------------------------- secrets
 def test_a_password_is_in_no_line_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dejavu.tracking import Tracking, TrackingError
@@ -205,12 +274,69 @@ def test_the_resolved_configuration_holds_nothing_of_the_environment(monkeypatch
     assert "hunter2" not in parse(["demo"]).to_yaml()
 
 
-def test_no_file_holds_a_credential() -> None:
-    import re
+@pytest.mark.filterwarnings("ignore")  # the server's own, in our process
+def test_a_password_in_the_tracking_uri_is_printed_logged_and_stored_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", (tmp_path / "artifacts").as_uri())
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"):
+        monkeypatch.setenv(name, "hunter3")
+    from mlflow.server import app
+    from werkzeug.serving import make_server
 
+    from dejavu.tracking import Run, Tracking
+
+    caplog.set_level("DEBUG")
+    server = make_server("127.0.0.1", 0, app)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:hunter2@127.0.0.1:{server.port}")
+        tracking = Tracking.open(tmp_path)
+        plot = tmp_path / "plot.png"
+        plot.write_bytes(b"png")
+        child = Run(name="child", params={"a": 1}, metrics={"b": 2.0}, tags={})
+        tracking.log(Run(name="parent", params={}, metrics={}, tags={}, artifacts=(plot,)), [child])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    printed = capfd.readouterr()
+    assert "hunter" not in printed.out + printed.err + caplog.text
+    assert (tmp_path / "mlflow.db").stat().st_size > 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter" in path.read_bytes()] == []
+
+
+def test_no_file_holds_a_credential() -> None:
     shapes = re.compile(r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{30,}|ghp_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
     texts = [*SOURCES, *ROOT.glob("*.yaml"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     assert [path.name for path in texts if shapes.search(path.read_text(encoding="utf-8"))] == []
+
+
+# -------------------------------------------------------------------------------------------------------------- servers
+def test_nothing_of_ours_listens_for_strangers() -> None:
+    """One thing does, in a pod, and its line says where to read why."""
+    texts = [*SOURCES, *ROOT.glob("*.yaml"), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]
+    everywhere = re.compile(r"0\.0\.0\.0(?!/)|--host[= ](?!127\.0\.0\.1)")
+    lines = [
+        (path.name, line)
+        for path in texts
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if everywhere.search(line)
+    ]
+    assert [name for name, _ in lines] == ["kuberay.rayjob.yaml"]
+    assert "see SECURITY.md" in lines[0][1]
+
+
+@pytest.mark.ray
+def test_the_dashboard_of_our_cluster_listens_on_loopback(ray_environment: dict[str, str]) -> None:
+    import psutil
+
+    port = int(ray_environment["DASHBOARD"].rpartition(":")[2])
+    found = [one.laddr for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr]
+    assert {address.ip for address in found if address.port == port} == {"127.0.0.1"}
 
 
 # -------------------------------------------------------------------------------------------------------------- cluster

@@ -18,6 +18,7 @@ from dejavu.stages.prepare import DatasetName
 from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train import TrainConfig
+from dejavu.stages.transcode_apart import CLIP_LIMIT_S
 from dejavu.tasks.temp_clip_fit import TempClipFitConfig
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.diffrate_search import SearchConfig
@@ -27,6 +28,8 @@ from tune_spaces.study import SweepConfig
 
 Stage = Literal["transcode", "train", "sweep", "embed", "measure", "score"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+MAX_CLIP_LIMIT_S = 5 * 3600
+"""Less than what Ray Data waits for a stage in which nothing moves."""
 UNTRAINED: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "train")
 """What runs unless training is asked for by `--stages`, in recipes without training videos or without the time."""
 
@@ -82,6 +85,8 @@ class Experiment:
     """GPUs that an encoding actor holds; one where there are any unless given."""
     max_failed_fraction: float = 0.01
     """Share of clips that may fail before the run ends with an error, 0..1."""
+    clip_limit_s: float = CLIP_LIMIT_S
+    """Seconds that transcoding one clip may take before it counts as failed."""
     prompt: str = "{answer}"
     """How a question and a candidate answer become the text that frames are compared with."""
     seed: int = 0
@@ -104,6 +109,11 @@ class Experiment:
         if not 0 <= self.max_failed_fraction <= 1:
             raise ExperimentError(
                 f"max_failed_fraction: got {self.max_failed_fraction}, expected 0..1; 0.01 lets one clip in 100 fail"
+            )
+        if not 0 < self.clip_limit_s <= MAX_CLIP_LIMIT_S:
+            raise ExperimentError(
+                f"clip_limit_s: got {self.clip_limit_s}, expected more than 0 and at most {MAX_CLIP_LIMIT_S}; "
+                f"{CLIP_LIMIT_S:g} are enough for a video of an hour"
             )
         try:
             self.prompt.format(question="", answer="")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
+import resource
 import subprocess
 import zipfile
 from collections import OrderedDict
@@ -135,6 +137,64 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, kind: type[Malicious], pl
         assert "nothing of it was executed" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not trace.exists()
+
+
+def zipped(path: Path, program: bytes, storage: bytes = b"", compression: int = zipfile.ZIP_STORED) -> Path:
+    """Write a checkpoint of a pickle and one storage `0`."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/data.pkl", program)
+        archive.writestr("x/data/0", storage)
+    return path
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # an empty table, remembered under the number 2**31 - 1
+        b"\x80\x05\x96" + (2**45).to_bytes(8, "little") + b".",  # an array of 2**45 bytes
+        b"\x80\x05\x8e" + (2**45).to_bytes(8, "little") + b".",  # bytes, as many
+    ],
+)
+def test_a_number_in_a_file_takes_no_memory(tmp_path: Path, program: bytes) -> None:
+    path = zipped(tmp_path / "big.ckpt", program)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"^checkpoint big\.ckpt: got .*, expected "):
+        read_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17, "more than 128 MiB"
+
+
+class Rebuilt:
+    """Stands in a pickle for a tensor of any size and stride over a storage of one number."""
+
+    def __init__(self, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.size, self.stride = size, stride
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return torch._utils._rebuild_tensor_v2, (Storage(), 0, self.size, self.stride)
+
+
+class Storage:
+    """Stands for the storage `0`."""
+
+
+class StoragePickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> object:
+        return ("storage", torch.FloatStorage, "0", "cpu", 1) if isinstance(obj, Storage) else None
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize(
+    ("size", "compression", "reason"),
+    [((2**40,), zipfile.ZIP_STORED, "larger than its storage"), ((1,), zipfile.ZIP_DEFLATED, "a compressed storage")],
+)
+def test_a_small_file_does_not_become_a_large_tensor(
+    tmp_path: Path, size: tuple[int, ...], compression: int, reason: str
+) -> None:
+    program = io.BytesIO()
+    StoragePickler(program, 2).dump({"state_dict": {"net.x": Rebuilt(size, (0,))}})
+    path = zipped(tmp_path / "bomb.ckpt", program.getvalue(), bytes(4), compression)
+    with pytest.raises(ValueError, match=rf"^checkpoint bomb\.ckpt: got .*{reason}"):
+        read_checkpoint(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

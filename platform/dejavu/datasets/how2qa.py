@@ -8,7 +8,6 @@ answers, the question, the right answer. `how2qa_<split>_release.jsonl` has an o
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
+from dejavu.datasets.strict_json import parse_json, read_text
 from dejavu.records import Clip, Dataset, Question, Split
 
 SPLIT_NAMES: dict[Split, str] = {"train": "train", "val": "val", "test": "test_public"}
@@ -151,18 +151,18 @@ def _read_csv(path: Path, split: Split) -> Iterable[Question]:
 
 def _start_s(text: str) -> float | None:
     """Read the start of `[7.2:18.0]`."""
-    match = re.fullmatch(r"\[(\d+(?:\.\d+)?):\d+(?:\.\d+)?\]", text.strip())
+    match = re.fullmatch(r"\[(\d{1,7}(?:\.\d+)?):\d{1,7}(?:\.\d+)?\]", text.strip())
     return float(match.group(1)) if match else None
 
 
 def _read_jsonl(path: Path, split: Split) -> Iterable[Question]:
     seen: set[str] = set()
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():
             continue
         where = f"{path.name} line {line}"
+        row = parse_json(text, where)
         try:
-            row = json.loads(text)
             texts = (str(row["q"]), *(str(row[f"a{index}"]) for index in range(4)))
             name, clip_id, correct = str(row["qid"]), str(row["vid_name"]), int(row["answer_idx"])
         except (KeyError, TypeError, ValueError) as error:

@@ -8,13 +8,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
+from dejavu.datasets.strict_json import read_json
 from dejavu.records import CAPTION, Clip, Dataset, Question, Split
 
 TEST_CSV = "MSRVTT_JSFUSION_test.csv"
@@ -118,7 +117,8 @@ def _read_csv(path: Path) -> Iterable[Question]:
         raise ValueError(f"{path.name}: got {error}, expected a CSV in UTF-8; download it again") from error
     if sorted(columns) != sorted(COLUMNS):
         raise ValueError(
-            f"{path.name} columns: got {','.join(columns)}, expected exactly {','.join(COLUMNS)}; download it again"
+            f"{path.name} columns: got {' '.join(','.join(columns).split())}, expected exactly {','.join(COLUMNS)}; "
+            "download it again"
         )
     for where, row in rows:
         if None in row or None in row.values():
@@ -128,16 +128,17 @@ def _read_csv(path: Path) -> Iterable[Question]:
 
 def _read_json(path: Path) -> Iterable[Question]:
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        split_of = _split_of(path, info["videos"])
-        sentences = [(str(one["video_id"]), int(one["sen_id"]), str(one["caption"])) for one in info["sentences"]]
+        info = read_json(path)
+        videos = [(str(one["video_id"]), str(one["split"])) for one in info["videos"]]
+        sentences = [
+            (str(one["video_id"]), _whole(path, one["sen_id"]), str(one["caption"])) for one in info["sentences"]
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path.name}: got no {error} where it belongs, expected videos (video_id, split) and sentences (video_id, "
             "sen_id, caption); download it again"
         ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name}: got {error}, expected JSON; download it again") from error
+    split_of = _split_of(path, videos)
     for clip_id, number, text in sentences:
         if clip_id not in split_of:
             raise ValueError(
@@ -147,10 +148,15 @@ def _read_json(path: Path) -> Iterable[Question]:
         yield _caption(path.name, f"{clip_id}_{number}", clip_id, split_of[clip_id], text)
 
 
-def _split_of(path: Path, videos: Iterable[dict[str, Any]]) -> dict[str, Split]:
+def _whole(path: Path, number: object) -> int:
+    if not isinstance(number, int):
+        raise ValueError(f"{path.name}: got sen_id {str(number)[:30]!r}, expected a whole number; download it again")
+    return number
+
+
+def _split_of(path: Path, videos: Iterable[tuple[str, str]]) -> dict[str, Split]:
     split_of: dict[str, Split] = {}
-    for video in videos:
-        name, split = str(video["video_id"]), str(video["split"])
+    for name, split in videos:
         if name in split_of or split not in SPLITS:
             raise ValueError(
                 f"{path.name}: got video {name!r} of split {split!r}{' again' if name in split_of else ''}, expected "

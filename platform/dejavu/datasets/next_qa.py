@@ -8,14 +8,17 @@ The published train split has no spans and no frame times, and its CSV is not pa
 from __future__ import annotations
 
 import csv
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dejavu.datasets.strict_json import read_json
 from dejavu.records import Clip, Dataset, Question, Split
 
 ID_MAP = "map_vid_vidorID.json"
+LONGEST_NAME = 200
+"""Bytes of a name from an annotation: with an ending it is a file's, and those have 255."""
 CHOICES = ("a0", "a1", "a2", "a3", "a4")
 COLUMNS = ("video_id", "frame_count", "width", "height", "question", "answer", "qid", "type", *CHOICES)
 
@@ -138,15 +141,16 @@ def _question(where: str, row: Mapping[str, str], split: Split, spans: Mapping[s
 
 
 def check_id(where: str, clip_id: str) -> None:
-    """Refuse an id that is not one plain name, since it becomes part of paths.
+    """Refuse an id that is not one plain name, since it becomes part of paths and of lines.
 
     Raises:
-        ValueError: It is empty, hidden, or has a separator in it.
+        ValueError: It is empty, hidden, too long for a file's name, or has a separator or a line's end in it.
     """
-    if not clip_id or clip_id.startswith(".") or any(character in clip_id for character in "/\\\0"):
+    plain = 0 < len(clip_id.encode("utf-8", "replace")) <= LONGEST_NAME and clip_id.isprintable()
+    if not plain or clip_id.startswith(".") or any(character in clip_id for character in "/\\"):
         raise ValueError(
-            f"{where}: got video id {clip_id!r}, expected a plain name without a path, so that it stays inside the "
-            "folder; correct the annotation"
+            f"{where}: got video id {clip_id[:60]!r}, expected a plain name without a path, so that it stays inside "
+            f"the folder, of at most {LONGEST_NAME} bytes; correct the annotation"
         )
 
 
@@ -155,13 +159,18 @@ def _places(annotations: Path) -> dict[str, PurePosixPath]:
     places = {}
     for clip_id, value in _object(path).items():
         place = PurePosixPath(value) if isinstance(value, str) else None
-        if place is None or not place.parts or place.is_absolute() or ".." in place.parts or "\\" in value:
+        if place is None or not _stays_inside(place):
             raise ValueError(
-                f"{path.name}: got {value!r} for video {clip_id!r}, expected a place inside the videos folder such as "
-                '"0101/2909445186"; correct the annotation'
+                f"{path.name}: got {str(value)[:60]!r} for video {clip_id[:60]!r}, expected a place inside the videos "
+                'folder such as "0101/2909445186"; correct the annotation'
             )
         places[clip_id] = place
     return places
+
+
+def _stays_inside(place: PurePosixPath) -> bool:
+    plain = str(place).isprintable() and "\\" not in str(place) and ".." not in place.parts
+    return bool(place.parts) and not place.is_absolute() and plain and max(map(len, place.parts)) <= LONGEST_NAME
 
 
 def _video_path(videos: Path, clip_id: str, place: PurePosixPath | None) -> Path | None:
@@ -184,9 +193,11 @@ def _spans(path: Path) -> dict[str, _Located]:
                 f"{path.name}: got {str(entry)[:80]} for video {clip_id!r}, expected duration and location, a list of "
                 "[start, end] for each question; download it again"
             ) from error
+        if not 0 <= duration_s < math.inf:
+            raise ValueError(f"{path.name}: got {duration_s} s for video {clip_id!r}, expected 0 or more; correct it")
         for qid, pairs in located.items():
             # An end past the duration, or a start a tenth before 0, occurs in the published files and is harmless.
-            if any(not start <= end for start, end in pairs):
+            if any(not -math.inf < start <= end < math.inf for start, end in pairs):
                 raise ValueError(
                     f"{path.name}: got spans {pairs} for question {clip_id}_{qid}, expected start <= end; correct them"
                 )
@@ -205,7 +216,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
         raise ValueError(f"{path.name}: got {error}, expected a CSV in UTF-8; download it again") from error
     lacking = [column for column in COLUMNS if column not in columns]
     unknown = [column for column in columns if column not in COLUMNS]
-    if lacking or unknown:
+    if lacking or unknown or len(columns) > len(COLUMNS):
         raise ValueError(
             f"{path.name} columns: got {unknown} too many and {lacking} missing, expected exactly {','.join(COLUMNS)}; "
             "take the CSV from NExT-GQA, not from NExT-QA"
@@ -220,10 +231,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # malformed JSON or text
-        raise ValueError(f"{path.name}: got {error}, expected JSON; download it again") from error
+    value = read_json(_existing(path))
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path.name}: got {str(value)[:40]}, expected an object by video id; download it again")
     return value

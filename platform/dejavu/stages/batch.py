@@ -8,6 +8,7 @@ id, so two runs over the same clips compute bit-equal results.
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode
 
 STAGE = "embed"
+DECODE_LIMIT_S = 600.0
+"""For one segment of a transcoded clip, which takes a second or so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,13 +200,25 @@ def decode_segment(segment: Segment, embedding: Embedding) -> DecodedFrames:
         count=segment.num_frames,
         motion_binning=embedding.config.motion_binning,
     )
-    frames = _join(list(parts))
-    if len(frames.seconds_F) != segment.num_frames:
+    pieces = list(_within(DECODE_LIMIT_S, parts, segment))
+    num_frames = sum(len(piece.seconds_F) for piece in pieces)
+    if num_frames != segment.num_frames:
         raise ValueError(
-            f"{segment.clip_id}: got {len(frames.seconds_F)} frames, expected {segment.num_frames}; "
+            f"{segment.clip_id}: got {num_frames} frames, expected {segment.num_frames}; "
             "remove its transcoded file and run again"
         )
-    return frames
+    return _join(pieces)
+
+
+def _within(limit_s: float, pieces: Iterable[DecodedFrames], segment: Segment) -> Iterator[DecodedFrames]:
+    start = time.monotonic()
+    for piece in pieces:
+        yield piece
+        if time.monotonic() - start > limit_s:
+            raise ValueError(
+                f"{segment.clip_id}: got more than {limit_s:g} s of decoding, expected {segment.num_frames} frames by "
+                "then; remove its transcoded file and run again"
+            )
 
 
 def _join(parts: Sequence[DecodedFrames]) -> DecodedFrames:

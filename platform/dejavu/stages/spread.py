@@ -14,7 +14,9 @@ from dejavu.events import Work
 from dejavu.stages.meter import watched
 
 NO_PROGRESS_TIMEOUT_S = 900
-"""Ray Data ends a pipeline in which nothing moves for so long; an hour-long video takes some minutes to transcode."""
+"""Ray Data ends a pipeline in which nothing moves for so long."""
+SPREAD_TIMEOUT_S = 6 * 3600
+"""The same where items are spread: they need one CPU each, and what may hang in them has a limit of its own."""
 PROGRESS_PERIOD_S = 10.0
 WAVE = 10_000
 """Items that Ray Data gets at once: it keeps something of each until all are done."""
@@ -23,13 +25,13 @@ Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
-def configure() -> None:
+def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S) -> None:
     """Set Ray Data's context for this driver: our own progress lines, and a shorter wait before it calls a hang."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.execution_no_progress_timeout_s = timeout_s
 
 
 def spread(
@@ -41,7 +43,7 @@ def spread(
     done again, so a kernel's side effects must be idempotent. `kept` rows were done before, and are only told of.
     """
     if rows:
-        configure()
+        configure(SPREAD_TIMEOUT_S)
     results = chain.from_iterable(
         ray.data.from_items(list(wave), override_num_blocks=len(wave)).map(kernel, num_cpus=1).iter_rows()
         for wave in waves(rows)

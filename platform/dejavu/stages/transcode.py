@@ -10,8 +10,9 @@ from pathlib import Path
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.stages.meter import Step, failed, metered
 from dejavu.stages.spread import Row, spread
+from dejavu.stages.transcode_apart import transcode_apart
 from dejavu.store import Store, file_sha256, identity, list_names, patiently, write_json
-from dejavu.video.mp4 import Mp4Info, TranscodeConfig, transcode
+from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 
 STAGE = "transcode"
 Encode = Callable[..., Mp4Info]
@@ -39,8 +40,11 @@ def source_key(clip: Clip, config: TranscodeConfig, frame_px: int) -> str:
     )
 
 
-def transcode_one(row: Row, encode: Encode = transcode) -> Row:
-    """Transcode one clip into the store; return its record as JSON, or the first line of what went wrong."""
+def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
+    """Transcode one clip into the store; return its record as JSON, or the first line of what went wrong.
+
+    Unless told otherwise FFmpeg runs in a process apart, so that a clip that crashes or hangs it fails as others do.
+    """
     clip = Clip(**row["clip"])
     try:
         with metered(Step(stage=STAGE, step="transcode", clip_ids=[clip.clip_id])) as done:

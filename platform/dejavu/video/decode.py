@@ -234,7 +234,7 @@ class _Reader:
             if text.startswith(_NEW_FRAME):  # then a line of x positions, then the rows
                 self.row_texts.extend([row for _, _, row in log[index + 2 : index + 2 + self.rows]])
             elif level <= av.logging.ERROR:
-                raise self._damaged(text.strip())
+                raise self._damaged(" ".join(text.split()))
 
     def _damaged(self, what: str) -> VideoError:
         return VideoError(

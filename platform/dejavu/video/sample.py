@@ -76,7 +76,7 @@ def _timed(
     for packet in container.demux(stream):
         with decoder_log(av.logging.INFO) as log:
             frames = packet.decode()
-        concealed = next((text.strip() for _, _, text in log if text.startswith("concealing")), None)
+        concealed = next((" ".join(text.split()) for _, _, text in log if text.startswith("concealing")), None)
         if concealed or any(frame.is_corrupt for frame in frames):
             raise VideoError(
                 f"{path.name}: got a damaged picture ({concealed or 'marked as corrupt'}), expected an intact video; "

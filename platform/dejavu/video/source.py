@@ -102,6 +102,8 @@ def decoder_log(level: int) -> Iterator[list[tuple[int, str, str]]]:
     """
     with _LOG_LOCK:
         before = av.logging.get_level()
+        # Else PyAV keeps back what repeats, and tells of it when the next message comes: of another file, perhaps.
+        av.logging.set_skip_repeated(False)
         with av.logging.Capture(local=True) as messages:
             av.logging.set_level(level)
             try:

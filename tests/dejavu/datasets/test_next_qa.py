@@ -155,7 +155,7 @@ def test_a_place_outside_the_folder_is_refused(layout: tuple[Path, Path], place:
         load_next_qa(*layout)
 
 
-@pytest.mark.parametrize("video_id", ["../111", "/111", "..", "", "a\\b"])
+@pytest.mark.parametrize("video_id", ["../111", "/111", "..", "", "a\\b", "a\tb", "x" * 300])
 def test_a_video_id_that_is_a_path_is_refused(layout: tuple[Path, Path], video_id: str) -> None:
     write_csv(layout[1] / "val.csv", [ROWS["val"][0] | {"video_id": video_id}])
     with pytest.raises(ValueError, match=r"val.csv line 2: got video id .*expected a plain name"):
@@ -188,8 +188,12 @@ def test_a_video_in_two_splits_is_refused(layout: tuple[Path, Path]) -> None:
         ("gsub_val.json", "[]", "expected an object"),
         ("gsub_val.json", '{"111": {"duration": 9}}', "expected duration and location"),
         ("gsub_val.json", '{"111": {"duration": 9, "location": {"0": [[3, 2]]}}}', "expected start <= end"),
+        ("gsub_val.json", '{"111": {"duration": 9, "location": {"0": [[1, "inf"]]}}}', "expected start <= end"),
+        ("gsub_val.json", '{"111": {"duration": "nan", "location": {}}}', "expected 0 or more"),
         ("frame2time_val.json", '{"111": [2, 1]}', "expected a list of ascending seconds"),
+        ("frame2time_val.json", '{"111": [1, NaN]}', "got the number NaN, expected JSON"),
         ("val.csv", "", "columns: got"),
+        ("val.csv", ",".join((*COLUMNS, "a4")) + "\n", "columns: got"),
         ("val.csv", ",".join(COLUMNS) + "\n", "got no questions"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from dejavu.video.decode import DecodedFrames, decode, decode_all
 from dejavu.video.mp4 import TranscodeConfig, VideoError, probe, transcode
+from dejavu.video.source import decoder_log
 
 
 @pytest.fixture
@@ -217,3 +218,15 @@ def test_random_damage_gives_frames_or_one_clear_line(mp4: Path) -> None:
             told.append(str(error))
     assert len(told) > 30
     assert not [line for line in told if "\n" in line]
+
+
+def test_what_was_logged_of_another_file_is_not_held_against_this_one(mp4: Path) -> None:
+    """PyAV keeps back messages that repeat, and would tell of them when the next one comes."""
+    av.logging.set_skip_repeated(True)
+    with decoder_log(av.logging.ERROR):
+        for _ in range(3):
+            av.logging.log(av.logging.ERROR, "h264", "co located POCs unavailable")
+    with decoder_log(av.logging.INFO) as log:
+        av.logging.log(av.logging.INFO, "h264", "fine")
+    assert [text for _, _, text in log] == ["fine"]
+    assert len(decode_all(mp4).seconds_F) == 100
