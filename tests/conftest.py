@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +30,53 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_environment() -> Iterator[dict[str, str]]:
+def s3_variables() -> Iterator[dict[str, str]]:
+    """What the environment says of an object store on this machine, whether it runs yet or not."""
+    import submit
+
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{submit.free_ports(1)[0]}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_variables: dict[str, str]) -> Iterator[str]:
+    """The address of a server that speaks S3, of these tests alone."""
+    address = s3_variables["AWS_ENDPOINT_URL"]
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"{address}/moto-api/", timeout=5):
+                break
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> Any:
+    """An empty bucket, as a place."""
+    from dejavu.place import place
+
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    root = place(f"s3://{name}/")
+    root.fs.mkdir(name)  # type: ignore[union-attr]
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_environment(s3_variables: dict[str, str]) -> Iterator[dict[str, str]]:
     """An environment in which drivers attach to one cluster that all tests share."""
     import submit
 

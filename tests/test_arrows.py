@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ("reuse_models",),
-    ("dejavu.records",),
+    ("dejavu.records", "dejavu.place"),
     ("dejavu.events",),
     ("dejavu.apart", "dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster", "dejavu.spot_fallback"),
     ("dejavu.status", "dejavu.results_folder"),

@@ -6,11 +6,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from dejavu.place import Place
 from dejavu.records import EvalRow, Question
 from dejavu.store import write_text
 from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
@@ -168,7 +168,7 @@ def _metric(
     }
 
 
-def write_breakdown_csv(path: Path, rows: Sequence[BreakdownRow]) -> None:
+def write_breakdown_csv(path: Place, rows: Sequence[BreakdownRow]) -> None:
     """Write all rows, whole or not at all; an empty cell for None."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dejavu.looks import INK, MUTED
+from dejavu.place import Place
 from dejavu.store import atomic
 
 TILE_IN = 2.1
@@ -31,7 +31,7 @@ class Tile:
     caption: str
 
 
-def draw_contact_sheet(tiles: Sequence[Tile], path: Path, *, title: str, num_columns: int = 5) -> None:
+def draw_contact_sheet(tiles: Sequence[Tile], path: Place, *, title: str, num_columns: int = 5) -> None:
     """Draw pictures in rows, each with a line in ink and one in grey below it.
 
     Args:

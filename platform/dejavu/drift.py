@@ -10,7 +10,6 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dejavu.looks import FAINT, INK, MUTED, looks_of
+from dejavu.place import Place
 from dejavu.store import atomic, write_text
 from dejavu.tasks.bootstrap import clustered_interval
 
@@ -95,7 +95,7 @@ def drift_curve(
     return curve
 
 
-def write_drift_csv(path: Path, curves: Sequence[Sequence[AgePoint]]) -> None:
+def write_drift_csv(path: Place, curves: Sequence[Sequence[AgePoint]]) -> None:
     """Write all curves, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -104,7 +104,7 @@ def write_drift_csv(path: Path, curves: Sequence[Sequence[AgePoint]]) -> None:
     write_text(path, text.getvalue())
 
 
-def plot_drift(curves: Sequence[Sequence[AgePoint]], path: Path) -> None:
+def plot_drift(curves: Sequence[Sequence[AgePoint]], path: Place) -> None:
     """Draw one panel per method with a line per setting, all at one scale.
 
     Args:

@@ -10,11 +10,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dejavu.frontier import non_dominated
+from dejavu.place import Place
 from dejavu.records import EvalRow, Interval
 from dejavu.store import write_text
 from dejavu.tasks.bootstrap import Metric, clustered_interval
@@ -71,7 +71,7 @@ def leads(ours: Scored, others: Iterable[Scored], metric: Metric, *, seed: int =
     return sorted(found, key=lambda lead: lead.difference.mean)
 
 
-def write_leads_csv(path: Path, rows: Iterable[Lead]) -> None:
+def write_leads_csv(path: Place, rows: Iterable[Lead]) -> None:
     """Write equal_flops.csv, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

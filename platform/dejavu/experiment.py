@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 import yaml
+from upath import UPath
 
 from dejavu.datasets.synthetic import SyntheticConfig
+from dejavu.place import Place, is_folder, listed, place
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
@@ -57,6 +59,18 @@ Stages = Annotated[
 ]
 """A comma-separated word on the command line."""
 
+Folder = Annotated[
+    Path | UPath,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: place(texts[0]),
+        is_instance=lambda value: isinstance(value, Path | UPath),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A folder on the command line, here or in an object store."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
@@ -64,17 +78,17 @@ class Experiment:
 
     recipe: tyro.conf.Suppress[str] = "demo"
     dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
-    videos: Path | None = None
+    videos: Folder | None = None
     """Folder of videos (every recipe but demo and tiny)."""
-    annotations: Path | None = None
+    annotations: Folder | None = None
     """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
-    published_checkpoints: Path | None = None
+    published_checkpoints: Folder | None = None
     """Folder of published ReuseViT checkpoints (*.ckpt): each is measured at R = 4, 8, 32 and none (recipe nextqa)."""
     variant: Variant = "as_trained"
     """How the decisions of a published checkpoint are laid to boundaries."""
     backbone: str = "embedded"
     """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
-    results: Path | None = None
+    results: Folder | None = None
     """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
     submitted job."""
     stages: Stages = STAGES
@@ -141,14 +155,14 @@ class Experiment:
             ExperimentError: One of them is not given or not there.
         """
         needed = {"video_folder": ("videos",), "synthetic": ()}.get(self.dataset, ("videos", "annotations"))
-        if self.published_checkpoints is not None and not list(self.published_checkpoints.glob("*.ckpt")):
+        if self.published_checkpoints is not None and not listed(self.published_checkpoints, "*.ckpt"):
             raise ExperimentError(
                 f"--published-checkpoints: got {self.published_checkpoints} without any *.ckpt, expected a folder of "
                 "published checkpoints; see docs/nextqa.md"
             )
         for name in needed:
-            folder: Path | None = getattr(self, name)
-            if folder is None or not folder.is_dir():
+            folder: Place | None = getattr(self, name)
+            if folder is None or not is_folder(folder):
                 got = "nothing" if folder is None else f"{folder}, which is no folder"
                 raise ExperimentError(f"--{name}: got {got}, expected a folder; recipe {self.recipe} reads it")
 
@@ -257,4 +271,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | UPath) else value

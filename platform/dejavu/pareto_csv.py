@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
+from dejavu.place import Place
 from dejavu.records import ParetoPoint
 from dejavu.store import write_text
 
@@ -17,7 +17,7 @@ _TEXT = ("method", "setting", "split")
 _FLAGS = ("trained", "on_frontier")
 
 
-def write_pareto_csv(path: Path, points: Sequence[ParetoPoint]) -> None:
+def write_pareto_csv(path: Place, points: Sequence[ParetoPoint]) -> None:
     """Write all points, whole or not at all; numbers are written so that they read back equal."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -27,7 +27,7 @@ def write_pareto_csv(path: Path, points: Sequence[ParetoPoint]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_pareto_csv(path: Path, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
+def read_pareto_csv(path: Place, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
     """Read what write_pareto_csv wrote.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from dejavu.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, original_quality, quality_of, words_of
 from dejavu.label_placement import Box, Points, Room, place
 from dejavu.looks import FAINT, GOLD, INK, LOOKS, MUTED, Look, looks_of
+from dejavu.place import Place
 from dejavu.published_points import PUBLISHED
 from dejavu.records import ParetoPoint
 from dejavu.store import atomic
@@ -74,8 +74,8 @@ class _Label:
 
 def plot_pareto(
     points: Sequence[ParetoPoint],
-    path_png: Path,
-    path_svg: Path | None = None,
+    path_png: Place,
+    path_svg: Place | None = None,
     *,
     published: bool = False,
     title: str = "Quality against computation",

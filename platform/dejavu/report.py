@@ -29,6 +29,7 @@ from dejavu.headline import (
     verdict,
 )
 from dejavu.looks import looks_of
+from dejavu.place import Place
 from dejavu.records import Failure, Interval, ParetoPoint
 from dejavu.store import write_text
 
@@ -55,7 +56,7 @@ MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 class Picture:
     """A picture that goes into the page."""
 
-    path: Path
+    path: Place
     """A PNG or SVG."""
     heading: str
     caption: str
@@ -101,7 +102,7 @@ class Tables:
 
 
 def write_report(
-    path: Path,
+    path: Place,
     points: Sequence[ParetoPoint],
     tables: Tables,
     pictures: Mapping[str, Sequence[Picture]],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
+from dejavu.place import Place, place
 from dejavu.store import StoreError
 
 
-def results_folder(recipe: str, given: Path | None) -> Path:
-    """Return where this recipe's run writes, absolute.
+def results_folder(recipe: str, given: Place | None) -> Place:
+    """Return where this recipe's run writes: an absolute path, or an address in an object store.
 
     A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
 
@@ -20,15 +20,12 @@ def results_folder(recipe: str, given: Path | None) -> Path:
         given: What stands on the command line.
 
     Raises:
-        StoreError: A submitted job was given a relative path, or any job an address such as s3://.
+        StoreError: A submitted job was given a relative path.
+        ValueError: DEJAVU_RESULTS is an address that cannot be used.
     """
-    for path in (given, os.environ.get("DEJAVU_RESULTS")):
-        if path is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-            raise StoreError(
-                f"results: got {path}, expected a folder of a local or shared file system; mount one on every "
-                "machine, see docs/cluster.md"
-            )
     if given is not None:
+        if not isinstance(given, Path):
+            return given
         if in_submitted_job() and not given.is_absolute():
             raise StoreError(
                 f"--results: got {given}, expected an absolute path in a submitted job, "
@@ -36,7 +33,17 @@ def results_folder(recipe: str, given: Path | None) -> Path:
             )
         return given.absolute()
     if configured := os.environ.get("DEJAVU_RESULTS"):
-        return Path(configured).expanduser().absolute() / recipe
+        folder = place(configured)
+        return (folder.expanduser().absolute() if isinstance(folder, Path) else folder) / recipe
+    return _default_folder(recipe)
+
+
+def local_folder(recipe: str, results: Place) -> Path:
+    """Return where that lies which an object store cannot hold, such as a database: in the results folder if it can."""
+    return results if isinstance(results, Path) else _default_folder(recipe)
+
+
+def _default_folder(recipe: str) -> Path:
     if in_submitted_job():
         return Path.home() / "dejavu-results" / recipe
     return Path.cwd() / "results" / recipe

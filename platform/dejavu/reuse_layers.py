@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dejavu.looks import INK, MUTED, looks_of
+from dejavu.place import Place
 from dejavu.store import atomic
 
 CELL_TEXT_LIMIT = 16
@@ -35,7 +35,7 @@ def layer_rates(reuse_FLN: NDArray[np.bool_], *, has_cls: bool) -> NDArray[np.fl
     return rate_L
 
 
-def plot_layer_rates(settings: Sequence[LayerRates], path: Path) -> None:
+def plot_layer_rates(settings: Sequence[LayerRates], path: Place) -> None:
     """Draw settings in the order given, bright where everything is computed and dark where everything is reused.
 
     Args:

@@ -6,7 +6,6 @@ F frames, H and W pixels, P patches a side, L - 1 boundaries (here named L, as i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from dejavu.looks import INK, MUTED
+from dejavu.place import Place
 from dejavu.store import atomic
 
 CLASS_NAMES = {1: "skip", 2: "16×16", 3: "16×8", 4: "8×8", 6: "intra"}
@@ -27,7 +27,7 @@ CLASS_NORM = BoundaryNorm([0.5, 1.5, 2.5, 3.5, 4.5, 6.5], 5)
 def plot_reuse_map(
     rgb_FHWC: NDArray[np.uint8],
     reuse_FLN: NDArray[np.bool_],
-    path: Path,
+    path: Place,
     *,
     class_FPP: NDArray[np.floating] | None = None,
     num_columns: int = 8,

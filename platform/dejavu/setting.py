@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import reuse_models
-from dejavu.store import file_sha256, identity
+from dejavu.place import Place, is_file, listed, place
+from dejavu.store import fetch, file_sha256, identity
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
+from reuse_models.reusevit import ReuseVitConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ class Setting:
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> Setting:
-        """Read what `to_row` wrote."""
-        return Setting(config_from_dict(row["config"]), row["id"])
+        """Read what `to_row` wrote; weights that lie in an object store are copied to where this process is."""
+        return Setting(with_local_weights(config_from_dict(row["config"])), row["id"])
 
 
 def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[str, Any]) -> Setting:
@@ -55,7 +59,8 @@ def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[s
     row = config_to_dict(config)
     weights = row.get("weights")
     if weights:
-        row["weights"] = file_sha256(Path(weights)) if Path(weights).is_file() else _folder_sha256(Path(weights))
+        path = place(weights)
+        row["weights"] = file_sha256(path) if is_file(path) else _folder_sha256(path)
     parts = {"config": row, "backbone": backbone_identity, "embedding": embedding, "code": kernel_version()}
     return Setting(config, identity(parts), backbone_identity)
 
@@ -73,5 +78,24 @@ def kernel_version() -> str:
     return digest.hexdigest()
 
 
-def _folder_sha256(folder: Path) -> str:
-    return identity({path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()})
+def with_local_weights(config: MethodConfig) -> MethodConfig:
+    """Return a config that can be built: its weights, if it has any, are a local file, fetched once in a process."""
+    if not isinstance(config, ReuseVitConfig) or config.weights is None or isinstance(place(config.weights), Path):
+        return config
+    return replace(config, weights=_fetched(config.weights))
+
+
+@cache
+def _fetched(weights: str) -> str:
+    """Copy weights, and the JSON beside them that names their shape, for as long as this process lives."""
+    folder = tempfile.TemporaryDirectory(prefix="dejavu-weights-")
+    atexit.register(folder.cleanup)
+    source = place(weights)
+    for path in (source, source.with_suffix(".json")):
+        if not isinstance(path, Path) and is_file(path):
+            fetch(path, Path(folder.name) / path.name)
+    return str(Path(folder.name) / source.name)
+
+
+def _folder_sha256(folder: Place) -> str:
+    return identity({path.name: file_sha256(path) for path in listed(folder, "*") if is_file(path)})

@@ -1,14 +1,28 @@
 from __future__ import annotations
 
 import errno
+import pickle
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 import dejavu.store as store_module
+from dejavu.place import Place, place
 from dejavu.records import Failure
-from dejavu.store import Store, StoreError, atomic, identity, write_json
+from dejavu.store import (
+    Store,
+    StoreError,
+    atomic,
+    file_sha256,
+    filled,
+    identity,
+    local_copy,
+    patiently,
+    read_parquet,
+    write_json,
+)
 
 
 def table(rows: int) -> pa.Table:
@@ -105,3 +119,98 @@ def test_a_folder_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match=r"results folder: got .*file/results .*expected a folder.*--results"):
         Store.open(tmp_path / "file" / "results")
+
+
+@pytest.fixture
+def away() -> Place:
+    """A folder in an object store that is this process's memory."""
+    return place(f"memory://{uuid.uuid4().hex}/run")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let nothing really wait; what would have been waited, in seconds."""
+    waited: list[float] = []
+    monkeypatch.setattr(store_module.time, "sleep", waited.append)
+    return waited
+
+
+def test_an_object_store_holds_what_a_folder_holds(bucket: Place) -> None:
+    store = pickle.loads(pickle.dumps(Store.open(bucket / "run")))
+    path = store.write_embeddings("s", table(2), ["b", "a"])
+    store.describe("s", {"method": "original"})
+    failure = Failure(clip_id="c", stage="embed", reason="broken")
+    store.write_failures("embed", [failure], part="test")
+    assert store.done("s") == {"a": path, "b": path}
+    assert store.done("other") == {}
+    assert store.described() == {"s": {"method": "original"}}
+    assert store.failures() == [failure]
+    assert read_parquet(path, ["frame"]).num_rows == 2
+    assert store.write_embeddings("s", table(2), ["a", "b"]) == path
+
+
+def test_a_bucket_that_does_not_exist_is_refused_in_one_line(bucket: Place) -> None:
+    with pytest.raises(StoreError, match=r"got s3://absent/run \(.*does not exist\), expected a bucket.*--results"):
+        Store.open(place("s3://absent/run"))
+
+
+def test_a_write_that_fails_leaves_the_old_object(away: Place) -> None:
+    target = away / "value.json"
+    write_json(target, 1)
+
+    def write_half() -> None:
+        with atomic(target) as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_half()
+    assert target.read_text() == "1\n"
+
+
+def test_a_local_copy_has_name_and_content_and_does_not_stay(away: Place, tmp_path: Path) -> None:
+    (away / "clip.mp4").write_bytes(b"frames")
+    with local_copy(away / "clip.mp4") as here:
+        assert (here.name, here.read_bytes()) == ("clip.mp4", b"frames")
+    assert not here.exists()
+    (tmp_path / "clip.mp4").write_bytes(b"frames")
+    with local_copy(tmp_path / "clip.mp4") as here:
+        assert here == tmp_path / "clip.mp4"
+    assert file_sha256(away / "clip.mp4") == file_sha256(tmp_path / "clip.mp4")
+
+
+def test_a_missing_object_is_said_at_once(away: Place, waits: list[float]) -> None:
+    with pytest.raises(FileNotFoundError), local_copy(away / "absent.mp4"):
+        pass
+    assert waits == []
+
+
+def test_new_files_of_a_folder_go_to_the_object_store(away: Place) -> None:
+    with filled(away / "events") as folder:
+        (folder / "first").write_text("1")
+    with filled(away / "events") as folder:
+        (folder / "second").write_text("2")
+    assert [(away / "events" / name).read_text() for name in ("first", "second")] == ["1", "2"]
+
+
+def test_an_object_store_that_is_away_for_a_while_is_waited_for(
+    away: Place, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import EndpointConnectionError
+
+    assert not isinstance(away, Path)
+    target = away / "value.json"
+    errors = [OSError(errno.EBUSY, "503 Slow Down"), EndpointConnectionError(endpoint_url="http://s3")]
+    for name in ("put_file", "get_file"):
+        real, left = getattr(away.fs, name), list(errors)
+
+        def sometimes(*words: str, real: object = real, left: list[Exception] = left) -> None:
+            if left:
+                raise left.pop(0)
+            real(*words)  # type: ignore[operator]
+
+        monkeypatch.setattr(away.fs, name, sometimes)
+    patiently(lambda: write_json(target, 1))
+    with local_copy(target) as here:
+        assert here.read_text() == "1\n"
+    assert waits == [1, 2, 1, 2]

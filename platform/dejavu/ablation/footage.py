@@ -23,7 +23,7 @@ from dejavu.records import Clip, Question, Split, Transcoded
 from dejavu.stages.encode import encode_batch
 from dejavu.stages.transcode import source_key, transcode_one
 from dejavu.stages.windows import Window
-from dejavu.store import Store, atomic, identity
+from dejavu.store import Store, atomic, identity, local_copy
 from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode_all
 from dejavu.video.mp4 import TranscodeConfig
@@ -119,7 +119,8 @@ def _footage(clip: Transcoded, store: Store, folder: Path, backbone: Backbone) -
     key = identity({"content": clip.content_id, "backbone": backbone.identity, "motions": MOTIONS})
     path = folder / f"{key}.npz"
     if not path.is_file():
-        decoded = {motion: decode_all(store.root / clip.path, motion_binning=motion) for motion in MOTIONS}
+        with local_copy(store.root / clip.path) as video:
+            decoded = {motion: decode_all(video, motion_binning=motion) for motion in MOTIONS}
         first = decoded[MOTIONS[0]]
         method = OriginalConfig().build(backbone.vit)
         dense_FE = encode_batch(method, backbone, [first], CHUNK_FRAMES)[0].embeddings_FE

@@ -11,11 +11,11 @@ import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import parse_json, read_text
+from dejavu.place import Place, is_file
 from dejavu.records import Clip, Dataset, Question, Split
 
 SPLIT_NAMES: dict[Split, str] = {"train": "train", "val": "val", "test": "test_public"}
@@ -26,7 +26,7 @@ CLIP_S = 60
 KIND = "MC"
 
 
-def load_how2qa(videos: Path, annotations: Path, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+def load_how2qa(videos: Place, annotations: Place, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
     """Join questions with the videos that are there.
 
     Args:
@@ -68,7 +68,7 @@ def load_how2qa(videos: Path, annotations: Path, *, splits: Sequence[Split] = ("
     return Dataset(name="how2qa", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
 
 
-def load_questions(annotations: Path, splits: Sequence[Split] = ("val", "test")) -> tuple[Question, ...]:
+def load_questions(annotations: Place, splits: Sequence[Split] = ("val", "test")) -> tuple[Question, ...]:
     """Read the questions of some splits without looking for videos.
 
     Raises:
@@ -91,9 +91,9 @@ def load_questions(annotations: Path, splits: Sequence[Split] = ("val", "test"))
     return tuple(found)
 
 
-def _file(annotations: Path, name: str) -> Path | None:
+def _file(annotations: Place, name: str) -> Place | None:
     candidates = [annotations / f"how2QA_{name}_release.csv", annotations / f"how2qa_{name}_release.jsonl"]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def _found(clip_id: str, paths: Mapping[str, str]) -> str | None:
@@ -122,7 +122,7 @@ def _check(where: str, clip_id: str, texts: Sequence[str]) -> None:
         raise ValueError(f"{where}: got an empty question or answer, expected texts; correct or remove the line")
 
 
-def _read_csv(path: Path, split: Split) -> Iterable[Question]:
+def _read_csv(path: Place, split: Split) -> Iterable[Question]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -155,7 +155,7 @@ def _start_s(text: str) -> float | None:
     return float(match.group(1)) if match else None
 
 
-def _read_jsonl(path: Path, split: Split) -> Iterable[Question]:
+def _read_jsonl(path: Place, split: Split) -> Iterable[Question]:
     seen: set[str] = set()
     for line, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():

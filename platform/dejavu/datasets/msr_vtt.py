@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import read_json
+from dejavu.place import Place, is_file, listed
 from dejavu.records import CAPTION, Clip, Dataset, Question, Split
 
 TEST_CSV = "MSRVTT_JSFUSION_test.csv"
@@ -22,7 +22,7 @@ WHOLE_JSON = "MSRVTT_data.json"
 SPLITS: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
 
 
-def load_msr_vtt(videos: Path, annotations: Path, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+def load_msr_vtt(videos: Place, annotations: Place, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
     """Join captions with the videos that are there.
 
     Args:
@@ -60,7 +60,7 @@ def load_msr_vtt(videos: Path, annotations: Path, *, splits: Sequence[Split] = (
     return Dataset(name="msr_vtt", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
 
 
-def load_captions(annotations: Path) -> tuple[Question, ...]:
+def load_captions(annotations: Place) -> tuple[Question, ...]:
     """Read all captions without looking for videos; the 1k-A test split takes the full one's place.
 
     Raises:
@@ -68,14 +68,15 @@ def load_captions(annotations: Path) -> tuple[Question, ...]:
         ValueError: One does not read as expected.
     """
     test_path = annotations / TEST_CSV
-    infos = [annotations / WHOLE_JSON] if (annotations / WHOLE_JSON).is_file() else []
-    infos = infos or sorted(annotations.glob("*videodatainfo*.json"))
-    if not test_path.is_file() and not infos:
+    infos = [annotations / WHOLE_JSON] if is_file(annotations / WHOLE_JSON) else []
+    infos = infos or listed(annotations, "*videodatainfo*.json")
+    has_test = is_file(test_path)
+    if not has_test and not infos:
         raise FileNotFoundError(
             f"annotations: got neither {TEST_CSV} nor {WHOLE_JSON} nor *videodatainfo*.json in {annotations}, expected "
             "one of them; see docs/msrvtt.md"
         )
-    found = list(_read_csv(test_path)) if test_path.is_file() else []
+    found = list(_read_csv(test_path)) if has_test else []
     tested = {caption.clip_id for caption in found}
     for caption in (caption for path in infos for caption in _read_json(path)):
         if not (found and tested and (caption.split == "test" or caption.clip_id in tested)):
@@ -107,7 +108,7 @@ def _caption(where: str, name: str, clip_id: str, split: Split, text: str) -> Qu
     )
 
 
-def _read_csv(path: Path) -> Iterable[Question]:
+def _read_csv(path: Place) -> Iterable[Question]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -126,7 +127,7 @@ def _read_csv(path: Path) -> Iterable[Question]:
         yield _caption(where, row["key"], row["video_id"], "test", row["sentence"])
 
 
-def _read_json(path: Path) -> Iterable[Question]:
+def _read_json(path: Place) -> Iterable[Question]:
     try:
         info = read_json(path)
         videos = [(str(one["video_id"]), str(one["split"])) for one in info["videos"]]
@@ -148,13 +149,13 @@ def _read_json(path: Path) -> Iterable[Question]:
         yield _caption(path.name, f"{clip_id}_{number}", clip_id, split_of[clip_id], text)
 
 
-def _whole(path: Path, number: object) -> int:
+def _whole(path: Place, number: object) -> int:
     if not isinstance(number, int):
         raise ValueError(f"{path.name}: got sen_id {str(number)[:30]!r}, expected a whole number; download it again")
     return number
 
 
-def _split_of(path: Path, videos: Iterable[tuple[str, str]]) -> dict[str, Split]:
+def _split_of(path: Place, videos: Iterable[tuple[str, str]]) -> dict[str, Split]:
     split_of: dict[str, Split] = {}
     for name, split in videos:
         if name in split_of or split not in SPLITS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from dejavu.datasets.video_folder import load_video_folder
+from dejavu.place import Place
 
 
-def find_named_videos(root: Path) -> dict[str, str]:
+def find_named_videos(root: Place) -> dict[str, str]:
     """Return each video's path by its name without the ending.
 
     Raises:
@@ -16,7 +17,7 @@ def find_named_videos(root: Path) -> dict[str, str]:
     """
     paths: dict[str, str] = {}
     for clip in load_video_folder(root).clips:
-        stem = Path(clip.path).stem
+        stem = PurePosixPath(clip.path).stem
         if stem in paths:
             raise ValueError(
                 f"videos: got {paths[stem]} and {clip.path}, expected one video named {stem!r}; remove one of them"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dejavu.datasets.strict_json import read_json
+from dejavu.place import Place, is_file, is_folder, names_below
 from dejavu.records import Clip, Dataset, Question, Split
 
 ID_MAP = "map_vid_vidorID.json"
@@ -26,7 +27,7 @@ _Located = tuple[float, dict[str, tuple[tuple[float, float], ...]]]
 """A video's duration in seconds, and annotated spans by question number."""
 
 
-def load_next_qa(videos: Path, annotations: Path, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+def load_next_qa(videos: Place, annotations: Place, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
     """Join annotations with the videos that are there.
 
     Args:
@@ -43,11 +44,12 @@ def load_next_qa(videos: Path, annotations: Path, *, splits: Sequence[Split] = (
         FileNotFoundError: A folder or an annotation file is missing.
         ValueError: An annotation file does not read as expected, or an id points outside `videos`.
     """
-    if not videos.is_dir():
+    if not is_folder(videos):
         raise FileNotFoundError(
             f"videos: got {videos}, which is no folder, expected NExT-QA's videos; see docs/nextqa.md"
         )
     places = _places(annotations)
+    there = _finder(videos)
     clips: dict[str, Clip] = {}
     missing: dict[str, None] = {}  # a set that keeps the order
     questions: list[Question] = []
@@ -60,17 +62,17 @@ def load_next_qa(videos: Path, annotations: Path, *, splits: Sequence[Split] = (
                     "one split; take the CSVs of one download"
                 )
             if clip_id not in clips and clip_id not in missing:
-                path = _video_path(videos, clip_id, places.get(clip_id))
-                if path is None:
+                name = next(filter(there, _video_names(clip_id, places.get(clip_id))), None)
+                if name is None:
                     missing[clip_id] = None
                 else:
-                    clips[clip_id] = Clip(clip_id=clip_id, path=str(path), split=split)
+                    clips[clip_id] = Clip(clip_id=clip_id, path=str(videos / name), split=split)
             if clip_id in clips:
                 questions.append(question)
     return Dataset(name="next_qa", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
 
 
-def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
+def load_questions(annotations: Place, split: Split) -> tuple[Question, ...]:
     """Read one split's questions without looking for videos.
 
     Args:
@@ -82,10 +84,10 @@ def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
         ValueError: One does not read as expected.
     """
     path = annotations / f"{split}.csv"
-    if split == "train" and annotations.is_dir() and not path.exists():
+    if split == "train" and is_folder(annotations) and not is_file(path):
         return ()
     spans_path = annotations / f"gsub_{split}.json"
-    spans = {} if split == "train" and not spans_path.exists() else _spans(spans_path)
+    spans = {} if split == "train" and not is_file(spans_path) else _spans(spans_path)
     if split != "train":
         load_frame_times(annotations, split)  # only to say now, not after hours of work, that it is missing
     questions: dict[str, Question] = {}
@@ -101,7 +103,7 @@ def load_questions(annotations: Path, split: Split) -> tuple[Question, ...]:
     return tuple(questions.values())
 
 
-def load_frame_times(annotations: Path, split: Split) -> dict[str, tuple[float, ...]]:
+def load_frame_times(annotations: Place, split: Split) -> dict[str, tuple[float, ...]]:
     """Read the seconds of each video's uniformly sampled frames, by video id.
 
     Raises:
@@ -154,7 +156,7 @@ def check_id(where: str, clip_id: str) -> None:
         )
 
 
-def _places(annotations: Path) -> dict[str, PurePosixPath]:
+def _places(annotations: Place) -> dict[str, PurePosixPath]:
     path = annotations / ID_MAP
     places = {}
     for clip_id, value in _object(path).items():
@@ -173,12 +175,18 @@ def _stays_inside(place: PurePosixPath) -> bool:
     return bool(place.parts) and not place.is_absolute() and plain and max(map(len, place.parts)) <= LONGEST_NAME
 
 
-def _video_path(videos: Path, clip_id: str, place: PurePosixPath | None) -> Path | None:
-    candidates = [videos / f"{clip_id}.mp4"] if place is None else [videos / f"{place}.mp4", videos / f"{clip_id}.mp4"]
-    return next((path for path in candidates if path.is_file()), None)
+def _video_names(clip_id: str, place: PurePosixPath | None) -> list[str]:
+    return [f"{clip_id}.mp4"] if place is None else [f"{place}.mp4", f"{clip_id}.mp4"]
 
 
-def _spans(path: Path) -> dict[str, _Located]:
+def _finder(videos: Place) -> Callable[[str], bool]:
+    """Return what tells whether a file is below the folder; of an object store, all are listed once."""
+    if isinstance(videos, Path):
+        return lambda name: (videos / name).is_file()
+    return set(names_below(videos)).__contains__
+
+
+def _spans(path: Place) -> dict[str, _Located]:
     """Read duration and annotated spans by question number, by video id."""
     spans = {}
     for clip_id, entry in _object(path).items():
@@ -205,7 +213,7 @@ def _spans(path: Path) -> dict[str, _Located]:
     return spans
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+def _rows(path: Place) -> list[tuple[str, dict[str, str]]]:
     """Read a CSV with exactly NExT-GQA's columns: for each row where it stands, and its cells by column."""
     try:
         with _existing(path).open(newline="", encoding="utf-8-sig") as file:
@@ -230,15 +238,15 @@ def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     return rows
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Place) -> dict[str, Any]:
     value = read_json(_existing(path))
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path.name}: got {str(value)[:40]}, expected an object by video id; download it again")
     return value
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
+def _existing(path: Place) -> Place:
+    if not is_file(path):
         raise FileNotFoundError(
             f"annotations: got no file {path.name} in {path.parent}, expected NExT-GQA's annotation files there; "
             "see docs/nextqa.md"

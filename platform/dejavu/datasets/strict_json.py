@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
+
+from dejavu.place import Place
 
 LONGEST_NUMBER = 18
 """Digits of a whole number; the longest in the published files has 11."""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """Read a file of one value.
 
     Raises:
@@ -20,7 +21,7 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path.name)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Place) -> str:
     """Read a file as UTF-8.
 
     Raises:

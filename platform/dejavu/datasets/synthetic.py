@@ -23,8 +23,9 @@ import numpy as np
 
 from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
 from dejavu.datasets.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
+from dejavu.place import Place, is_file, side_by_side
 from dejavu.records import Split
-from dejavu.store import write_json, write_text
+from dejavu.store import atomic, write_json, write_text
 from dejavu.video.write import write_video
 
 WORLD_VERSION = 2
@@ -127,14 +128,15 @@ def invent(spec: VideoSpec) -> tuple[Script, list[list[tuple[float, float]]]]:
     )
 
 
-def draw_video(spec: VideoSpec, path: Path) -> dict[str, Any]:
+def draw_video(spec: VideoSpec, path: Place) -> dict[str, Any]:
     """Draw and encode one video.
 
     Returns:
         Its truth: sizes, spans and questions, as plain JSON types.
     """
     script, spans = invent(spec)
-    write_video(path, (drawing.rgb for drawing in draw_frames(script)), script.fps, CRF)
+    with atomic(path) as temporary:
+        write_video(temporary, (drawing.rgb for drawing in draw_frames(script)), script.fps, CRF)
     rng = np.random.default_rng([*spec.seed, MAX_ATTEMPTS])
     return {
         "hash": spec.content_hash,
@@ -148,7 +150,7 @@ def draw_video(spec: VideoSpec, path: Path) -> dict[str, Any]:
     }
 
 
-def make_one(spec: VideoSpec, root: Path) -> bool:
+def make_one(spec: VideoSpec, root: Place) -> bool:
     """Draw one video and note its truth, unless both are there. Safe to repeat, and to kill at any moment.
 
     Returns:
@@ -160,20 +162,20 @@ def make_one(spec: VideoSpec, root: Path) -> bool:
     return True
 
 
-def is_made(spec: VideoSpec, root: Path) -> bool:
+def is_made(spec: VideoSpec, root: Place) -> bool:
     """Whether a video and its truth are there, drawn from this very spec."""
     note = _note_path(root, spec)
-    if not note.is_file() or not video_path(root, spec).is_file():
+    if not is_file(note) or not is_file(video_path(root, spec)):
         return False
     made: bool = json.loads(note.read_text())["hash"] == spec.content_hash
     return made
 
 
-def _note_path(root: Path, spec: VideoSpec) -> Path:
+def _note_path(root: Place, spec: VideoSpec) -> Place:
     return root / "truth" / f"{spec.video_id}.json"
 
 
-def video_path(root: Path, spec: VideoSpec) -> Path:
+def video_path(root: Place, spec: VideoSpec) -> Place:
     """Where a video lies."""
     return root / "videos" / spec.folder / f"{spec.video_id}.mp4"
 
@@ -201,11 +203,12 @@ def make_world(root: Path, config: SyntheticConfig, *, num_processes: int = 1) -
     return root
 
 
-def write_annotations(root: Path, config: SyntheticConfig) -> None:
+def write_annotations(root: Place, config: SyntheticConfig) -> None:
     """Join the truth of all videos into NExT-GQA's files. Every video must have been made."""
     folder = root / "annotations"
     specs = list_videos(config)
-    truth = {spec.video_id: json.loads((root / "truth" / f"{spec.video_id}.json").read_text()) for spec in specs}
+    notes = side_by_side(root, lambda spec: _note_path(root, spec).read_text(), specs)
+    truth = {spec.video_id: json.loads(note) for spec, note in zip(specs, notes, strict=True)}
     write_json(folder / ID_MAP, {spec.video_id: f"{spec.folder}/{spec.video_id}" for spec in specs})
     for split in SPLIT_CODES:
         ids = [spec.video_id for spec in specs if spec.split == split]

@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from dejavu.place import Place, is_folder, names_below
 from dejavu.records import Clip, Dataset
 
 # fmt: off
@@ -23,7 +24,7 @@ _LONGEST_ID = 100
 """Characters: an id becomes a file name, and file systems allow 255 bytes with suffixes."""
 
 
-def load_video_folder(root: Path) -> Dataset:
+def load_video_folder(root: Place) -> Dataset:
     """Find all videos below a folder, by extension; hidden files and folders are left out.
 
     Args:
@@ -38,18 +39,17 @@ def load_video_folder(root: Path) -> Dataset:
         FileNotFoundError: There is no such folder, or no video in it.
         ValueError: A link leads out of the folder, or a name is not text.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         raise FileNotFoundError(f"videos: got {root}, no folder, expected one with videos; check --videos")
     clips: dict[str, Clip] = {}
-    for path in _videos(root):
-        name = path.relative_to(root).as_posix()
+    for name in _names(root):
         clip_id = clip_id_of(name)
         if clip_id in clips:
             raise ValueError(
                 f"videos: got {name!r} and {clips[clip_id].path!r}, which both become {clip_id!r}, expected ids that "
                 "differ; rename one of them"
             )
-        clips[clip_id] = Clip(clip_id=clip_id, path=str(path), split="test")
+        clips[clip_id] = Clip(clip_id=clip_id, path=str(root / name), split="test")
     if not clips:
         raise FileNotFoundError(
             f"videos: got no video in {root}, expected files ending in .mp4, .mkv, .webm, .avi or another container "
@@ -72,6 +72,21 @@ def clip_id_of(name: str) -> str:
     return f"{plain[:_LONGEST_ID]}-{digest}"
 
 
+def _names(root: Place) -> list[str]:
+    """List the videos below a folder: of each folder its files first, then those of the folders in it."""
+    if isinstance(root, Path):
+        return [path.relative_to(root).as_posix() for path in _videos(root)]
+    found = [PurePosixPath(name) for name in names_below(root)]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.parts) and _is_video(path.name)]
+    return [
+        str(path) for path in sorted(shown, key=lambda path: (*((1, part) for part in path.parts[:-1]), (0, path.name)))
+    ]
+
+
+def _is_video(name: str) -> bool:
+    return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
+
+
 def _videos(root: Path) -> list[Path]:
     home = root.resolve()
     found = []
@@ -81,7 +96,7 @@ def _videos(root: Path) -> list[Path]:
         for name in folders:
             _check_inside(here / name, home)  # a linked folder is not entered, but one that leaves is worth a word
         for name in sorted(files):
-            if name.startswith(".") or Path(name).suffix[1:].lower() not in EXTENSIONS:
+            if name.startswith(".") or not _is_video(name):
                 continue
             _check_inside(here / name, home)
             if (here / name).is_file() or (here / name).is_symlink():  # a link to nothing fails later, as a clip

@@ -21,7 +21,7 @@ from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.spread import Row
 from dejavu.stages.transcode import first_line
-from dejavu.store import Store
+from dejavu.store import Store, local_copy
 from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode
 
@@ -194,13 +194,11 @@ def decode_segment(segment: Segment, embedding: Embedding) -> DecodedFrames:
         ValueError: The file holds fewer frames.
         VideoError: It cannot be read.
     """
-    parts = decode(
-        embedding.store.root / segment.path,
-        start=segment.start,
-        count=segment.num_frames,
-        motion_binning=embedding.config.motion_binning,
-    )
-    pieces = list(_within(DECODE_LIMIT_S, parts, segment))
+    with local_copy(embedding.store.root / segment.path) as path:
+        parts = decode(
+            path, start=segment.start, count=segment.num_frames, motion_binning=embedding.config.motion_binning
+        )
+        pieces = list(_within(DECODE_LIMIT_S, parts, segment))
     num_frames = sum(len(piece.seconds_F) for piece in pieces)
     if num_frames != segment.num_frames:
         raise ValueError(

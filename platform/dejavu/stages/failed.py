@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
+from dejavu.place import Place
 from dejavu.records import Failure
 from dejavu.store import Store, write_text
 
@@ -15,7 +15,7 @@ class TooManyFailures(RuntimeError):  # noqa: N818  it is what happened, not wha
     """More clips failed than the run allows; the message ends in the table."""
 
 
-def write_failures_csv(store: Store, path: Path) -> list[Failure]:
+def write_failures_csv(store: Store, path: Place) -> list[Failure]:
     """Write what every stage could not do, one row per clip and stage, and return it."""
     failures = store.failures()
     buffer = io.StringIO()

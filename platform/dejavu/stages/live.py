@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from dejavu.store import write_json
+from dejavu.place import Place, is_file, storage_errors
+from dejavu.store import filled, write_json
 from dejavu.tracking import Run, Tracking, TrackingError
 
 POLL_S = 1.0
@@ -28,12 +28,15 @@ See = Callable[[Mapping[str, Curve]], None]
 
 
 @contextmanager
-def following(path: Path, see: See) -> Iterator[None]:
+def following(path: Place, see: See) -> Iterator[None]:
     """Call `see` with what the file holds, whenever it changes, and once more at the end, from a thread."""
     done = threading.Event()
 
     def look(seen: str) -> str:
-        text = path.read_text(encoding="utf-8") if path.is_file() else seen
+        try:
+            text = path.read_text(encoding="utf-8") if is_file(path) else seen
+        except storage_errors():  # it is shown later, or not at all: the fit goes on
+            return seen
         if text != seen:
             see(json.loads(text))
         return text
@@ -60,9 +63,9 @@ class LiveCurves:
     tracking: Tracking
     runs: Mapping[str, Run]
     """What each fit's run is called and made from, by the fit's name."""
-    folders: Mapping[str, Path]
+    folders: Mapping[str, Place]
     """Where each fit's note lies."""
-    events: Path
+    events: Place
     """TensorBoard's folder; one run in it for each fit."""
     broken: str = ""
     """Why nothing more is logged; the fit itself goes on, and its end is logged as ever."""
@@ -76,9 +79,14 @@ class LiveCurves:
                     continue
                 try:
                     self._log(name, curve)
-                except (TrackingError, OSError) as error:
-                    self.broken = str(error)
-                    print(f"live curves end here: {error}", flush=True)
+                except TrackingError as error:
+                    self._end(error)
+                except storage_errors() as error:
+                    self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        self.broken = str(error)
+        print(f"live curves end here: {error}", flush=True)
 
     def _log(self, name: str, curve: Curve) -> None:
         from tensorboardX import SummaryWriter  # noqa: PLC0415  takes a second
@@ -90,7 +98,8 @@ class LiveCurves:
         run_id = run_id or self.tracking.begin(self.runs[name])
         events = self.events / self.runs[name].name.replace(" ", "-")
         # A file of its own each time, so that nothing stays open; its name must differ within a second too.
-        with SummaryWriter(str(events), filename_suffix=f".{int(new[0]['step'])}") as writer:
+        suffix = f".{int(new[0]['step'])}"
+        with filled(events) as folder, SummaryWriter(str(folder), filename_suffix=suffix) as writer:
             for entry in new:
                 step = int(entry["step"])
                 numbers = {key: value for key, value in entry.items() if key != "step"}
@@ -102,16 +111,16 @@ class LiveCurves:
         )
 
 
-def read_note(folder: Path, tracking: Tracking) -> tuple[str | None, float]:
+def read_note(folder: Place, tracking: Tracking) -> tuple[str | None, float]:
     """Return the run that a fit's curves go to and the last step in it; None and -1 where there is none there."""
     note = folder / NOTE
-    if not note.is_file():
+    if not is_file(note):
         return None, -1.0
     found = json.loads(note.read_text(encoding="utf-8"))
     return (found["run_id"], found["last_step"]) if found["uri"] == tracking.uri else (None, -1.0)
 
 
-def ending(run: Run, folder: Path, tracking: Tracking) -> Run:
+def ending(run: Run, folder: Place, tracking: Tracking) -> Run:
     """Return a finished fit's run as what ends the open one: without the points that are in it."""
     run_id, last_step = read_note(folder, tracking)
     curves = {name: [point for point in curve if point[0] > last_step] for name, curve in run.curves.items()}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from dejavu.place import Place, is_file, place
 from dejavu.records import Failure, Transcoded
 from dejavu.stages.meter import failed
 from dejavu.stages.spread import Row, spread
 from dejavu.stages.transcode import first_line
-from dejavu.store import Store, write_json
+from dejavu.store import Store, local_copy, write_json
 from dejavu.video.decode import decode
 
 STAGE = "motion"
@@ -30,7 +30,7 @@ def measure_motion(clips: Sequence[Transcoded], store: Store) -> dict[str, float
     a row in the failures table.
     """
     path = store.root / "motion.json"
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if is_file(path) else {}
     told = [clip for clip in clips if clip.codec_metadata]
     pending = list({clip.content_id: clip for clip in told if clip.content_id not in known}.values())
     rows: list[Row] = [
@@ -55,7 +55,7 @@ def measure_motion(clips: Sequence[Transcoded], store: Store) -> dict[str, float
     return {clip.clip_id: known[clip.content_id] for clip in told if clip.content_id in known}
 
 
-def motion_px(path: Path) -> float:
+def motion_px(path: Place) -> float:
     """Return the mean length of a clip's motion vectors in pixels a frame.
 
     Raises:
@@ -63,9 +63,10 @@ def motion_px(path: Path) -> float:
         ValueError: It has no frame.
     """
     total, count = 0.0, 0
-    for piece in decode(path):
-        lengths = np.hypot(piece.codec_F4PP[:, 1], piece.codec_F4PP[:, 2])
-        total, count = total + float(lengths.sum(dtype=np.float64)), count + lengths.size
+    with local_copy(path) as here:
+        for piece in decode(here):
+            lengths = np.hypot(piece.codec_F4PP[:, 1], piece.codec_F4PP[:, 2])
+            total, count = total + float(lengths.sum(dtype=np.float64)), count + lengths.size
     if not count:
         raise ValueError(f"{path.name}: got no frame, expected one or more; remove it and run again")
     return MACROBLOCK_PX * total / count
@@ -75,7 +76,7 @@ def _measure(row: Row) -> Row:
     measured = []
     for path, content_id, clip_id in zip(row["paths"], row["contents"], row["clips"], strict=True):
         try:
-            measured.append((clip_id, content_id, motion_px(Path(path)), ""))
+            measured.append((clip_id, content_id, motion_px(place(path)), ""))
         except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
             measured.append((clip_id, content_id, math.nan, first_line(error)))
     return {"measured": json.dumps(measured)}

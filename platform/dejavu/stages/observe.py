@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from dejavu.backbones.load import load_backbone
+from dejavu.place import is_file
 from dejavu.records import Transcoded
 from dejavu.reuse_stream import follow
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
-from dejavu.store import atomic, identity
+from dejavu.store import atomic, identity, local_copy
 from dejavu.video.decode import decode
 
 NUM_FRAMES = 32
@@ -36,7 +37,7 @@ def observe_reuse(
     contents = [clip.content_id for clip in clips]
     folder = embedding.store.root / "reuse" / identity({"clips": contents, "frames": NUM_FRAMES})
     paths = {setting: folder / f"{setting.setting_id}.npz" for setting in settings}
-    pending = [setting for setting in settings if not paths[setting].is_file()]
+    pending = [setting for setting in settings if not is_file(paths[setting])]
     if pending:
         watch: Any = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0)(_watch)
         rows = [setting.to_row() for setting in pending]
@@ -46,7 +47,7 @@ def observe_reuse(
                 np.savez_compressed(file, *found[setting.setting_id])
     observed = {}
     for setting, path in paths.items():
-        with np.load(path) as arrays:
+        with local_copy(path) as here, np.load(here) as arrays:
             observed[setting] = [arrays[f"arr_{number}"] for number in range(len(clips))]
     return observed
 
@@ -61,11 +62,12 @@ def _watch(
         method = setting.config.build(backbone.vit)
         found[setting.setting_id] = []
         for clip in clips:
-            pieces = decode(
-                embedding.store.root / str(clip["path"]),
-                count=NUM_FRAMES,
-                motion_binning=embedding.config.motion_binning,
-                chunk_frames=embedding.config.chunk_frames,
-            )
-            found[setting.setting_id].append(np.stack([one.reuse_LN for one in follow(method, backbone, pieces)]))
+            with local_copy(embedding.store.root / str(clip["path"])) as path:
+                pieces = decode(
+                    path,
+                    count=NUM_FRAMES,
+                    motion_binning=embedding.config.motion_binning,
+                    chunk_frames=embedding.config.chunk_frames,
+                )
+                found[setting.setting_id].append(np.stack([one.reuse_LN for one in follow(method, backbone, pieces)]))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from dejavu.datasets.how2qa import load_how2qa
@@ -13,6 +12,7 @@ from dejavu.datasets.msr_vtt import load_msr_vtt
 from dejavu.datasets.next_qa import load_next_qa
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
 from dejavu.datasets.video_folder import load_video_folder
+from dejavu.place import Place, place, side_by_side
 from dejavu.records import Dataset, Split
 from dejavu.stages.spread import Row, spread
 
@@ -21,7 +21,9 @@ ANNOTATED = {"next_qa": load_next_qa, "msr_vtt": load_msr_vtt, "how2qa": load_ho
 SCORED: tuple[Split, ...] = ("val", "test")
 
 
-def load_folder(name: DatasetName, videos: Path, annotations: Path | None, splits: Sequence[Split] = SCORED) -> Dataset:
+def load_folder(
+    name: DatasetName, videos: Place, annotations: Place | None, splits: Sequence[Split] = SCORED
+) -> Dataset:
     """Load a dataset that lies in folders; a folder of videos has no splits.
 
     Raises:
@@ -35,10 +37,11 @@ def load_folder(name: DatasetName, videos: Path, annotations: Path | None, split
     return ANNOTATED[name](videos, annotations, splits=tuple(splits))
 
 
-def draw_world(root: Path, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:
+def draw_world(root: Place, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:
     """Draw what is lacking of the synthetic world; return it, and how many videos were drawn now."""
     specs = list_videos(config)
-    lacking = [spec for spec in specs if not is_made(spec, root)]
+    made = side_by_side(root, lambda spec: is_made(spec, root), specs)
+    lacking = [spec for spec, there in zip(specs, made, strict=True) if not there]
     rows = [asdict(spec) for spec in lacking]
     drawn = list(spread(partial(_draw, root=str(root)), rows, stage="draw", unit="videos"))
     write_annotations(root, config)
@@ -49,4 +52,4 @@ def draw_world(root: Path, config: SyntheticConfig, splits: Sequence[Split] = SC
 def _draw(row: Row, root: str) -> Row:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     spec = VideoSpec(**values)
-    return {"video_id": spec.video_id, "made": make_one(spec, Path(root))}
+    return {"video_id": spec.video_id, "made": make_one(spec, place(root))}

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dejavu.place import Place, side_by_side
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding, cut
-from dejavu.store import identity
+from dejavu.store import identity, read_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,8 @@ def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Tran
     Equal contents are stored once and handed to every clip that has them.
     """
     complete = _complete(embedding, setting, clips)
-    tables = [pq.read_table(path) for path in sorted(set().union(*complete.values()))]
+    shards = sorted(set().union(*complete.values()), key=str)
+    tables = side_by_side(embedding.store.root, read_parquet, shards)
     by_content: dict[str, ClipEmbeddings] = {}
     if tables:
         table = pa.concat_tables(tables)
@@ -64,7 +64,7 @@ def complete_clips(embedding: Embedding, setting: Setting, clips: Sequence[Trans
     return {clip.clip_id for clip in clips if clip.content_id in complete}
 
 
-def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, set[Path]]:
+def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, set[Place]]:
     """Return the shards of each content that is there from beginning to end."""
     done = embedding.store.done(setting.setting_id)
     units: dict[str, list[str]] = defaultdict(list)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from dejavu.drift import drift_curve, plot_drift, write_drift_csv
 from dejavu.equal_flops import write_leads_csv
 from dejavu.frontier import MAX_LOSS, original_quality, quality_of
 from dejavu.looks import looks_of
+from dejavu.place import Place
 from dejavu.records import ParetoPoint, Transcoded
 from dejavu.report import Picture, RunFacts, Tables, write_report
 from dejavu.reuse_layers import LayerRates, layer_rates, plot_layer_rates
@@ -25,6 +25,7 @@ from dejavu.stages.motion import measure_motion
 from dejavu.stages.observe import observe_reuse
 from dejavu.stages.read import read_embeddings
 from dejavu.stages.score import Exam
+from dejavu.store import local_copy
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.video.decode import decode_all
 from reuse_models.reusevit import ReuseVitConfig
@@ -61,7 +62,7 @@ class Scored:
     embedding: Embedding
 
 
-def write_page(scored: Scored, facts: RunFacts, results: Path) -> Path:
+def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
     """Write breakdown.csv, drift.csv, equal_flops.csv and report.html beside pareto.csv; return the page's path."""
     settings = [score.setting for score in scored.evidence.scores]
     frames = _frames(settings, scored)
@@ -115,7 +116,7 @@ def _frames(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[s
     return found
 
 
-def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], results: Path) -> list[Picture]:
+def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], results: Place) -> list[Picture]:
     """Draw the curves of settings that reuse anything; merging methods and Original compute each frame by itself."""
     curves = [
         drift_curve((score.setting.method, score.setting.label), frames[score.setting], seed=scored.evidence.seed)
@@ -169,7 +170,8 @@ def _draw_reuse(scored: Scored, clips: Sequence[Transcoded]) -> list[Picture]:
         )
         middle = len(clips) // 2
         reuse_FLN = observed[setting][middle]
-        frames = decode_all(scored.embedding.store.root / clips[middle].path, count=len(reuse_FLN))
+        with local_copy(scored.embedding.store.root / clips[middle].path) as path:
+            frames = decode_all(path, count=len(reuse_FLN))
         plot_reuse_map(frames.rgb_FHWC, reuse_FLN, folder / "map.png", class_FPP=frames.codec_F4PP[:, 0])
         caption = MAP_CAPTION.format(
             method=looks_of([point.method])[point.method].name,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.events import Work
+from dejavu.place import Place, is_file
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import kernel_version
 from dejavu.stages.batch import Embedding, Segment, decode_segment
@@ -28,7 +28,7 @@ from dejavu.stages.read import clips_identity
 from dejavu.stages.spread import Row, report_progress
 from dejavu.stages.train import TrainError
 from dejavu.stages.transcode import first_line
-from dejavu.store import identity, write_json
+from dejavu.store import identity, local_copy, write_json
 from reuse_models.diffrate_schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
 from reuse_models.diffrate_search import SearchConfig, SearchResult, search_schedule
 
@@ -89,7 +89,7 @@ def search_schedules(
     """
     folder = _folder(embedding, backbone)
     paths = {share: folder / f"{_schedule_id(share, clips, backbone, config)}.json" for share in config.shares}
-    pending = [share for share in config.shares if not paths[share].is_file()]
+    pending = [share for share in config.shares if not is_file(paths[share])]
     found: dict[float, SearchResult] = {}
     failures: set[Failure] = set()
     if pending:
@@ -111,10 +111,15 @@ def search_schedules(
 def read_schedules(embedding: Embedding, backbone: Backbone) -> tuple[Schedule, ...]:
     """Return what the last search for this backbone left in this results folder; nothing where there was none."""
     folder = _folder(embedding, backbone)
-    if not (folder / "latest.json").is_file():
+    if not is_file(folder / "latest.json"):
         return ()
     names = json.loads((folder / "latest.json").read_text(encoding="utf-8"))
-    return tuple(read_schedule(folder / name, backbone.vit.shape) for name in names)
+    return tuple(_read_schedule(folder / name, backbone) for name in names)
+
+
+def _read_schedule(path: Place, backbone: Backbone) -> Schedule:
+    with local_copy(path) as here:
+        return read_schedule(here, backbone.vit.shape)
 
 
 def gather_frames(
@@ -148,7 +153,7 @@ def gather_frames(
     return torch.cat([torch.zeros(0, 3, side, side, device=backbone.vit.position.device), *pixels]), tuple(failures)
 
 
-def _folder(embedding: Embedding, backbone: Backbone) -> Path:
+def _folder(embedding: Embedding, backbone: Backbone) -> Place:
     return embedding.store.root / "schedules" / backbone.identity[:12]
 
 

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 
+from dejavu.place import Place
 from dejavu.records import TaskScore
 from dejavu.stages.score import SettingScore
 from dejavu.store import write_text
@@ -17,7 +17,7 @@ METRICS = tuple(field.name for field in fields(TaskScore) if field.name not in (
 COLUMNS = ("method", "setting", "span", *METRICS, *(f"acc_qa_{kind}" for kind in TYPE_GROUPS))
 
 
-def write_task_scores(path: Path, scores: Sequence[SettingScore]) -> None:
+def write_task_scores(path: Place, scores: Sequence[SettingScore]) -> None:
     """Write one row per setting and kind of span; nothing where no question was scored.
 
     A question type that nobody asked is an empty cell; all other values are counts or shares of 1.

@@ -28,18 +28,26 @@ from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.sentences import BACKBONE, Sentences, load_sentences, mean_hidden
+from dejavu.place import Place, is_file, ray_storage
 from dejavu.records import Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
 from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.train import TrainError, lost_workers
-from dejavu.store import atomic, file_sha256, identity, write_json
+from dejavu.store import atomic, fetch, file_sha256, identity, local_copy, write_json
 from dejavu.tasks import temp_clip, temp_clip_fit
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.temp_clip import NUM_FRAMES, TempClip, TempClipShape
 from dejavu.tasks.temp_clip_answers import SpanKind, answer_questions, embed_candidates, see_clip
 from dejavu.tasks.temp_clip_fit import Lesson, NotFiniteError, TempClipFit, TempClipFitConfig, remembered
-from dejavu.tasks.temp_clip_weights import PUBLISHED_HEADS, check_widths, load_temp_clip, read_weights, save_temp_clip
+from dejavu.tasks.temp_clip_weights import (
+    PUBLISHED_HEADS,
+    TempClipWeights,
+    check_widths,
+    load_temp_clip,
+    read_weights,
+    save_temp_clip,
+)
 
 WEIGHTS = "temp_clip.safetensors"
 PAIRED_PROMPT = "{question} </s> {answer}"
@@ -111,7 +119,7 @@ class TrainedHead:
 class HeadFit:
     """What training a head leaves."""
 
-    weights: Path
+    weights: Place
     curve: tuple[Mapping[str, float], ...]
     """One entry per epoch."""
     is_new: bool
@@ -131,7 +139,7 @@ class _Task:
     original: Setting
 
 
-def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Path | None = None) -> TrainedHead:
+def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Place | None = None) -> TrainedHead:
     """Read a head and its text encoder; everything that could not be used is refused here, before any work.
 
     Args:
@@ -146,7 +154,7 @@ def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Path
     """
     path = weights or config.temp_clip_checkpoint
     assert path is not None, "a head that is to be trained has no weights to open"
-    found = load_temp_clip(path, config.num_heads)
+    found = _load(path, config.num_heads)
     if bool(found.text) != (config.text_encoder != BACKBONE):
         expected = f"the RoBERTa that it was trained from ({found.text_encoder or 'roberta-base as published'})"
         raise ValueError(
@@ -158,6 +166,16 @@ def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Path
     if sentences.encoder is not None and torch.cuda.is_available():
         sentences.encoder.to("cuda")
     return TrainedHead(found.head, sentences, prompt_of(config, prompt), config.span)
+
+
+def _load(path: Place, num_heads: int | None) -> TempClipWeights:
+    if isinstance(path, Path):
+        return load_temp_clip(path, num_heads)
+    with local_copy(path) as here:
+        beside = path.with_suffix(".json")  # as a published checkpoint does not have
+        if is_file(beside):
+            fetch(beside, here.with_suffix(".json"))
+        return load_temp_clip(here, num_heads)
 
 
 def check_head(config: TaskConfig, backbone: Backbone, prompt: str) -> None:
@@ -241,14 +259,15 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
         }
     )
     folder = embedding.store.root.resolve() / "heads" / head_id
-    is_new = not (folder / "fit.json").is_file()
+    is_new = not is_file(folder / "fit.json")
     if is_new:
         _run_fit(_Task(embedding, config, ours, tuple(clips), by_split["train"], by_split["val"], original), folder)
     note = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
     return HeadFit(folder / WEIGHTS, tuple(note["curve"]), is_new)
 
 
-def _run_fit(task: _Task, folder: Path) -> None:
+def _run_fit(task: _Task, folder: Place) -> None:
+    storage = ray_storage(task.embedding.store.root / "train")
     has_gpu = bool(ray.cluster_resources().get("GPU", 0))
     trainer = TorchTrainer(
         _worker,
@@ -259,7 +278,8 @@ def _run_fit(task: _Task, folder: Path) -> None:
         ),
         run_config=RunConfig(
             name=f"head-{folder.name}",
-            storage_path=str(task.embedding.store.root.resolve() / "train"),
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

@@ -32,6 +32,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.place import Place, is_file, ray_storage
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting, kernel_version
 from dejavu.stages.batch import Batch as BatchOfClips
@@ -53,7 +54,7 @@ SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embeddi
 """Of an epoch's numbers, those that are printed."""
 
 
-Watch = Callable[[Mapping[str, Path]], See]
+Watch = Callable[[Mapping[str, Place]], See]
 """Begins to show fits, given the folder of each by target."""
 
 
@@ -112,7 +113,7 @@ class TrainedAddon:
     """One finished fit."""
 
     target: float
-    weights: Path
+    weights: Place
     curve: tuple[Mapping[str, float], ...]
     """One entry per epoch: step, loss and rate on training and validation clips."""
     biases: Mapping[float, float]
@@ -186,14 +187,14 @@ def train_addons(
 
 def read_addons(embedding: Embedding) -> tuple[TrainedAddon, ...]:
     """Return what the last training in this results folder left; nothing where there was none."""
-    if not _latest(embedding).is_file():
+    if not is_file(_latest(embedding)):
         return ()
     ids = json.loads(_latest(embedding).read_text(encoding="utf-8"))
     found = [_read(embedding, addon_id, float(target)) for target, addon_id in ids.items()]
     return tuple(addon for addon in found if addon)
 
 
-def _latest(embedding: Embedding) -> Path:
+def _latest(embedding: Embedding) -> Place:
     return embedding.store.root / "addons" / "latest.json"
 
 
@@ -206,14 +207,14 @@ def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, con
     return identity({**parts, "code": kernel_version()})
 
 
-def _folder(embedding: Embedding, addon_id: str) -> Path:
+def _folder(embedding: Embedding, addon_id: str) -> Place:
     return embedding.store.root.resolve() / "addons" / addon_id
 
 
 def _read(embedding: Embedding, addon_id: str, target: float) -> TrainedAddon | None:
     folder = _folder(embedding, addon_id)
     note = folder / "fit.json"
-    if not note.is_file():
+    if not is_file(note):
         return None
     found = json.loads(note.read_text(encoding="utf-8"))
     return TrainedAddon(
@@ -258,6 +259,7 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
     workers = min(task.config.num_workers or fitting, len(task.train))
     # Not by the number of workers: on what is left of a cluster, the same command goes on from the last checkpoint.
     run_id = identity({"addons": sorted(ids[target] for target in task.targets)})
+    storage = ray_storage(task.embedding.store.root / "train")
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"task": task},
@@ -266,7 +268,8 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
         ),
         run_config=RunConfig(
             name=run_id,
-            storage_path=str(task.embedding.store.root.resolve() / "train"),
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
             failure_config=FailureConfig(max_failures=task.config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -291,7 +294,7 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
     return failures
 
 
-def _curves(embedding: Embedding, run_id: str) -> Path:
+def _curves(embedding: Embedding, run_id: str) -> Place:
     """Where workers write the curves so far."""
     return embedding.store.root.resolve() / "train" / run_id / "curves.json"
 
@@ -305,7 +308,7 @@ def lost_workers(error: TrainingFailedError, max_failures: int) -> str:
     )
 
 
-def _keep(checkpoint: Path, folder: Path, target: float, progress: Mapping[str, Any]) -> None:
+def _keep(checkpoint: Path, folder: Place, target: float, progress: Mapping[str, Any]) -> None:
     """Copy one target's weights out of a checkpoint; the note that makes them count comes last."""
     for suffix in ("json", "safetensors"):
         with atomic(folder / f"target={target:g}.{suffix}") as temporary:

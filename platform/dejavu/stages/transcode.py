@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from dejavu.place import place, side_by_side
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.stages.meter import Step, failed, metered
 from dejavu.stages.spread import Row, spread
 from dejavu.stages.transcode_apart import transcode_apart
-from dejavu.store import Store, file_sha256, identity, list_names, patiently, write_json
+from dejavu.store import Store, atomic, file_sha256, identity, list_names, local_copy, patiently, write_json
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 
 STAGE = "transcode"
@@ -34,7 +34,7 @@ def source_key(clip: Clip, config: TranscodeConfig, frame_px: int) -> str:
     Raises:
         OSError: The file is gone or cannot be looked at.
     """
-    stat = Path(clip.path).stat()
+    stat = place(clip.path).stat()
     return identity(
         {"clip": clip.clip_id, "bytes": stat.st_size, "ns": stat.st_mtime_ns, "px": frame_px, "config": asdict(config)}
     )
@@ -48,7 +48,7 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
     clip = Clip(**row["clip"])
     try:
         with metered(Step(stage=STAGE, step="transcode", clip_ids=[clip.clip_id])) as done:
-            record = _transcode(clip, Store(Path(row["store"])), TranscodeConfig(**row["config"]), row, encode)
+            record = _transcode(clip, Store(place(row["store"])), TranscodeConfig(**row["config"]), row, encode)
             done.num_frames = record.num_frames
     except Exception as error:  # any clip may be broken in any way; the run goes on and the table says so
         return {"clip_id": clip.clip_id, "record": "", "error": first_line(error)}
@@ -56,19 +56,19 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
 
 
 def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, encode: Encode) -> Transcoded:
-    source = Path(clip.path)
-    content_id = identity({"sha256": file_sha256(source), "config": asdict(config), "px": row["px"]})
-    target = store.mp4_path(content_id)
+    with local_copy(place(clip.path)) as source:
+        content_id = identity({"sha256": file_sha256(source), "config": asdict(config), "px": row["px"]})
+        target = store.mp4_path(content_id)
 
-    def write() -> Mp4Info:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return encode(source, target, frame_px=row["px"], config=config)
+        def write() -> Mp4Info:
+            with atomic(target) as unfinished:
+                return encode(source, unfinished, frame_px=row["px"], config=config)
 
-    info = patiently(write)
+        info = patiently(write)
     record = Transcoded(
         clip_id=clip.clip_id,
         content_id=content_id,
-        path=str(target.relative_to(store.root)),
+        path=f"{target.parent.name}/{target.name}",
         num_frames=info.num_frames,
         frame_px=info.frame_px,
         fps=info.fps,
@@ -97,13 +97,17 @@ def transcode_clips(
     failures: list[Failure] = []
     records, mp4s = store.transcoded(), list_names(store.mp4_dir, ".mp4")
     shared = {"store": str(store.root), "px": frame_px, "config": asdict(config)}
-    for clip in clips:
+
+    def name(clip: Clip) -> str | OSError:
         try:
-            key = source_key(clip, config, frame_px)
+            return source_key(clip, config, frame_px)
         except OSError as error:
-            failures.append(
-                Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {error.strerror or error}")
-            )
+            return error
+
+    at = place(clips[0].path) if clips else store.root
+    for clip, key in zip(clips, side_by_side(at, name, clips), strict=True):
+        if isinstance(key, OSError):
+            failures.append(Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {key.strerror or key}"))
             continue
         if key in records:
             record = Transcoded(**json.loads(records[key]))
