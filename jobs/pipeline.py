@@ -181,6 +181,7 @@ def run(job: Job) -> None:
         job.check()
     timings = {}
     if job.runs("measure"):
+        cluster.bring_up(experiment.gpus_per_worker)
         timings, num_timed = measure_settings(
             [original, *chosen], original, job.of_split("test"), job.embedding, experiment.measure
         )
@@ -287,6 +288,7 @@ def fit_schedules(job: Job) -> None:
         lacking = "a tower with CLS" if clips else "training clips"
         job.say(f"no {lacking}: DiffRate's schedules are not searched")
         return
+    cluster.bring_up(job.experiment.gpus_per_worker)
     result = search_schedules(clips, job.backbone, job.embedding, job.experiment.schedules)
     job.say(f"searched {len(result.found)} of {len(result.schedules)} DiffRate schedules")
     for share, found in sorted(result.found.items()):

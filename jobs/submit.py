@@ -20,9 +20,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -65,8 +66,8 @@ def main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def cluster(ray: Path, num_cpus: int | None = None) -> Iterator[Cluster]:
-    """Run a one-node cluster that answers this user alone, and end it.
+def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
+    """Run a cluster of one node, or one that grows, which answers this user alone, and end it.
 
     The dashboard listens on loopback, but Ray's own services listen on every interface whatever the node's address, and
     run what they are sent: hence the token.
@@ -74,6 +75,8 @@ def cluster(ray: Path, num_cpus: int | None = None) -> Iterator[Cluster]:
     Args:
         ray: The program.
         num_cpus: That the node offers; all that this machine has unless given.
+        autoscaling: What `ray up` would read from its file: the head then offers what its type has there, and the
+            provider is told the cluster's address. None for a cluster that stays as it is.
     """
     # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
     folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
@@ -87,18 +90,40 @@ def cluster(ray: Path, num_cpus: int | None = None) -> Iterator[Cluster]:
     command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", *options]
     command += [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
+    address = f"127.0.0.1:{ports[0]}"
+    if autoscaling is not None:
+        head = autoscaling["available_node_types"][autoscaling["head_node_type"]]["resources"]
+        command += [f"--num-cpus={head['CPU']}", f"--num-gpus={head['GPU']}"]
+        config = folder / "autoscaling.json"  # which is YAML too
+        config.write_text(json.dumps({**autoscaling, "provider": {**autoscaling["provider"], "gcs_address": address}}))
+        command += [f"--autoscaling-config={config}"]
     log = folder / "start.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=output, env=environment(token), start_new_session=True
         )
-    started = Cluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", token, process.pid)
+    started = Cluster(address, f"http://127.0.0.1:{ports[1]}", token, process.pid)
     try:
         wait(started, process, log)
         yield started
     finally:
         stop(process, folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_node(ray: Path, started: Cluster, num_cpus: int) -> subprocess.Popen[bytes]:
+    """Start one more node of a cluster on this machine; the end of the cluster is its end too."""
+    ports = free_ports(2)
+    command = [ray, "start", f"--address={started.address}", "--block", "--disable-usage-stats"]
+    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", "--object-store-memory=200000000"]
+    command += [f"--dashboard-agent-listen-port={ports[0]}", f"--metrics-export-port={ports[1]}"]
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=environment(started.token),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def environment(token: Path) -> dict[str, str]:

@@ -67,10 +67,7 @@ def test_the_head_has_no_work(cloud: dict[str, Any]) -> None:
 def test_worker_counts_fit_together(cloud: dict[str, Any]) -> None:
     kinds = workers(cloud)
     assert all(0 <= kind["min_workers"] <= kind["max_workers"] for kind in kinds.values())
-    assert sum(kind["min_workers"] for kind in kinds.values()) <= cloud["max_workers"]
-    assert any(kind["resources"].get("GPU", 0) and kind["min_workers"] for kind in kinds.values()), (
-        "the pool is sized to the GPUs that are up"
-    )
+    assert sum(kind["min_workers"] for kind in kinds.values()) == 0, "nothing is up that no stage asked for"
     assert cloud["idle_timeout_minutes"] > 0
 
 

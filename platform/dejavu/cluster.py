@@ -16,8 +16,16 @@ import ray
 
 from dejavu.events import LOGS_VARIABLE
 
+_log = logging.getLogger(__name__)
+
 PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds platform/ and reuse_models/ (Ray's unpacked copy of it in a submitted job)."""
+
+
+NODE_GROUP_LABEL = "ray.io/node-group"
+"""Ray's own label of a machine that a cluster launcher or KubeRay started as one of a type."""
+MACHINE_TIMEOUT_S = 1800
+"""A cloud's GPU machine spends ten minutes or more on installing before it joins."""
 
 
 class ClusterError(RuntimeError):
@@ -92,6 +100,9 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     What they hold is so little that all of them fit on the smallest machine beside a reader: when machines are lost,
     Ray starts their actors again on those that are left; where none had a CPU left for readers, nothing would move.
 
+    A cluster that grows is first brought to one machine that can take an actor. More actors than fit on what is up then
+    wait for machines that their demand brings, and those that are up begin.
+
     Args:
         num_workers: Actors wanted, or None for as many as fit.
         gpus_per_worker: GPUs an actor holds, or None for one where the cluster has any.
@@ -99,15 +110,12 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     Raises:
         ClusterError: More is asked for than the cluster can ever give.
     """
+    bring_up(gpus_per_worker)
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     gpus_each = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
-    if gpus_each > gpus:
-        raise ClusterError(
-            f"gpus_per_worker: got {gpus_each:g}, expected at most the cluster's {gpus:g}; lower --gpus-per-worker"
-        )
     num_actors = num_workers or (int(gpus / gpus_each) if gpus_each else max(1, int(cpus)))
-    if gpus_each and num_actors * gpus_each > gpus:
+    if gpus_each and num_actors * gpus_each > gpus and not _grows():
         raise ClusterError(
             f"num_workers: got {num_actors} with {gpus_each:g} GPUs each, expected at most {gpus:g} GPUs in all; "
             "lower --num-workers"
@@ -121,6 +129,46 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     # Rounded down to what Ray counts in, so that the sum stays below whatever the rounding; many machines share less.
     share = max(0.01, min(1.0, math.floor((smallest - reader) / num_actors * 100) / 100))
     return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each, cpus_per_reader=reader)
+
+
+def bring_up(gpus_per_worker: float | None) -> None:
+    """Wait until a machine is up that can take a worker, on a cluster that grows on demand; elsewhere do not wait.
+
+    Args:
+        gpus_per_worker: GPUs that a worker holds; None asks for a CPU alone.
+
+    Raises:
+        ClusterError: The cluster does not grow and has fewer GPUs, or no machine came in time.
+    """
+    gpus_each = gpus_per_worker or 0.0
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0.0)
+    if gpus >= gpus_each and resources.get("CPU"):
+        return
+    if not _grows():
+        if gpus < gpus_each:
+            raise ClusterError(
+                f"gpus_per_worker: got {gpus_each:g}, expected at most the cluster's {gpus:g}; lower --gpus-per-worker"
+            )
+        return
+    _log.warning("waiting for a machine with %g GPUs", gpus_each)
+    # A task's demand ends with this driver; what ray.autoscaler.sdk.request_resources asks for does not.
+    probe = ray.remote(num_cpus=1, num_gpus=gpus_each)(_nothing).remote()
+    if not ray.wait([probe], timeout=MACHINE_TIMEOUT_S)[0]:
+        ray.cancel(probe)
+        raise ClusterError(
+            f"machines: got none with {gpus_each:g} GPUs within {MACHINE_TIMEOUT_S // 60} minutes, expected the "
+            "autoscaler to start one; see `ray status`, or lower --gpus-per-worker"
+        )
+
+
+def _nothing() -> None:
+    """Run where a worker could."""
+
+
+def _grows() -> bool:
+    """Whether machines may come up on demand: some cluster launcher has started those that are here."""
+    return any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])
 
 
 def _cpus_per_machine() -> list[float]:

@@ -96,13 +96,7 @@ class Bench:
         """Start one more node of the cluster on this machine."""
         import submit
 
-        ports = dict(zip(("dashboard-agent-listen-port", "metrics-export-port"), submit.free_ports(2), strict=True))
-        command = [str(RAY), "start", f"--address={self.cluster.address}", "--block", "--disable-usage-stats"]  # type: ignore[attr-defined]
-        command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", "--object-store-memory=200000000"]
-        command += [f"--{name}={port}" for name, port in ports.items()]
-        node = subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        node = submit.add_node(RAY, self.cluster, num_cpus)  # type: ignore[arg-type]
         self.nodes.append(node)
         return node
 
@@ -172,17 +166,18 @@ def result_set(results: Path) -> dict[tuple[str, str, int], list[float]]:
 
 
 @pytest.fixture(scope="session")
-def same(undisturbed: Path) -> Callable[[Path], None]:
+def same(undisturbed: Path) -> Callable[..., None]:
     """Hold a results folder against the undisturbed one: same frames, each once, same values, no failure."""
     import numpy as np
 
     expected = result_set(undisturbed)
 
-    def check(results: Path) -> None:
+    def check(results: Path, tolerance: float = 2e-3) -> None:
         found = result_set(results)
         assert found.keys() == expected.keys()
         keys = sorted(expected)
-        np.testing.assert_allclose([found[key] for key in keys], [expected[key] for key in keys], atol=2e-3)
+        actual, desired = ([frames[key] for key in keys] for frames in (found, expected))
+        np.testing.assert_allclose(actual, desired, atol=tolerance, rtol=0)
         for name in ("transcoded", "mp4"):
             ours, theirs = (sorted(p.name for p in (r / "store" / name).iterdir()) for r in (results, undisturbed))
             assert [one for one in ours if not one.startswith(".")] == theirs
