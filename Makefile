@@ -10,7 +10,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
 	{ curl -fsIL -m 5 $(CPU_INDEX)/torch/ >/dev/null 2>&1 && echo --extra-index-url $(CPU_INDEX); })
 
-.PHONY: pipeline test soak lint install clean
+.PHONY: pipeline test soak fuzz audit lint install clean
 
 ## pipeline: install, start a Ray cluster of our own, run the main job on it (RECIPE=demo), stop the cluster
 pipeline: install
@@ -20,11 +20,19 @@ pipeline: install
 test: install
 	$(BIN)/python -m pytest $(ARGS)
 
-## soak: the tests that kill things, ROUNDS times; each test of each round is a line of results/soak.log
+## soak: the tests that kill things, ROUNDS times, and the fuzz; each test of each round is a line of results/soak.log
 soak: install
-	status=0; for round in $$(seq $(ROUNDS)); do \
+	status=0; $(BIN)/python -m tests.fuzz --log results/soak.log $(FUZZ) || status=1; for round in $$(seq $(ROUNDS)); do \
 		SOAK_LOG=results/soak.log $(BIN)/python -m pytest tests/faults -m faults $(ARGS) || status=1; \
 	done; exit $$status
+
+## fuzz: damaged videos, stored clips, annotations and checkpoints (FUZZ="--videos DIR": real ones too); see --help
+fuzz: install
+	$(BIN)/python -m tests.fuzz --log results/fuzz.log $(FUZZ)
+
+## audit: look up the pinned packages in a database of vulnerabilities, if one answers
+audit: install
+	$(BIN)/python jobs/audit.py
 
 ## lint: format, lint and types
 lint: install
