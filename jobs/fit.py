@@ -5,7 +5,6 @@ Takes the words of jobs/pipeline.py and works in the same results folder: a pipe
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
 
-import signal
 import sys
 from dataclasses import replace
 
@@ -16,15 +15,7 @@ from dejavu.experiment import parse
 
 def main() -> int:
     """Prepare and transcode what is lacking, fit, print what was achieved; return the exit status."""
-    try:
-        pipeline.run(pipeline.start(replace(parse(sys.argv[1:]), stages=("transcode", "train"))))
-    except pipeline.ONE_LINE_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print(pipeline.STOPPED, file=sys.stderr, flush=True)
-        return 128 + signal.SIGTERM
-    return 0
+    return pipeline.attempt(lambda: replace(parse(sys.argv[1:]), stages=("transcode", "train")))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,40 @@
 """From video files to a Pareto plot: `python jobs/pipeline.py [demo|tiny|folder|nextqa] [--help]`.
 
-One call per stage; what is in the store already is not done again.
+One call per stage; what is in the store already is not done again. With `--status` it says how that run is doing.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
 
+import sys
+
+if __name__ == "__main__" and "--status" in sys.argv:  # answered before what takes seconds to import
+    import status
+
+    sys.exit(status.main(sys.argv[1:]))
+
 import os
 import shlex
 import signal
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from dejavu import cluster
 from dejavu.backbones.load import Backbone, BackboneError, load_backbone
+from dejavu.events import LOGS, Work, tell, telling
 from dejavu.experiment import Experiment, ExperimentError, Stage, parse
 from dejavu.pareto_view import VIEW_ID
+from dejavu.place import Place, is_file, listed, storage_errors
 from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.report import RunFacts
-from dejavu.results_folder import results_folder
-from dejavu.setting import Setting, name_setting
+from dejavu.results_folder import local_folder, results_folder
+from dejavu.setting import Setting, name_setting, with_local_weights
 from dejavu.stages.batch import Embedding
 from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
-from dejavu.stages.live import LiveCurves, See, ending
+from dejavu.stages.live import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
@@ -39,6 +46,7 @@ from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_less
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.stages.transcode_apart import transcode_apart
+from dejavu.status import end_status, keep_status
 from dejavu.store import Store, StoreError, identity, write_json, write_text
 from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError
 from reuse_models.diffrate import DiffRateConfig
@@ -75,7 +83,7 @@ class Job:
     """What a run has in hand between its stages."""
 
     experiment: Experiment
-    results: Path
+    results: Place
     store: Store
     tracking: Tracking
     backbone: Backbone
@@ -121,12 +129,17 @@ def start(experiment: Experiment) -> Job:
     experiment.check_folders()
     store = Store.open(results / "store")
     write_text(results / "config.yaml", experiment.to_yaml())
+    here = local_folder(experiment.recipe, results)
+    keep_status(results, experiment.recipe, here / LOGS)
     print(experiment.to_yaml(), flush=True)
     backbone = load_backbone(experiment.backbone)
     given_schedules(experiment, backbone)
     check_head(experiment.task, backbone, experiment.prompt)
-    tracking = Tracking.open(results)
-    cluster.connect()
+    tracking = Tracking.open(here)
+    if here != results and tracking.uri.startswith("sqlite:"):
+        print(f"MLflow: {here / 'mlflow.db'}, since no database can lie in {results}; or set MLFLOW_TRACKING_URI")
+    tell("tracking", {"command": tracking.ui_command})
+    cluster.connect(logs=here / LOGS)
     cluster.honour_notice()
     dataset = load_dataset(experiment, results)
     check_lessons(experiment.task, dataset.questions)
@@ -138,7 +151,7 @@ def start(experiment: Experiment) -> Job:
     )
 
 
-def load_dataset(experiment: Experiment, results: Path) -> Dataset:
+def load_dataset(experiment: Experiment, results: Place) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
     trains = experiment.trains or experiment.searches or experiment.task.trains
     splits: tuple[Split, ...] = ("train", *SCORED) if trains else SCORED
@@ -182,13 +195,17 @@ def run(job: Job) -> None:
     timings = {}
     if job.runs("measure"):
         cluster.bring_up(experiment.gpus_per_worker)
-        timings, num_timed = measure_settings(
-            [original, *chosen], original, job.of_split("test"), job.embedding, experiment.measure
-        )
+        with telling(Work(stage="measure", total=1 + len(chosen), unit="settings")) as so_far:
+            timings, num_timed = measure_settings(
+                [original, *chosen], original, job.of_split("test"), job.embedding, experiment.measure
+            )
+            so_far(len(timings))
         job.say(f"timed {num_timed} settings")
     if job.runs("score"):
         exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt, job.head)
-        scores = score_settings([original, *chosen], original, exam, job.embedding)
+        with telling(Work(stage="score", total=1 + len(chosen), unit="settings")) as so_far:
+            scores = score_settings([original, *chosen], original, exam, job.embedding)
+            so_far(len(scores))
         write_task_scores(job.results / "task_scores.csv", scores)
         evidence = Evidence(scores, timings, job.backbone.vit.shape, experiment.seed)
         points = gather_points(evidence)
@@ -240,7 +257,8 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     for split, some in clips.items():
         embed_clips(some, [original], job.embedding, pool, split)
-    result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
+    with telling(Work(stage="train", total=experiment.train.epochs, unit="epochs")):
+        result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
         log_once(job, addon.weights, ending(fit_run(job, addon), addon.weights.parent, job.tracking))
@@ -250,18 +268,24 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     return result.addons
 
 
-def live_curves(job: Job, folders: Mapping[str, Path]) -> See:
+def live_curves(job: Job, folders: Mapping[str, Place]) -> See:
     """Open a run in MLflow and one in TensorBoard for each target, to be seen while the fits go on."""
     runs = {target: Run(name=f"fit target={target}", params={}, metrics={}, tags=tags(job)) for target in folders}
     events = job.results / "tensorboard"
     print(f"live curves: {job.tracking.ui_command}, or tensorboard --logdir {shlex.quote(str(events))}", flush=True)
-    return LiveCurves(job.tracking, runs, folders, events).see
+    live = LiveCurves(job.tracking, runs, folders, events)
+
+    def see(curves: Mapping[str, Curve]) -> None:
+        tell("progress", {"stage": "train", "done": max(map(len, curves.values()), default=0)})
+        live.see(curves)
+
+    return see
 
 
-def log_once(job: Job, weights: Path, run: Run) -> None:
+def log_once(job: Job, weights: Place, run: Run) -> None:
     """Log what made these weights, unless that is done: a run may have ended between the fit and its logging."""
     note = weights.with_name("mlflow.json")
-    if not note.is_file():
+    if not is_file(note):
         write_json(note, {"run_id": job.tracking.log(run, [])})
 
 
@@ -309,14 +333,14 @@ def published_configs(job: Job) -> list[MethodConfig]:
     """
     folder = job.experiment.published_checkpoints
     configs: list[MethodConfig] = []
-    for path in sorted(folder.glob("*.ckpt")) if folder else []:
+    for path in listed(folder, "*.ckpt") if folder else []:
         for refresh in PUBLISHED_REFRESH:
             configs.append(
                 ReuseVitConfig(
                     weights=str(path.resolve()), variant=job.experiment.variant, refresh=refresh, semantics="grouped"
                 )
             )
-        configs[-1].build(job.backbone.vit)
+        with_local_weights(configs[-1]).build(job.backbone.vit)
     return configs
 
 
@@ -377,17 +401,25 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
     )
 
 
-def main() -> int:
-    """Run the pipeline; return the exit status."""
+def attempt(read: Callable[[], Experiment]) -> int:
+    """Run the experiment that is read; say in one line what ended it early; return the exit status."""
     try:
-        run(start(parse(sys.argv[1:])))
-    except ONE_LINE_ERRORS as error:
+        run(start(read()))
+    except (*ONE_LINE_ERRORS, *storage_errors()) as error:
+        end_status("failed", str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
+        end_status("stopped")
         print(STOPPED, file=sys.stderr, flush=True)
         return 128 + signal.SIGTERM
+    end_status("finished")
     return 0
+
+
+def main() -> int:
+    """Run the pipeline; return the exit status."""
+    return attempt(lambda: parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":

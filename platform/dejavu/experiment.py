@@ -261,7 +261,7 @@ def parse(arguments: Sequence[str]) -> Experiment:
     return tyro.extras.overridable_config_cli(
         RECIPES,
         prog="python jobs/pipeline.py",
-        description="From video files to a Pareto plot. Without a recipe, `demo` runs.",
+        description="From video files to a Pareto plot. Without a recipe, `demo` runs. --status says how a run does.",
         args=words,
     )
 

@@ -89,7 +89,7 @@ def embed_batches(
         waiting.subtract(pieces := json.loads(str(row["clip_ids"])))
         return sum(not waiting[clip_id] for clip_id in set(pieces))
 
-    results = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches))
+    results: Iterator[Row] = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches))
     results = watched(results, Work(stage=STAGE, total=len(waiting), unit="clips", kept=kept), ended)
     for row in report_progress(results, total=len(batches), stage=STAGE, unit="batches"):
         failures = [Failure(**failure) for failure in json.loads(str(row["failures"]))]

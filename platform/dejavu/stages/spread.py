@@ -44,7 +44,7 @@ def spread(
     """
     if rows:
         configure(SPREAD_TIMEOUT_S)
-    results = chain.from_iterable(
+    results: Iterator[Row] = chain.from_iterable(
         ray.data.from_items(list(wave), override_num_blocks=len(wave)).map(kernel, num_cpus=1).iter_rows()
         for wave in waves(rows)
     )

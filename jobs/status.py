@@ -1,0 +1,49 @@
+"""How a run is doing: `python jobs/pipeline.py [demo|tiny|folder|nextqa] [--results DIR] --status [--json]`.
+
+Reads the results folder alone, in a second, while the run works there or after it. The other words of the run's own
+command may stay. Status 0: running or finished; 1: no run there; 3: stopped, failed or died.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from dejavu.place import place, storage_errors
+from dejavu.results_folder import results_folder
+from dejavu.status import describe, read_status
+from dejavu.store import StoreError
+
+NO_RUN, BROKEN = 1, 3
+
+
+def main(words: Sequence[str]) -> int:
+    """Print how the run is doing whose command's words these are; return the exit status."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--results")
+    parser.add_argument("--json", action="store_true")
+    options, _ = parser.parse_known_args(words)
+    recipe = words[0] if words and not words[0].startswith("-") else "demo"
+    now = time.time()
+    try:
+        results = results_folder(recipe, options.results and place(options.results))
+        if (status := read_status(results)) is None:
+            print(f"status: got no run in {results}, expected status.json there; check --results", file=sys.stderr)
+            return NO_RUN
+        state = status.judged(now)
+        if options.json:
+            print(json.dumps({**asdict(status), "state": state, "results": str(results)}, indent=2))
+        else:
+            print(describe(status, results, now))
+    except (StoreError, ValueError, *storage_errors()) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NO_RUN
+    return 0 if state in ("running", "finished") else BROKEN
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
