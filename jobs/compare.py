@@ -21,8 +21,10 @@ from dejavu.comparison import (
     plot_comparison,
     write_differences_csv,
 )
+from dejavu.given_place import GivenPlace
 from dejavu.looks import looks_of
 from dejavu.pareto_csv import read_pareto_csv
+from dejavu.place import Place, storage_errors
 
 NEEDED = ("method", "setting", "split", "num_clips")
 """Columns without which a row names no setting; a pareto.csv of another version may lack others."""
@@ -32,9 +34,9 @@ NEEDED = ("method", "setting", "split", "num_clips")
 class Compare:
     """Draw two runs in one plot and list where they differ."""
 
-    first: tyro.conf.Positional[Path]
+    first: tyro.conf.Positional[GivenPlace]
     """pareto.csv of run A."""
-    second: tyro.conf.Positional[Path]
+    second: tyro.conf.Positional[GivenPlace]
     """pareto.csv of run B."""
     out: Path
     """The PNG to write; the table goes beside it as CSV."""
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = tyro.cli(Compare, prog="python jobs/compare.py", args=arguments)
     try:
         run(job)
-    except (OSError, ValueError) as error:
+    except (ValueError, *storage_errors()) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -75,7 +77,7 @@ def run(job: Compare) -> None:
     print(f"\nplot   {job.out}\ntable  {table}")
 
 
-def run_names(first: Path, second: Path) -> tuple[str, str]:
+def run_names(first: Place, second: Place) -> tuple[str, str]:
     """Return the names of the folders that the files lie in, or the files' own where those are the same."""
     names = tuple(path.absolute().parent.name for path in (first, second))
     return (names[0], names[1]) if names[0] != names[1] else (str(first), str(second))

@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.frontier import best_within, quality_of
+from dejavu.given_place import GivenPlace
 from dejavu.looks import looks_of
 from dejavu.overlay import draw_overlay
 from dejavu.pareto_csv import read_pareto_csv
+from dejavu.place import Place, is_file, place, storage_errors
 from dejavu.reuse_stream import follow
+from dejavu.setting import with_local_weights
 from dejavu.video.decode import decode
 from dejavu.video.mp4 import TranscodeConfig, VideoError, transcode
 from dejavu.video.write import write_video
@@ -50,7 +53,7 @@ class Overlay:
 
     video: tyro.conf.Positional[Path]
     """Any video that FFmpeg reads."""
-    results: Path
+    results: GivenPlace
     """Results folder of a pipeline run: its backbone, its way of transcoding and its settings are used."""
     out: Path
     """The MP4 to write."""
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = tyro.cli(Overlay, prog="python jobs/overlay.py", args=arguments)
     try:
         run(job)
-    except ONE_LINE_ERRORS as error:
+    except (*ONE_LINE_ERRORS, *storage_errors()) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -83,7 +86,7 @@ def run(job: Overlay) -> None:
     resolved = read_config(job.results)
     config = choose(job.results, reusing_configs(job.results), job.setting)
     backbone = load_backbone(resolved["backbone"])
-    method = config.build(backbone.vit)
+    method = with_local_weights(config).build(backbone.vit)
     given = TranscodeConfig(**resolved["transcode"])
     wanted = given if job.fps is None else replace(given, fps=job.fps)
     title = f"{looks_of([config.method])[config.method].name}: {config.setting}"
@@ -103,27 +106,27 @@ def run(job: Overlay) -> None:
     print(f"{title}: {num_frames} frames, {100 * np.mean(rates):.1f} % of patches reused\n{job.out}")
 
 
-def read_config(results: Path) -> dict[str, Any]:
+def read_config(results: Place) -> dict[str, Any]:
     """Return the configuration of the run.
 
     Raises:
         ValueError: There is none.
     """
     path = results / "config.yaml"
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"--results: got {results} without config.yaml, expected a results folder; run the pipeline")
     resolved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return resolved
 
 
-def reusing_configs(results: Path) -> list[MethodConfig]:
+def reusing_configs(results: Place) -> list[MethodConfig]:
     """Return the settings that the run chose and that reuse between frames, ReuseViT's first.
 
     Raises:
         ValueError: The run has chosen none.
     """
     path = results / "store" / "chosen.json"
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first")
     rows = json.loads(path.read_text(encoding="utf-8"))
     configs = [config_from_dict(at_home(row, results)) for row in rows]
@@ -134,16 +137,16 @@ def reusing_configs(results: Path) -> list[MethodConfig]:
     return found
 
 
-def at_home(row: dict[str, Any], results: Path) -> dict[str, Any]:
+def at_home(row: dict[str, Any], results: Place) -> dict[str, Any]:
     """Point add-on weights into this results folder where it has been moved since the run."""
-    weights = Path(row["weights"]) if row.get("weights") else None
-    if weights is None or weights.is_file():
+    weights = place(row["weights"]) if row.get("weights") else None
+    if weights is None or is_file(weights):
         return row
     moved = results / "store" / "addons" / weights.parent.name / weights.name
-    return row | {"weights": str(moved)} if moved.is_file() else row
+    return row | {"weights": str(moved)} if is_file(moved) else row
 
 
-def choose(results: Path, configs: list[MethodConfig], wanted: str | None) -> MethodConfig:
+def choose(results: Place, configs: list[MethodConfig], wanted: str | None) -> MethodConfig:
     """Return the setting that was asked for, else the headline's of the first method.
 
     Raises:
@@ -156,7 +159,7 @@ def choose(results: Path, configs: list[MethodConfig], wanted: str | None) -> Me
             raise ValueError(f"--setting: got {wanted!r}, which names {len(fits)}, expected one of {names}; name one")
         return fits[0]
     path = results / "pareto.csv"
-    points = read_pareto_csv(path, NEEDED) if path.is_file() else []
+    points = read_pareto_csv(path, NEEDED) if is_file(path) else []
     best = best_within(points, quality_of(points), "flops_reduction").get(configs[0].method) if points else None
     named = [one for one in configs if best and (one.method, one.setting) == (best.method, best.setting)]
     return (named or configs)[0]

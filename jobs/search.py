@@ -23,6 +23,7 @@ from dejavu.backbones.locate import locate
 from dejavu.contact_sheet import Tile, draw_contact_sheet
 from dejavu.datasets.video_folder import load_video_folder
 from dejavu.experiment import RECIPES, ExperimentError
+from dejavu.place import Place, is_file, is_folder, listed, place, storage_errors
 from dejavu.records import Failure, Transcoded
 from dejavu.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.setting import Setting, name_setting
@@ -32,7 +33,7 @@ from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import write_failures_csv
 from dejavu.stages.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
-from dejavu.store import Store, StoreError, write_json, write_text
+from dejavu.store import Store, StoreError, local_copy, write_json, write_text
 from dejavu.tasks.zero_shot import USUAL_SHARE
 from dejavu.video.decode import decode
 from dejavu.video.mp4 import TranscodeConfig
@@ -52,7 +53,7 @@ class SearchError(ValueError):
 class Collection:
     """A results folder, or one that is about to become one, and how its clips are cut and embedded."""
 
-    results: Path
+    results: Place
     store: Store
     backbone: str
     transcode: TranscodeConfig
@@ -70,14 +71,14 @@ def say(text: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the collection
-def open_collection(folder: Path, backbone: str | None, videos: Path | None) -> Collection:
+def open_collection(folder: Place, backbone: str | None, videos: Place | None) -> Collection:
     """Open a results folder (or the `store` inside it) as its own config.yaml says; begin one where videos are given.
 
     Raises:
         SearchError: There is no store and no videos to begin one with.
     """
-    results = folder.parent if folder.name == "store" and (folder / "embeddings").is_dir() else folder
-    if not (results / "store" / "embeddings").is_dir():
+    results = folder.parent if folder.name == "store" and is_folder(folder / "embeddings") else folder
+    if not is_folder(results / "store" / "embeddings"):
         if videos is None:
             raise SearchError(
                 f"--store: got {folder} without store/embeddings, expected a results folder; run a pipeline with "
@@ -85,13 +86,13 @@ def open_collection(folder: Path, backbone: str | None, videos: Path | None) -> 
             )
         load_video_folder(videos)  # before anything is written
         store = Store.open(results / "store")
-        if not (results / "config.yaml").is_file():
+        if not is_file(results / "config.yaml"):
             recipe = replace(RECIPES["folder"][1], videos=videos.absolute(), backbone=backbone or EMBEDDED)
             write_text(results / "config.yaml", recipe.to_yaml())
     else:
         store = Store(results / "store")
     config: dict[str, Any] = {}
-    if (results / "config.yaml").is_file():
+    if is_file(results / "config.yaml"):
         config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
     return Collection(
         results,
@@ -110,7 +111,7 @@ def check_backbone(collection: Collection, backbone: Backbone) -> None:
     """
     made_with = {str(note["backbone_identity"]): note["backbone"] for note in collection.store.described().values()}
     config = collection.results / "config.yaml"
-    if not made_with and config.is_file():
+    if not made_with and is_file(config):
         name = yaml.safe_load(config.read_text(encoding="utf-8")).get("backbone", EMBEDDED)
         made_with = {backbone.identity if name == backbone.name else locate(name).identity(): name}
     if made_with and backbone.identity not in made_with:
@@ -124,12 +125,13 @@ def stored_settings(collection: Collection, backbone: Backbone) -> list[StoredSe
     """List what is embedded on this backbone; a store of an older version is asked for Original and what it chose."""
     configs: list[MethodConfig] = [OriginalConfig()]
     chosen = collection.store.root / "chosen.json"
-    if chosen.is_file():
+    if is_file(chosen):
         configs += [config_from_dict(row) for row in json.loads(chosen.read_text(encoding="utf-8"))]
     named = [
         StoredSetting(name(config, collection, backbone), backbone.name)
         for config in configs
-        if Path(getattr(config, "weights", None) or ".").exists()  # a name needs the weights' content
+        # A name needs the weights' content.
+        if not (weights := getattr(config, "weights", None)) or is_file(place(weights))
     ]
     found = list_settings(collection.store, named)
     return [stored for stored in found if stored.setting.backbone_identity == backbone.identity]
@@ -168,7 +170,7 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
 
 
 # ---------------------------------------------------------------------------------------------------- new videos
-def add_videos(videos: Path, collection: Collection, settings: Sequence[Setting]) -> None:
+def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting]) -> None:
     """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
     clips = load_video_folder(videos).clips
     px = load_backbone(collection.backbone).frame_px
@@ -257,8 +259,8 @@ def read_worthwhile(
 def list_names(stored: Sequence[StoredSetting], store: Store) -> str:
     """Return the names of stored settings, and how many there are whose name is lost."""
     names = [repr(name) for name in sorted({one.name for one in stored})]
-    listed = {one.setting.setting_id for one in stored}
-    lost = {path.parent.name for path in (store.root / "embeddings").glob("*/*.parquet")} - listed
+    named = {one.setting.setting_id for one in stored}
+    lost = {path.parent.name for path in listed(store.root / "embeddings", "*/*.parquet")} - named
     if lost:
         names.append(f"{len(lost)} that another version of the code or another backbone left without a name")
     return ", ".join(names) or "none at all"
@@ -276,7 +278,8 @@ def draw_hits(found: Sequence[Moment], store: Store, path: Path, title: str) -> 
     for rank, hit in enumerate(found, 1):
         rgb = None
         try:
-            rgb = next(decode(store.mp4_path(hit.content_id), start=hit.frame, count=1)).rgb_FHWC[0]
+            with local_copy(store.mp4_path(hit.content_id)) as mp4:
+                rgb = next(decode(mp4, start=hit.frame, count=1)).rgb_FHWC[0]
         except (VideoError, OSError, StopIteration) as error:
             say(f"contact sheet: got no picture of {hit.clip_id} at {hit.seconds:.1f} s ({error}); its tile is empty")
         seen = f"{hit.seconds:.1f} s ({hit.start_s:.1f} to {hit.end_s:.1f})"
@@ -291,10 +294,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         prog="python jobs/search.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("query", help="what is to be seen, in words")
-    parser.add_argument("--store", type=Path, required=True, help="a results folder; begun with --videos if not there")
+    parser.add_argument("--store", type=place, required=True, help="a results folder; begun with --videos if not there")
     parser.add_argument("--top", type=int, default=10, help="hits wanted (default 10)")
     parser.add_argument("--setting", default="original", help="method, and its setting if it has several stored")
-    parser.add_argument("--videos", type=Path, help="folder of videos: new ones are embedded first")
+    parser.add_argument("--videos", type=place, help="folder of videos: new ones are embedded first")
     parser.add_argument("--backbone", help="as the pipeline takes it; the store's own unless given")
     parser.add_argument("--merge-s", type=float, default=5.0, help="hits of one video so close are one (default 5 s)")
     parser.add_argument(
@@ -315,7 +318,7 @@ def main() -> int:
     """Search; return the exit status."""
     try:
         search(parse(sys.argv[1:]))
-    except ONE_LINE_ERRORS as error:
+    except (*ONE_LINE_ERRORS, *storage_errors()) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ("reuse_models",),
     ("dejavu.records", "dejavu.place"),
-    ("dejavu.events",),
-    ("dejavu.apart", "dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.cluster", "dejavu.spot_fallback"),
+    ("dejavu.events", "dejavu.given_place"),
+    ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.apart", "dejavu.cluster", "dejavu.spot_fallback"),
     ("dejavu.status", "dejavu.results_folder"),
     ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
     ("dejavu.label_placement", "dejavu.pareto_view", "dejavu.contact_sheet"),

@@ -13,7 +13,8 @@ import yaml
 from upath import UPath
 
 from dejavu.datasets.synthetic import SyntheticConfig
-from dejavu.place import Place, is_folder, listed, place
+from dejavu.given_place import GivenPlace
+from dejavu.place import Place, is_folder, listed
 from dejavu.stages.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
@@ -59,18 +60,6 @@ Stages = Annotated[
 ]
 """A comma-separated word on the command line."""
 
-Folder = Annotated[
-    Path | UPath,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda texts: place(texts[0]),
-        is_instance=lambda value: isinstance(value, Path | UPath),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-"""A folder on the command line, here or in an object store."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
@@ -78,17 +67,17 @@ class Experiment:
 
     recipe: tyro.conf.Suppress[str] = "demo"
     dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
-    videos: Folder | None = None
+    videos: GivenPlace | None = None
     """Folder of videos (every recipe but demo and tiny)."""
-    annotations: Folder | None = None
+    annotations: GivenPlace | None = None
     """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
-    published_checkpoints: Folder | None = None
+    published_checkpoints: GivenPlace | None = None
     """Folder of published ReuseViT checkpoints (*.ckpt): each is measured at R = 4, 8, 32 and none (recipe nextqa)."""
     variant: Variant = "as_trained"
     """How the decisions of a published checkpoint are laid to boundaries."""
     backbone: str = "embedded"
     """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
-    results: Folder | None = None
+    results: GivenPlace | None = None
     """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
     submitted job."""
     stages: Stages = STAGES
