@@ -103,6 +103,8 @@ def by_question_type(questions: Sequence[Question]) -> list[Group]:
 def by_terciles(split_by: SplitBy, value_of: Mapping[str, float]) -> list[Group]:
     """Cut clips into thirds by a value; equal values stay together, so that thirds may differ in size or be absent.
 
+    Where all values are alike there is no group.
+
     Args:
         split_by: What the value is.
         value_of: Clip id -> value.
@@ -113,6 +115,8 @@ def by_terciles(split_by: SplitBy, value_of: Mapping[str, float]) -> list[Group]
     members: dict[str, list[str]] = {name: [] for name in THIRDS}
     for clip_id, value in value_of.items():
         members[THIRDS[int(value > first) + int(value > second)]].append(clip_id)
+    if sum(bool(some) for some in members.values()) < 2:
+        return []
     return [
         Group(split_by, name, frozenset(some), min(value_of[one] for one in some), max(value_of[one] for one in some))
         for name, some in members.items()

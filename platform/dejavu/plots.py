@@ -210,9 +210,9 @@ def _frame(axes: Axes, panel: _Panel, panels: Sequence[_Panel]) -> None:
         [value for other in panels for line in other.series + other.published for value in line.y]
         + [end for other in panels for line in other.series for whisker in line.whiskers for end in whisker[1:]]
     )
-    width, height = max(float(np.ptp(x)), 0.5), max(float(np.ptp(y)), 1.0)
-    axes.set_xlim(float(x.min()) - 0.04 * width, float(x.max()) + 0.09 * width)
-    axes.set_ylim(float(y.min()) - 0.05 * height, float(y.max()) + 0.07 * height)
+    (left, right), (low, high) = _at_least(x, 0.5), _at_least(y, 1.0)
+    axes.set_xlim(left - 0.04 * (right - left), right + 0.09 * (right - left))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.07 * (high - low))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
@@ -222,6 +222,13 @@ def _frame(axes: Axes, panel: _Panel, panels: Sequence[_Panel]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.set_xlabel(f"{panel.x_name}  →  cheaper", color=INK, fontsize=10.5, labelpad=8)
+
+
+def _at_least(values: Points, length: float) -> tuple[float, float]:
+    """Return the ends of the values' range, moved apart where it is shorter, as where all settings are alike."""
+    low, high = float(values.min()), float(values.max())
+    more = max(0.0, length - (high - low)) / 2
+    return low - more, high + more
 
 
 def _draw(axes: Axes, panel: _Panel) -> None:

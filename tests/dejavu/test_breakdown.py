@@ -61,8 +61,9 @@ def test_thirds_hold_the_clips_in_the_order_of_their_values() -> None:
         ("middle", ["c", "f"], 3.0, 4.0),
         ("high", ["a", "e"], 5.0, 9.0),
     ]
-    alike = by_terciles("duration_s", dict.fromkeys("abc", 2.0))
-    assert [(group.value, len(group.clip_ids)) for group in alike] == [("low", 3)]
+    two = by_terciles("duration_s", {"a": 2.0, "b": 2.0, "c": 2.0, "d": 3.0})
+    assert [(group.value, len(group.clip_ids)) for group in two] == [("low", 3), ("high", 1)]
+    assert by_terciles("duration_s", dict.fromkeys("abc", 2.0)) == []
     assert by_terciles("motion_px", {}) == []
 
 
@@ -95,7 +96,7 @@ def test_without_answers_only_the_cosine_is_told(tmp_path: Path) -> None:
 
 def test_where_nothing_says_when_answers_are_seen_there_is_no_acc_gqa() -> None:
     blind = Answered(OURS.method, OURS.setting, OURS.rows, OURS.cosine_of, has_spans=False)
-    (row,) = break_down([blind], DENSE, by_terciles("duration_s", {"c0": 1.0}))
+    row, _ = break_down([blind], DENSE, by_terciles("duration_s", {"c0": 1.0, "c5": 2.0}))
     assert row.accuracy == pytest.approx(2 / 3)
     assert row.acc_gqa is None
     assert by_question_type([one for one in QUESTIONS if one.kind == "CW"]) == []

@@ -116,3 +116,10 @@ def test_a_plot_without_its_reference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no flops_reduction for 'original'"):
         plot_pareto([replace(some_points()[0], flops_reduction=None)], tmp_path / "p.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_all_settings_are_alike_the_axis_is_read_in_per_cent(tmp_path: Path) -> None:
+    points = [replace(point, acc_gqa=1.0, acc_gqa_loss_ci_low=0.0, acc_gqa_loss_ci_high=0.0) for point in some_points()]
+    plot_pareto(points, tmp_path / "p.png", tmp_path / "p.svg")
+    text = words(tmp_path / "p.svg").split(" | ")
+    assert {"99.6", "100.0", "100.4"} <= set(text)  # a point of room, and no offset

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dejavu.search import Frames
 from dejavu.setting import Setting
-from dejavu.stages.frame_index import LikelyClips
+from dejavu.stages.frame_index import LikelyClips, shard_name
 from dejavu.store import Store
 from reuse_models.registry import config_from_dict
 
@@ -72,7 +72,7 @@ def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips |
         (rank, path)
         for rank, setting in enumerate(settings)
         for path in sorted(store.embeddings_dir(setting.setting_id).glob("*.parquet"))
-        if likely is None or path in likely.shards
+        if likely is None or shard_name(path) in likely.shards
     ]
     chosen = None if likely is None else pc.field("content_id").isin(sorted(likely.content_ids))
     tables = [(rank, pq.read_table(path, columns=list(COLUMNS), filters=chosen)) for rank, path in paths]

@@ -20,15 +20,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from dejavu.place import Place, is_file, listed
 from dejavu.setting import Setting
-from dejavu.store import Store, atomic, identity, write_json
+from dejavu.store import Store, atomic, identity, local_copy, read_parquet, write_json
 
 INDEX_FROM_FRAMES = 1_000_000
 """Exact search reads all frames at each call, and takes a second for so many."""
@@ -54,7 +54,7 @@ class Covers:
     num_trained: int
     """Frames that were there when the lists were made; at twice as many they are made anew."""
     shards: Mapping[str, int]
-    """Path below the store -> its frames."""
+    """Name -> its frames."""
     contents: Mapping[str, Sequence[str]]
     """Content id -> the shards that it lies in; a frame's label is the place of its content here."""
 
@@ -64,15 +64,14 @@ class LikelyClips:
     """Clips that an index names for a query."""
 
     content_ids: frozenset[str]
-    shards: frozenset[Path]
-    """Where their frames lie, under any of the settings."""
+    shards: frozenset[str]
+    """Names of those that their frames lie in, under any of the settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
     """An index that is open."""
 
-    store: Store
     covers: Covers
     lists: Any
     """FAISS's; its lists stay on disk."""
@@ -103,13 +102,19 @@ class FrameIndex:
             wanted *= 4
         names = list(self.covers.contents)
         chosen = [names[label] for label in found]
-        shards = {shard for name in chosen for shard in self.covers.contents[name]}
-        return LikelyClips(frozenset(chosen), frozenset(self.store.root / shard for shard in shards))
+        return LikelyClips(
+            frozenset(chosen), frozenset(shard for name in chosen for shard in self.covers.contents[name])
+        )
 
 
 def has_faiss() -> bool:
     """Whether FAISS, the extra `index`, is installed."""
     return importlib.util.find_spec("faiss") is not None
+
+
+def shard_name(path: Place) -> str:
+    """Name a shard within its store: setting id and file."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def count_frames(store: Store, settings: Sequence[Setting]) -> int:
@@ -134,7 +139,7 @@ def open_index(store: Store, settings: Sequence[Setting], usual_share: float) ->
     names = {"settings": sorted(setting.setting_id for setting in settings), "share": usual_share, "format": _FORMAT}
     folder = store.root / "nearest" / identity(names)
     covers = _read_covers(folder / "covers.json")
-    shards = {str(path.relative_to(store.root)): path for path in _shards(store, settings)}
+    shards = {shard_name(path): path for path in _shards(store, settings)}
     held = covers.shards if covers else {}
     lacking = {name: _num_rows(path) for name, path in shards.items() if name not in held}
     num_frames = sum(held.values()) + sum(lacking.values())
@@ -142,12 +147,13 @@ def open_index(store: Store, settings: Sequence[Setting], usual_share: float) ->
         rows = {name: held.get(name) or lacking[name] for name in shards}
         covers = _write(folder, _make_lists(rows, store, usual_share), None, rows, (store, usual_share))
     elif lacking:
-        lists = _faiss().read_index(str(folder / covers.file))
+        with local_copy(folder / covers.file) as file:
+            lists = _faiss().read_index(str(file))
         covers = _write(folder, lists, covers, lacking, (store, usual_share))
-    faiss = _faiss()
-    lists = faiss.read_index(str(folder / covers.file), faiss.IO_FLAG_MMAP)
+    with local_copy(folder / covers.file) as file:  # one that is removed afterwards stays readable while it is open
+        lists = _faiss().read_index(str(file), _faiss().IO_FLAG_MMAP)
     lists.nprobe = max(8, round(PROBED_SHARE * lists.nlist))
-    return FrameIndex(store, covers, lists)
+    return FrameIndex(covers, lists)
 
 
 def _make_lists(rows: Mapping[str, int], store: Store, usual_share: float) -> Any:
@@ -167,7 +173,7 @@ def _make_lists(rows: Mapping[str, int], store: Store, usual_share: float) -> An
 
 
 def _write(
-    folder: Path, lists: Any, covers: Covers | None, rows: Mapping[str, int], source: tuple[Store, float]
+    folder: Place, lists: Any, covers: Covers | None, rows: Mapping[str, int], source: tuple[Store, float]
 ) -> Covers:
     """Add shards to lists and write both, the new file before the note that names it; the old file goes last."""
     contents = {name: list(shards) for name, shards in covers.contents.items()} if covers else {}
@@ -187,7 +193,7 @@ def _write(
     with atomic(folder / new.file) as temporary:
         _faiss().write_index(lists, str(temporary))
     write_json(folder / "covers.json", asdict(new))
-    for path in folder.glob("*.faiss"):
+    for path in listed(folder, "*.faiss"):
         if path.name != new.file:
             path.unlink()
     return new
@@ -198,7 +204,7 @@ def _vectors(
 ) -> Iterator[tuple[NDArray[np.float32], list[str]]]:
     """Yield [R, E] and R content ids of each shard; frames whose embedding has no direction are left out."""
     for shard in shards:
-        table = pq.read_table(store.root / shard, columns=["content_id", "embedding"])
+        table = read_parquet(store.root / "embeddings" / shard, ["content_id", "embedding"])
         width = table.schema.field("embedding").type.list_size
         flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         wide_RE = flat.reshape(-1, width).astype(np.float32)
@@ -214,20 +220,21 @@ def _vectors(
         yield unit_RE - np.float32(usual_share) * mean_CE[code_R], [str(names[code]) for code in code_R]
 
 
-def _shards(store: Store, settings: Sequence[Setting]) -> list[Path]:
-    return [path for setting in settings for path in sorted(store.embeddings_dir(setting.setting_id).glob("*.parquet"))]
+def _shards(store: Store, settings: Sequence[Setting]) -> list[Place]:
+    return [path for setting in settings for path in listed(store.embeddings_dir(setting.setting_id), "*.parquet")]
 
 
-def _num_rows(path: Path) -> int:
-    return int(pq.read_metadata(path).num_rows)
+def _num_rows(path: Place) -> int:
+    with path.open("rb") as file:
+        return int(pq.read_metadata(file).num_rows)
 
 
-def _read_covers(path: Path) -> Covers | None:
+def _read_covers(path: Place) -> Covers | None:
     """Return the note of an index, or None where there is none or its file is gone."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     covers = Covers(**json.loads(path.read_text(encoding="utf-8")))
-    return covers if (path.parent / covers.file).is_file() else None
+    return covers if is_file(path.parent / covers.file) else None
 
 
 @cache

@@ -207,7 +207,7 @@ def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mappin
 def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -> str:
     """Return the parent's description in Markdown: where to look, and each method's cheapest good setting."""
     words = words_of(points, quality)
-    called = f"{words.name} (`{quality}`)"
+    called = words.name if words.name == quality else f"{words.name} (`{quality}`)"
     good = {name: best for name, best in best_within(points, quality, "flops_reduction").items() if name != ORIGINAL}
     lines = [
         f"Each setting is a child run; [{VIEW_NAME}]({view_path}) shows them all, `pareto.png` is under Artifacts.",

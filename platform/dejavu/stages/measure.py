@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, islice
@@ -21,12 +21,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster import cluster_hardware, hardware
+from dejavu.place import Place, is_file
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
-from dejavu.stages.batch import Batch, Embedding, Segment, cut, decode_batch, decode_segment
+from dejavu.stages.batch import Batch, Embedding, Segment, cut, decode_batch
 from dejavu.stages.encode import cut_chunk
-from dejavu.store import identity, write_json
-from dejavu.video.decode import DecodedFrames
+from dejavu.store import identity, local_copy, write_json
+from dejavu.video.decode import DecodedFrames, decode
 from dejavu.video.plain import decode_plain
 from reuse_models.method import Method, MethodConfig
 
@@ -105,9 +106,9 @@ def measure_settings(
     return {setting.setting_id: known[setting.setting_id] for setting in settings}, len(pending)
 
 
-def _read(path: Path) -> dict[str, Timing]:
+def _read(path: Place) -> dict[str, Timing]:
     """Return the timings in a file; those of another version, which say other things, are measured again."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     names = {field.name for field in fields(Timing)}
     rows = json.loads(path.read_text(encoding="utf-8"))
@@ -155,7 +156,9 @@ class _Stopwatch:
         self._encode_s(dense)
         self._encode_s(ours)
         rounds = [
-            _Round(self._decode_plain_s(), self._encode_s(dense), self._decode_s(), self._encode_s(ours))
+            _Round(
+                self._decode_s(_decode_plain), self._encode_s(dense), self._decode_s(self._decode), self._encode_s(ours)
+            )
             for _ in range(self.num_rounds)
         ]
         to_ms = 1e3 / sum(len(frames.seconds_F) for frames in self.frames)
@@ -169,20 +172,20 @@ class _Stopwatch:
         )
         return asdict(timing)
 
-    def _decode_plain_s(self) -> float:
-        """Time decoding the sample to RGB and nothing else."""
-        begin = time.perf_counter()
+    def _decode_s(self, read: Callable[[Path, int], Iterable[object]]) -> float:
+        """Time reading so many frames of each file of the sample; fetching it from an object store does not count."""
+        total = 0.0
         for segment in self._sample():
-            for _ in islice(decode_plain(self.embedding.store.root / segment.path), segment.num_frames):
-                pass
-        return time.perf_counter() - begin
+            with local_copy(self.embedding.store.root / segment.path) as path:
+                begin = time.perf_counter()
+                for _ in read(path, segment.num_frames):
+                    pass
+                total += time.perf_counter() - begin
+        return total
 
-    def _decode_s(self) -> float:
-        """Time decoding the sample as the pipeline does, with the codec grid."""
-        begin = time.perf_counter()
-        for segment in self._sample():
-            decode_segment(segment, self.embedding)
-        return time.perf_counter() - begin
+    def _decode(self, path: Path, num_frames: int) -> Iterable[object]:
+        """Read frames and codec grids, as the pipeline does."""
+        return decode(path, count=num_frames, motion_binning=self.embedding.config.motion_binning)
 
     @torch.inference_mode()
     def _encode_s(self, method: Method) -> float:
@@ -214,6 +217,11 @@ class _Stopwatch:
         with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
             self._encode_s(config.build(self.backbone.vit))
         return peak_bytes(watched)
+
+
+def _decode_plain(path: Path, num_frames: int) -> Iterable[object]:
+    """Read RGB frames and nothing else."""
+    return islice(decode_plain(path), num_frames)
 
 
 @contextmanager

@@ -61,6 +61,6 @@ def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_run_without_a_good_setting_says_so() -> None:
     text = describe([point("original", "dense", 0.9, 1.0), point("cmc", "t=9", 0.5, 4.0)], "accuracy", "/#/here")
-    assert "No setting of another method is within 2 % of Original's accuracy (`accuracy`), right answers" in text
+    assert "No setting of another method is within 2 % of Original's accuracy, right answers" in text
     assert "(/#/here)" in text
     assert "|" not in text
