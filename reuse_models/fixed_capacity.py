@@ -24,12 +24,13 @@ of all corrections side by side (h, q, k, v; before the last layer k, v), p part
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from reuse_models.anchors import BoundaryAnchors, start_anchors
+from reuse_models.anchors import BoundaryAnchors, start_anchors, tensors_of
 from reuse_models.capacities import Capacities
 from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS
 from reuse_models.compacted import Pass, PassResult
@@ -82,12 +83,15 @@ class FixedPlaces:
         self.hidden_XQ = like.new_zeros(num_rows, len(CORRECTED) * rules.addon.shape.restoration_rank)
         self.reuse_FbN = torch.zeros(num_frames, shape.num_layers - 1, num_tokens, dtype=torch.bool, device=like.device)
         self.embeddings_FE = like.new_zeros(num_frames, shape.embed_dim)
+        self.saved: list[Tensor] = []
+        """Anchors as they were before a call that may have to be done again."""
         self.recorded = Recorded(records)
 
     @property
     def num_bytes(self) -> int:
         """Bytes held; temporaries of recordings left out."""
-        return sum(x.untyped_storage().nbytes() for x in vars(self).values() if isinstance(x, Tensor))
+        tensors = [*self.saved, *(x for x in vars(self).values() if isinstance(x, Tensor))]
+        return sum(x.untyped_storage().nbytes() for x in tensors)
 
 
 class FixedCapacity:
@@ -108,6 +112,7 @@ class FixedCapacity:
         self.masks_RbA = None
         if isinstance(rules.gate, ForcedGate) and rules.gate.choice == "random":
             self.masks_RbA = rules.gate.masks_RbA.to(device)
+        self.work_of: dict[tuple[int, ...], _KnownWork] = {}
         self._free: dict[int, list[tuple[tuple[BoundaryAnchors, ...], FixedPlaces]]] = {}
 
     def take(self, num_streams: int, streams_per_pass: int) -> tuple[tuple[BoundaryAnchors, ...], FixedPlaces]:
@@ -122,6 +127,18 @@ class FixedCapacity:
     def give_back(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
         """Take back what no stream uses any more."""
         self._free.setdefault(len(anchors[0].norm_BN), []).append((anchors, places))
+
+    def save(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
+        """Keep the anchors as they are, for `restore`."""
+        tensors = tensors_of(anchors)
+        if not places.saved:
+            with torch.inference_mode(False):
+                places.saved = [torch.empty_like(x) for x in tensors]
+        places.recorded.run("save", partial(_copy, tensors, places.saved))
+
+    def restore(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
+        """Undo what was done to the anchors since `save`."""
+        _copy(places.saved, tensors_of(anchors))
 
     def group(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, work: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
@@ -160,6 +177,15 @@ class FixedCapacity:
         if self.masks_RbA is not None:
             assert isinstance(self.rules.gate, ForcedGate)
             _put(self.rules.gate.draws(work.frames), places.draws_F)
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownWork:
+    """The part of PassResult that the sizes of the groups decide."""
+
+    restored_Fb: Tensor
+    compared_Fb: Tensor
+    weighed_Fb: Tensor
 
 
 class _FixedRun:
@@ -252,27 +278,42 @@ class _FixedRun:
 
     def result(self, given: tuple[int, ...]) -> PassResult:
         """Return what the steps left, in memory of its own."""
-        plan, num_tokens, rank = self.plan, self.num_tokens, self.rank
-        reuse_FbN = self.places.reuse_FbN[: plan.num_frames].clone()
-        executed_Fb = _with_padding(num_tokens - reuse_FbN.sum(-1), given)
-        handed_F1 = (plan.own_F1 == 1).long()
-        restored_Fb = torch.zeros_like(executed_Fb)
-        for boundary in range(self.last):
-            num_parts, has_h = self._num_parts(boundary), self.anchors[boundary].h_BND is not None
-            of_anchors = self._num_ranks(boundary) + rank * int(has_h and self.semantics == "grouped")
-            of_all = self._num_ranks(boundary) + rank * (num_parts + int(has_h and self.is_chained))
-            restored_Fb[:, boundary] += num_tokens * (of_all + of_anchors * handed_F1[:, 0])
+        num_frames = self.plan.num_frames
+        reuse_FbN = self.places.reuse_FbN[:num_frames].clone()
+        executed_Fb = _with_padding(self.num_tokens - reuse_FbN.sum(-1), given)
+        work = self.engine.work_of.get(self.plan.sizes)
+        if work is None:
+            self.engine.work_of[self.plan.sizes] = work = self._known_work()
+        restored_Fb = work.restored_Fb
         if not self.is_chained:
             # h of what the next layer computes.
-            restored_Fb[:, :-1] += rank * executed_Fb[:, 1:]
+            later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1))
+            restored_Fb = torch.add(restored_Fb, later_Fb, alpha=self.rank)
         return PassResult(
-            embeddings_FE=self.places.embeddings_FE[: plan.num_frames].clone(),
+            embeddings_FE=self.places.embeddings_FE[:num_frames].clone(),
             reuse_FbN=reuse_FbN,
             executed_Fb=executed_Fb,
             restored_Fb=restored_Fb,
-            compared_Fb=num_tokens * _of_frames(plan.compared, restored_Fb),
-            weighed_Fb=torch.full_like(restored_Fb, num_tokens * self.vit.shape.num_heads),
+            compared_Fb=work.compared_Fb,
+            weighed_Fb=work.weighed_Fb,
             given=given,
+        )
+
+    def _known_work(self) -> _KnownWork:
+        """Return the work that follows from the layout alone."""
+        ranks = []
+        for boundary in range(self.last):
+            num_parts, num_h = self._num_parts(boundary), int(self.anchors[boundary].h_BND is not None)
+            of_anchors = self._num_ranks(boundary) + self.rank * num_h * int(self.semantics == "grouped")
+            of_all = self._num_ranks(boundary) + self.rank * (num_parts + num_h * int(self.is_chained))
+            ranks.append((of_all, of_anchors))
+        handed, every = self.plan.handed, range(self.plan.num_frames)
+        restored = [[of_all + of_anchors * int(frame in handed) for of_all, of_anchors in ranks] for frame in every]
+        compared = [[number] * self.last for number in self.plan.compared]
+        weighed = [[self.vit.shape.num_heads] * self.last for _ in every]
+        device = self.places.base_X.device
+        return _KnownWork(
+            *(self.num_tokens * torch.tensor(rows, device=device) for rows in (restored, compared, weighed))
         )
 
     # Fill and attend.
@@ -424,6 +465,11 @@ def hidden_units(own_XQ: Tensor, anchor_HQ: Tensor, source_X: Tensor) -> Tensor:
     return torch.relu(own_XQ - torch.cat([anchor_HQ, own_XQ])[source_X])
 
 
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
 def _now(_: Hashable, step: Callable[[], None]) -> None:
     step()
 
@@ -436,12 +482,6 @@ def _put(values: Sequence[int], out_X: Tensor) -> None:
     """Write a few numbers to a device without waiting for it."""
     on_host_X = torch.tensor(values, dtype=torch.int64, pin_memory=out_X.is_cuda)
     out_X[: len(values)].copy_(on_host_X, non_blocking=True)
-
-
-def _of_frames(values: Sequence[int], like_Fb: Tensor) -> Tensor:
-    out_F = torch.empty(len(values), dtype=like_Fb.dtype, device=like_Fb.device)
-    _put(values, out_F)
-    return out_F[:, None].expand_as(like_Fb)
 
 
 def _with_padding(computed_Fb: Tensor, given: tuple[int, ...]) -> Tensor:

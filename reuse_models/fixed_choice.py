@@ -42,6 +42,7 @@ class FixedWave:
 class Plan:
     """A group of each of S streams, of one to four frames."""
 
+    sizes: tuple[int, ...]
     num_streams: int
     num_frames: int
     own_F1: Tensor
@@ -58,13 +59,15 @@ class Plan:
     """frame · c + code of the earlier one."""
     compared: tuple[int, ...]
     """Of each frame: with how many frames it is compared, the anchor's included."""
-    handed_S: Tensor
+    handed: tuple[int, ...]
     """The frame of each stream that becomes its anchor: the first one."""
+    handed_S: Tensor
     handed_rows_H: Tensor
     waves: tuple[FixedWave, ...]
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # later calls may come from outside of it
 def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Plan:
     """Lay out groups of these sizes, 1..4, one a stream; stream after stream, each in computing order."""
     owns: list[int] = []
@@ -97,6 +100,7 @@ def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Pl
     token_N = torch.arange(num_tokens, device=device)
     slot_F = tensor(slots)
     return Plan(
+        sizes=sizes,
         num_streams=len(sizes),
         num_frames=len(owns),
         own_F1=tensor(owns)[:, None],
@@ -106,6 +110,7 @@ def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Pl
         pairs_2P=tensor([later for later, _, _ in pairs] + [earlier for _, earlier, _ in pairs]).view(2, -1),
         pair_place_P=tensor([place for _, _, place in pairs]),
         compared=tuple(compared),
+        handed=tuple(starts),
         handed_S=tensor(starts),
         handed_rows_H=rows(starts),
         waves=tuple(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reuse_models.addon import Addon, addon_shape, check_addon, load_addon
-from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors, tensors_of
+from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors
 from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history, codec_net_macs
 from reuse_models.compacted import Compacted, Pass, PassResult
 from reuse_models.fixed_capacity import FixedCapacity, FixedPlaces
@@ -212,20 +212,6 @@ class _Finished:
     """None for dense frames."""
 
 
-class _Saved:
-    """A memory as it was before a call that may have to be done again."""
-
-    def __init__(self, memory: ReuseVitMemory) -> None:
-        self._tensors = [x.clone() for x in tensors_of(memory.anchors)]
-        self._places = [place.copy() for place in memory.places]
-
-    def restore(self, memory: ReuseVitMemory) -> None:
-        """Undo all since."""
-        for now, before in zip(tensors_of(memory.anchors), self._tensors, strict=True):
-            now.copy_(before)
-        memory.places[:] = self._places
-
-
 class ReuseVit:
     """The method. Streams are independent, so each core takes its own and none waits for another."""
 
@@ -287,15 +273,19 @@ class ReuseVit:
 
     def _advance_fixed(self, fixed: FixedCapacity, memory: ReuseVitMemory) -> list[_Finished]:
         """Advance on the rows given; once more, on all rows, if they were too few."""
-        saved = _Saved(memory) if fixed.capacities.is_known else None
+        assert memory.fixed_places is not None
+        may_be_too_few = fixed.capacities.is_known
+        places = [place.copy() for place in memory.places] if may_be_too_few else []
+        if may_be_too_few:
+            fixed.save(memory.anchors, memory.fixed_places)
         while True:
             finished: list[_Finished] = []
             with torch.no_grad():
                 self._run(0, range(len(memory.places)), memory, finished)
             if fixed.were_enough([one.result for one in finished if one.result is not None]):
                 return finished
-            assert saved is not None
-            saved.restore(memory)
+            fixed.restore(memory.anchors, memory.fixed_places)
+            memory.places[:] = places
 
     def _take(self, place: StreamPlace, pixels_F3HW: Tensor, codec_F4PP: Tensor) -> None:
         if not len(pixels_F3HW):

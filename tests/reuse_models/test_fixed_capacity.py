@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reuse_models.addon import Addon, addon_shape
@@ -19,7 +18,7 @@ from reuse_models.fixed_choice import plan_of
 from reuse_models.flops import flops_per_frame
 from reuse_models.gate import ForcedGate, Gate, HardGate
 from reuse_models.method import Chunk
-from reuse_models.reusevit import Inference, ReuseVit, ReuseVitConfig
+from reuse_models.reusevit import INFERENCES, Inference, ReuseVit, ReuseVitConfig
 from reuse_models.rules import Rules
 from reuse_models.token_memory import SEMANTICS, Semantics
 from reuse_models.vit import Vit, VitShape
@@ -124,33 +123,31 @@ def test_an_addon_without_restoration_is_the_same(vit: Vit) -> None:
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
-def test_too_few_rows_are_seen_and_the_call_is_done_again(vit: Vit, addon: Addon, semantics: Semantics) -> None:
+def test_too_few_rows_are_seen_and_the_call_is_done_again(
+    vit: Vit, addon: Addon, semantics: Semantics, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels, codec = streams((9, 12))
-    codec_of = {"compacted": codec, "fixed": codec}
-    found = {}
-    for inference in ("compacted", "fixed"):
-        method = ReuseVit(with_inference(ReuseVitConfig(semantics=semantics), inference), vit, addon, forced(0.5))
-        passes = 0
-        if method.fixed is not None:
-            # As if nearly everything had been reused so far.
-            method.fixed.capacities.note([4, 200, 4], 1000)
-            group = method.fixed.group
+    chunk = Chunk(tuple(pixels), tuple(codec), (True, True))
+    compacted, method = (
+        ReuseVit(ReuseVitConfig(semantics=semantics, inference=inference), vit, addon, forced(0.5))
+        for inference in INFERENCES[1:]
+    )
+    fixed, passes = fixed_of(method), 0
+    group = fixed.group
 
-            def counted(*arguments: Any, group: Any = group) -> Any:
-                nonlocal passes
-                passes += 1
-                return group(*arguments)
+    def counted(*arguments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return group(*arguments)
 
-            method.fixed.group = counted  # type: ignore[method-assign]
-        memory = method.start(2)
-        chunk = Chunk(tuple(pixels), tuple(codec_of[inference]), (True, True))
-        found[inference] = method.encode(chunk, memory)
+    monkeypatch.setattr(fixed, "group", counted)
+    # As if nearly everything had been reused so far.
+    fixed.capacities.note([4, 200, 4], 1000)
+    found, expected = (one.encode(chunk, one.start(2)) for one in (method, compacted))
     assert passes == 2 * 3
     for stream in range(2):
-        assert torch.equal(found["fixed"].reuse[stream], found["compacted"].reuse[stream])
-        torch.testing.assert_close(
-            found["fixed"].embeddings[stream], found["compacted"].embeddings[stream], atol=1e-6, rtol=1e-6
-        )
+        assert torch.equal(found.reuse[stream], expected.reuse[stream])
+        torch.testing.assert_close(found.embeddings[stream], expected.embeddings[stream], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
@@ -232,14 +229,20 @@ def test_a_pass_asks_the_host_nothing(
 @pytest.mark.parametrize("semantics", SEMANTICS)
 def test_steps_have_shapes_that_no_value_decides(semantics: Semantics) -> None:
     """Tensors without values run through all steps: what depends on one raises there."""
-    vit, addon = Vit.random(SHAPE, seed=1), Addon(addon_shape(SHAPE)).requires_grad_(False)
+    meta = torch.device("meta")
+    with meta:
+        vit, addon = Vit(SHAPE), Addon(addon_shape(SHAPE))
     engine = FixedCapacity(vit, Rules(addon, HardGate(addon.decisions), semantics))
-    run = _FixedRun(engine, *engine.take(2, 2), plan_of((4, 3), SHAPE.num_tokens, torch.device("cpu")), [])
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    plan = plan_of((4, 3), SHAPE.num_tokens, meta)
+    run = _FixedRun(engine, *engine.take(2, 2), plan, [])
+    with torch.no_grad():
         run.enter()
         for boundary in range(SHAPE.num_layers - 1):
             run.layer(boundary, 64)
         run.leave()
+    assert run.places.embeddings_FE.shape == (8, SHAPE.embed_dim)
+    with pytest.raises(NotImplementedError):
+        run.base_X.nonzero()
 
 
 def test_chains_of_small_operators_can_be_compiled_whole(vit: Vit, addon: Addon) -> None:
@@ -272,6 +275,40 @@ def test_memory_that_nobody_uses_is_used_again(vit: Vit, addon: Addon) -> None:
     pixels, codec = streams()
     again = encode(method, pixels, codec)
     torch.testing.assert_close(encode(method, pixels, codec)[0], again[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_on_a_gpu_a_replayed_pass_waits_for_nothing(
+    addon: Addon, semantics: Semantics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, codec = streams((9, 9))
+    chunk = Chunk(tuple(pixels), tuple(codec), (True, True))
+    config, gate = ReuseVitConfig(semantics=semantics), forced(0.7, "random")
+    expected = ReuseVit(config, Vit.random(SHAPE, seed=1).double(), addon, gate)
+    on_gpu = Addon(addon.shape).double()
+    on_gpu.load_state_dict(addon.state_dict())
+    method = ReuseVit(config, Vit.random(SHAPE, seed=1).double().cuda(), on_gpu.cuda(), gate)
+    for _ in range(5):
+        method.encode(chunk, method.start(2))
+    fixed = fixed_of(method)
+    group = fixed.group
+
+    def guarded(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return group(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(fixed, "group", guarded)
+    ours, theirs = (one.encode(chunk, one.start(2)) for one in (method, expected))
+    memory = method.start(2)
+    assert memory.fixed_places is not None
+    assert memory.fixed_places.recorded.records
+    for stream in range(2):
+        assert torch.equal(ours.reuse[stream].cpu(), theirs.reuse[stream])
+        torch.testing.assert_close(ours.embeddings[stream].cpu(), theirs.embeddings[stream], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("inference", "is_fixed"), [("auto", False), ("compacted", False), ("fixed", True)])
