@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dejavu.place import Place, listed, side_by_side
 from dejavu.search import Frames
 from dejavu.setting import Setting
 from dejavu.stages.frame_index import LikelyClips, shard_name
@@ -43,16 +44,21 @@ def list_settings(store: Store, named: Iterable[StoredSetting] = ()) -> list[Sto
         store: Any store.
         named: Settings that may be there without a description, as an older version left them.
     """
-    listed = {stored.setting.setting_id: stored for stored in named}
+    found = {stored.setting.setting_id: stored for stored in named}
     for setting_id, note in store.described().items():
         setting = Setting(config_from_dict(note["config"]), setting_id, note["backbone_identity"])
-        listed[setting_id] = StoredSetting(setting, note["backbone"])
+        found[setting_id] = StoredSetting(setting, note["backbone"])
     changed = {
-        name: max(path.stat().st_mtime for path in shards)
-        for name in listed
-        if (shards := list(store.embeddings_dir(name).glob("*.parquet")))
+        name: max(side_by_side(store.root, lambda path: path.stat().st_mtime, shards))
+        for name in found
+        if (shards := listed(store.embeddings_dir(name), "*.parquet"))
     }
-    return [listed[name] for name in sorted(changed, key=lambda name: (-changed[name], name))]
+    return [found[name] for name in sorted(changed, key=lambda name: (-changed[name], name))]
+
+
+def _read(shard: Place, chosen: pc.Expression | None) -> pa.Table:
+    with shard.open("rb") as file:
+        return pq.read_table(file, columns=list(COLUMNS), filters=chosen)
 
 
 def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips | None = None) -> Frames:
@@ -71,11 +77,11 @@ def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips |
     paths = [
         (rank, path)
         for rank, setting in enumerate(settings)
-        for path in sorted(store.embeddings_dir(setting.setting_id).glob("*.parquet"))
+        for path in listed(store.embeddings_dir(setting.setting_id), "*.parquet")
         if likely is None or shard_name(path) in likely.shards
     ]
     chosen = None if likely is None else pc.field("content_id").isin(sorted(likely.content_ids))
-    tables = [(rank, pq.read_table(path, columns=list(COLUMNS), filters=chosen)) for rank, path in paths]
+    tables = side_by_side(store.root, lambda one: (one[0], _read(one[1], chosen)), paths)
     widths = sorted({table.schema.field("embedding").type.list_size for _, table in tables})
     if len(widths) != 1:
         raise ValueError(
