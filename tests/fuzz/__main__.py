@@ -23,7 +23,7 @@ PROGRESS_PERIOD_S = 30.0
 def main() -> int:
     """Run it; return 1 where anything was found that must not be."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--counts", nargs=4, type=int, default=(2400, 400, 1200, 800), metavar="N",
+    parser.add_argument("--counts", nargs=4, type=int, default=(6000, 1500, 4000, 2000), metavar="N",
                         help="damaged videos, stored clips, annotation files and checkpoints")  # fmt: skip
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     parser.add_argument("--videos", type=Path, help="a folder of real videos to damage as well")

@@ -79,6 +79,10 @@ def _load(directory: Path, model_type: str) -> tuple[Any, Any]:
             f"text tower in {directory}: got no weights for {sorted(info['missing_keys'])[0]}, expected all; "
             "save the whole model there"
         )
+    if broken := [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
+        raise BackboneError(
+            f"text tower in {directory}: got values that are no numbers in {broken[0]}, expected none; save it again"
+        )
     return tokenizer, model.eval()
 
 
