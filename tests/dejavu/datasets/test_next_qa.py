@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import csv
 import json
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from dejavu.datasets.next_qa import COLUMNS, load_frame_times, load_next_qa, load_questions
+from dejavu.place import place
 
 ROWS: dict[str, list[dict[str, str]]] = {
     "val": [
@@ -104,6 +107,18 @@ def test_annotations_are_joined_with_the_videos_that_are_there(layout: tuple[Pat
     assert [(question.question_id, question.spans_s) for question in rest] == [
         ("333_0", ((-0.1, 3.0),)),
         ("333_1", ()),
+    ]
+
+
+def test_annotations_and_videos_may_lie_in_an_object_store(layout: tuple[Path, Path]) -> None:
+    away = place(f"memory://{uuid.uuid4().hex}")
+    assert isinstance(away, UPath)
+    for folder in layout:
+        away.fs.put(f"{folder}/", f"{away.path}/{folder.name}/", recursive=True)
+    here, there = load_next_qa(*layout), load_next_qa(*(away / folder.name for folder in layout))
+    assert (there.questions, there.missing) == (here.questions, here.missing)
+    assert [(clip.clip_id, Path(clip.path).name) for clip in there.clips] == [
+        (clip.clip_id, Path(clip.path).name) for clip in here.clips
     ]
 
 

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from pathlib import Path
 
 import pytest
 
 from dejavu.datasets.video_folder import clip_id_of, load_video_folder
+from dejavu.place import Place, place
 
 
-def put(root: Path, *names: str) -> None:
+def put(root: Place, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
@@ -97,3 +99,17 @@ def test_an_empty_or_absent_folder_is_one_clear_line(tmp_path: Path) -> None:
 def test_the_real_clips_are_found(shared_dir: Path) -> None:
     clips = load_video_folder(shared_dir / "data" / "videos").clips
     assert "world.mp4" in {clip.clip_id for clip in clips}
+
+
+def test_a_folder_in_an_object_store_gives_the_same_clips(tmp_path: Path) -> None:
+    away = place(f"memory://{uuid.uuid4().hex}/videos")
+    for root in (tmp_path, away):
+        put(root, "z.mp4", "b/a b.mp4", "b/deep/x.mkv", "b/z.mp4", "a/y.mp4", "notes.txt", ".hidden.mp4", ".c/d.mp4")
+    here, there = load_video_folder(tmp_path).clips, load_video_folder(away).clips
+    assert [clip.clip_id for clip in there] == [clip.clip_id for clip in here]
+    assert all(place(clip.path).read_bytes() == b"x" for clip in there)
+
+
+def test_an_empty_address_is_refused_in_one_line() -> None:
+    with pytest.raises(FileNotFoundError, match="no folder, expected one with videos"):
+        load_video_folder(place(f"memory://{uuid.uuid4().hex}/videos"))
