@@ -113,10 +113,10 @@ def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, An
 
 def add_node(ray: Path, started: Cluster, num_cpus: int) -> subprocess.Popen[bytes]:
     """Start one more node of a cluster on this machine; the end of the cluster is its end too."""
-    ports = free_ports(2)
+    names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     command = [ray, "start", f"--address={started.address}", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", "--object-store-memory=200000000"]
-    command += [f"--dashboard-agent-listen-port={ports[0]}", f"--metrics-export-port={ports[1]}"]
+    command += [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
     return subprocess.Popen(
         list(map(str, command)),
         env=environment(started.token),
