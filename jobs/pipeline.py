@@ -54,8 +54,10 @@ from reuse_models.diffrate_schedule import read_schedule
 from reuse_models.method import MethodConfig
 from reuse_models.original import OriginalConfig
 from reuse_models.reusevit import ReuseVitConfig
-from tune_spaces.study import SweepError, choose, list_configs, read_chosen, sweep, write_chosen
+from tune_spaces.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, write_chosen
+from tune_spaces.sweep import Bench, SweepError, search, sweep
 from tune_spaces.tower import AddonCurve, Trained
+from tune_spaces.tried import Tried, tried_runs
 
 PUBLISHED_REFRESH = (4, 8, 32, None)
 """Frames after which the published points begin a new segment."""
@@ -92,6 +94,8 @@ class Job:
     clips: dict[str, Transcoded] = field(default_factory=dict)
     head: TrainedHead | None = None
     """Answers the questions, where that is not left to CLIP's text tower."""
+    tried: list[Run] = field(default_factory=list)
+    """On validation clips, in this run's sweep."""
     started: float = field(default_factory=time.monotonic)
 
     def runs(self, stage: Stage) -> bool:
@@ -212,7 +216,7 @@ def run(job: Job) -> None:
         title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
         draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa")
         page = write_page(Scored(points, evidence, exam, job.embedding), run_facts(job, scores[0]), job.results)
-        log_frontier(points, job.tracking, tags(job), job.results)
+        log_frontier(points, job.tracking, tags(job), job.results, job.tried)
         job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
         print(f"\nreport     {page}\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
         print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}")
@@ -353,7 +357,8 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     ]
     searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
     trained = Trained(tuple(addons), tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)])))
-    configs = list_configs(job.backbone, probes, job.embedding, experiment.sweep, trained)
+    tower = look_at_tower(job.backbone, probes, job.embedding, experiment.sweep, trained)
+    configs = list_configs(tower, job.backbone, experiment.sweep)
     settings = [job.name(config) for config in configs]
     if not validation:
         job.say(f"no validation clips: all {len(settings)} settings are measured")
@@ -362,10 +367,20 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     embed_clips(validation, [original], job.embedding, pool, "val")
     exam = set_exam(validation, job.questions("val"), job.backbone, experiment.prompt, job.head)
-    num_trials = sweep(settings, original, exam, job.embedding, pool)
+    bench = Bench(original, exam, job.embedding, pool)
+    num_trials = sweep(settings, bench)
     scores = score_settings(settings, original, exam, job.embedding)
+    stopped: list[Tried] = []
+    if experiment.sweep.search == "optuna":
+        name = partial(name_setting, backbone_identity=job.backbone.identity, embedding=experiment.embed.shaping())
+        tried = search(list_ranges(tower, configs), scores, bench, experiment.sweep, name)
+        stopped = [one for one in tried if not one.whole]
+        found = [one.setting for one in tried if one.whole]
+        scores = score_settings([*settings, *found], original, exam, job.embedding)
+        job.say(f"searched {len(tried)} settings beyond the grid, {len(stopped)} of them stopped early")
     chosen = choose(scores, experiment.sweep.chosen_per_method)
     write_chosen(job.store, chosen)
+    job.tried = tried_runs(scores, stopped, chosen, tags(job))
     counts = f"swept {num_trials} of {len(settings)} settings, chose {len(chosen)}"
     job.say(f"{counts} on {len(validation)} validation clips")
     return chosen

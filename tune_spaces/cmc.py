@@ -1,12 +1,18 @@
 """CMC: how far a token may move before it is computed again."""
 
+from optuna.distributions import FloatDistribution
+
 from reuse_models.cmc import CmcConfig
+from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 
 THRESHOLDS = tuple(range(3, 46, 3))
 """The paper's grid; thresholds grow with the width, so it holds for the paper's towers."""
 QUANTILES = (0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
 """Of the distances seen on validation clips, on any other tower."""
+SEARCHED_THRESHOLDS = (1.0, 60.0)
+SEARCHED_QUANTILES = (0.1, 0.99)
+"""Of the same distances: the ends of the range."""
 
 
 def grid(tower: Tower, density: Density) -> tuple[CmcConfig, ...]:
@@ -15,3 +21,9 @@ def grid(tower: Tower, density: Density) -> tuple[CmcConfig, ...]:
         return tuple(CmcConfig(threshold=float(threshold)) for threshold in THRESHOLDS)
     distances = tower.distance_quantiles(thin(QUANTILES, density))
     return tuple(CmcConfig(threshold=threshold) for threshold in dict.fromkeys(float(f"{d:.3g}") for d in distances))
+
+
+def ranges(tower: Tower) -> Ranges:
+    """Return what a search may try."""
+    low, high = SEARCHED_THRESHOLDS if tower.in_paper else tower.distance_quantiles(SEARCHED_QUANTILES)
+    return Ranges((CmcConfig(),), {"threshold": FloatDistribution(low, high)})

@@ -1,6 +1,9 @@
 """Eventful: how many tokens are refreshed at each boundary."""
 
+from optuna.distributions import IntDistribution
+
 from reuse_models.eventful import EventfulConfig
+from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 
 REFRESHED_TOKENS = tuple(range(10, 151, 10))
@@ -15,3 +18,8 @@ def grid(tower: Tower, density: Density) -> tuple[EventfulConfig, ...]:
         return tuple(EventfulConfig(refreshed_tokens=tokens) for tokens in REFRESHED_TOKENS)
     counts = dict.fromkeys(max(1, round(share * tower.shape.num_patches)) for share in thin(SHARES, density))
     return tuple(EventfulConfig(refreshed_tokens=count) for count in counts)
+
+
+def ranges(tower: Tower) -> Ranges:
+    """Return what a search may try: any number of patches but all, which would be the dense tower."""
+    return Ranges((EventfulConfig(),), {"refreshed_tokens": IntDistribution(1, tower.shape.num_patches - 1)})

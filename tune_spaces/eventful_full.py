@@ -2,6 +2,7 @@
 
 from reuse_models.eventful_full import EventfulFullConfig
 from tune_spaces import eventful
+from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower
 
 
@@ -10,3 +11,8 @@ def grid(tower: Tower, density: Density) -> tuple[EventfulFullConfig, ...]:
     return tuple(
         EventfulFullConfig(refreshed_tokens=config.refreshed_tokens) for config in eventful.grid(tower, density)
     )
+
+
+def ranges(tower: Tower) -> Ranges:
+    """Return the same numbers of tokens as Eventful's range."""
+    return Ranges((EventfulFullConfig(),), eventful.ranges(tower).fields)

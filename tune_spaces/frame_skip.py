@@ -1,11 +1,20 @@
 """FrameSkip: how many frames one computed frame stands for."""
 
+from optuna.distributions import IntDistribution
+
 from reuse_models.frame_skip import FrameSkipConfig
+from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 
 EVERY = (2, 3, 4, 6, 8)
+MOST_SKIPPED = 16
 
 
 def grid(_: Tower, density: Density) -> tuple[FrameSkipConfig, ...]:
     """Return the settings to try."""
     return tuple(FrameSkipConfig(every=int(every)) for every in thin(EVERY, density))
+
+
+def ranges(_: Tower) -> Ranges:
+    """Return what a search may try."""
+    return Ranges((FrameSkipConfig(),), {"every": IntDistribution(EVERY[0], MOST_SKIPPED)})

@@ -1,4 +1,4 @@
-"""Every method's grid by name, in the order of the plots."""
+"""Every method's grid by name, in the order of the plots, and what a search may try beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from reuse_models.method import MethodConfig
 from tune_spaces import cmc, diffrate, eventful, eventful_full, frame_skip, reusevit, tome
+from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower
 
 Grid = Callable[[Tower, Density], tuple[MethodConfig, ...]]
@@ -19,3 +20,13 @@ GRIDS: dict[str, Grid] = {
     "tome": tome.grid,
     "reusevit": reusevit.grid,
 }
+
+RANGES: dict[str, Callable[[Tower], Ranges]] = {
+    "frame_skip": frame_skip.ranges,
+    "eventful": eventful.ranges,
+    "eventful_full": eventful_full.ranges,
+    "cmc": cmc.ranges,
+    "tome": tome.ranges,
+    "reusevit": reusevit.ranges,
+}
+"""DiffRate has none: its schedules are searched by gradient, in the train stage."""

@@ -1,47 +1,31 @@
-"""Sweep the grids with Ray Tune on validation clips, and choose what is worth measuring on test clips.
-
-A trial is one setting: it embeds the validation clips that lack it, in its own process, and scores them. What a trial
-computes lies in the store by identity, so a sweep that was killed goes on where it stopped and a finished one starts
-no trial.
-"""
+"""What a sweep tries of each method, and which of it is worth measuring on test clips."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from ray import tune
+from typing import Literal
 
 from dejavu.backbones.load import Backbone
-from dejavu.cluster import Pool
 from dejavu.frontier import hypervolume
-from dejavu.records import Failure, Transcoded
-from dejavu.setting import Setting
-from dejavu.stages.batch import Batch, Embedding, cut, decode_batch, plan
-from dejavu.stages.encode import BatchEncoder
-from dejavu.stages.read import clips_identity
-from dejavu.stages.score import Exam, SettingScore, score_settings
-from dejavu.store import Store, identity, write_json
+from dejavu.place import is_file
+from dejavu.records import Transcoded
+from dejavu.setting import Setting, with_local_weights
+from dejavu.stages.batch import Batch, Embedding, cut, decode_batch
+from dejavu.stages.score import SettingScore
+from dejavu.store import Store, write_json
 from reuse_models.cmc import distance_quantiles
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
-from tune_spaces.grids import GRIDS
+from tune_spaces.grids import GRIDS, RANGES
+from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, Trained
+from tune_spaces.trial import WORTHLESS, quality
 
-STAGE = "sweep"
-MAX_LOST = 3
-"""Times that a trial is begun again after its process or machine died; what it had written is not done again."""
-
-
-class SweepError(RuntimeError):
-    """A setting could not be tried; one line says why and what to do."""
-
+Search = Literal["grid", "optuna"]
 
 OTHER_COST = 1.1
 """Settings that differ by less in cost tell the same."""
@@ -60,34 +44,42 @@ class SweepConfig:
     """Validation clips on which CMC's distances are looked at."""
     diffrate_schedules: tuple[Path, ...] = ()
     """Files written by jobs/search_schedules.py for this backbone, tried beside those that the train stage searches."""
+    search: Search = "grid"
+    """`optuna` goes on from the grid: settings that Optuna suggests within each method's range (tune_spaces)."""
+    num_samples: int = 8
+    """New settings of each method that a search tries, at most."""
+    stop_after: tuple[float, ...] = (0.25, 0.5)
+    """Shares of the validation clips after which a poor sample of a search is stopped; none tries each on all."""
+    seed: int = 0
+    """Of the search."""
 
     def __post_init__(self) -> None:
         """Check names and counts.
 
         Raises:
-            ValueError: A method has no grid, or a count is below 1.
+            ValueError: A method has no grid, a count is below 1, or a share is none.
         """
         if unknown := sorted(set(self.methods) - set(GRIDS)):
             raise ValueError(f"sweep.methods: got {unknown}, expected some of {', '.join(GRIDS)}; check the names")
-        for name in ("chosen_per_method", "probe_clips"):
+        for name in ("chosen_per_method", "probe_clips", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sweep.{name}: got {getattr(self, name)}, expected 1 or more; raise it")
+        if wrong := [share for share in self.stop_after if not 0 < share < 1]:
+            raise ValueError(
+                f"sweep.stop_after: got {wrong[0]:g}, expected shares between 0 and 1; divide percentages by 100"
+            )
 
 
-def list_configs(
-    backbone: Backbone,
-    clips: Sequence[Transcoded],
-    embedding: Embedding,
-    config: SweepConfig,
-    trained: Trained,
-) -> list[MethodConfig]:
-    """Return the settings of all methods that this tower can run; a method that refuses it is named in one line.
+def look_at_tower(
+    backbone: Backbone, clips: Sequence[Transcoded], embedding: Embedding, config: SweepConfig, trained: Trained
+) -> Tower:
+    """Return what grids and ranges depend on.
 
     Args:
         backbone: The tower.
         clips: Validation clips, of which the first few show how far tokens move.
         embedding: Where the clips lie.
-        config: Which methods, and how many settings.
+        config: How many clips show it.
         trained: What training has made for this tower.
     """
 
@@ -99,98 +91,26 @@ def list_configs(
             backbone.vit, [backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1], shares
         )
 
-    tower = Tower(backbone.vit.shape, quantiles, trained)
+    return Tower(backbone.vit.shape, quantiles, trained)
+
+
+def list_configs(tower: Tower, backbone: Backbone, config: SweepConfig) -> list[MethodConfig]:
+    """Return the settings of all methods that this tower can run; a method that refuses it is named in one line."""
     configs: list[MethodConfig] = []
     for method in config.methods:
         try:
             for candidate in GRIDS[method](tower, config.density):
-                candidate.build(backbone.vit)
+                with_local_weights(candidate).build(backbone.vit)
                 configs.append(candidate)
         except ValueError as error:
             print(f"  sweep: {method} is left out: {error}", flush=True)
     return configs
 
 
-def sweep(settings: Sequence[Setting], original: Setting, exam: Exam, embedding: Embedding, pool: Pool) -> int:
-    """Embed the exam's clips under every setting with Ray Tune; return how many settings lacked something.
-
-    Args:
-        settings: Those to try.
-        original: Dense; its embeddings of these clips must be in the store.
-        exam: Validation clips and their questions.
-        embedding: Backbone, store and how clips are cut.
-        pool: GPUs that a trial holds.
-
-    Raises:
-        SweepError: A trial failed, or was lost more often than it is begun again.
-    """
-    pending = [setting for setting in settings if plan(exam.clips, [setting], embedding)]
-    if not pending:
-        return 0
-    name = identity({"settings": [setting.setting_id for setting in pending], "clips": clips_identity(exam.clips)})
-    held = {"gpu": pool.gpus_per_actor} if pool.gpus_per_actor else {"cpu": 1.0}
-    trial = tune.with_parameters(_trial, exam=exam, embedding=embedding, original=original.to_row())
-    results = tune.Tuner(
-        tune.with_resources(trial, held),
-        param_space={"setting": tune.grid_search([setting.to_row() for setting in pending])},
-        tune_config=tune.TuneConfig(metric="quality", mode="max", reuse_actors=True),
-        run_config=tune.RunConfig(
-            name=f"sweep-{name}",
-            storage_path=str(embedding.store.root.resolve() / "tune"),
-            failure_config=tune.FailureConfig(max_failures=MAX_LOST),
-            verbose=0,
-        ),
-    ).fit()
-    if results.errors:
-        reason = str(results.errors[0]).strip().splitlines()[-1]
-        raise SweepError(
-            f"sweep: got {len(results.errors)} of {len(pending)} trials failed ({reason}), expected none; run the same "
-            "command again: what is done is kept"
-        )
-    return len(pending)
-
-
-def _trial(config: dict[str, Any], exam: Exam, embedding: Embedding, original: dict[str, Any]) -> None:
-    """One setting: embed what it lacks, score, report."""
-    setting = Setting.from_row(config["setting"])
-    encoder = _encoder(embedding)
-    start = time.monotonic()
-    failures: list[Failure] = []
-    for batch in plan(exam.clips, [setting], embedding):
-        decoded = decode_batch(batch, embedding)
-        failures += decoded.failures
-        encoder.encode([setting], decoded)
-    embedding.store.write_failures(STAGE, failures, part=setting.setting_id)
-    score = score_settings([setting], Setting.from_row(original), exam, embedding)[0]
-    tune.report({**validation_metrics(score), "embed_s": time.monotonic() - start})
-
-
-@lru_cache(maxsize=1)
-def _encoder(embedding: Embedding) -> BatchEncoder:
-    """Trials that share a process share its backbone."""
-    return BatchEncoder(embedding)
-
-
-def quality(score: SettingScore) -> float:
-    """What settings are chosen by: Acc@GQA, or the share of right answers, else the mean cosine to Original."""
-    if score.task:
-        return score.task.acc_gqa
-    return score.fidelity.mean if score.accuracy is None else score.accuracy
-
-
-def validation_metrics(score: SettingScore) -> dict[str, float]:
-    """Return what Tune and the sweep's table show of a setting."""
-    metrics = {
-        "quality": quality(score),
-        "gflops_per_frame": score.gflops_per_frame,
-        "reuse_rate": score.reuse_rate,
-        "cosine_to_dense": score.fidelity.mean,
-    }
-    if score.accuracy is not None:
-        metrics["accuracy"] = score.accuracy
-    if score.task:
-        metrics |= {"acc_gqa": score.task.acc_gqa, "miop": score.task.miop}
-    return metrics
+def list_ranges(tower: Tower, configs: Sequence[MethodConfig]) -> dict[str, Ranges]:
+    """Return what a search may try of the methods whose grids these settings are."""
+    methods = dict.fromkeys(config.method for config in configs)
+    return {method: RANGES[method](tower) for method in methods if method in RANGES}
 
 
 def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
@@ -204,7 +124,9 @@ def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
         scores: On validation clips alone: test clips must not choose.
         per_method: At most so many of each method. A method that is worth nothing keeps its best setting.
     """
-    worst = (-max(score.gflops_per_frame for score in scores), max(map(quality, scores)) / 2) if scores else (0.0, 0.0)
+    worst = (0.0, 0.0)
+    if scores:
+        worst = (-max(score.gflops_per_frame for score in scores), max(map(quality, scores)) * WORTHLESS)
     by_method: dict[str, list[SettingScore]] = defaultdict(list)
     for score in scores:
         by_method[score.setting.method].append(score)
@@ -258,7 +180,7 @@ def read_chosen(store: Store, name: Callable[[MethodConfig], Setting]) -> list[S
         FileNotFoundError: No sweep has run in this results folder.
     """
     path = store.root / "chosen.json"
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(
             f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first"
         )

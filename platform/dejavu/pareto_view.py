@@ -20,7 +20,7 @@ _COLUMNS = ("accuracy", "acc_gqa", "cosine_to_dense", "reuse_rate", *_COSTS)
 
 
 def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:
-    """Return the tag's value: the children of one run, cheapest last, and the charts in which they are compared.
+    """Return the tag's value: one run's children on test clips, cheapest last, and the charts that compare them.
 
     Args:
         parent_id: The run whose children are shown.
@@ -28,7 +28,7 @@ def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:
         now_ms: When it is saved, in milliseconds since 1970.
     """
     state = {
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}'",
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}' and params.`split` = 'test'",
         # By a metric, since runs ordered by date are nested below their parent, folded away.
         "orderByKey": "metrics.`flops_reduction`",
         "orderByAsc": True,

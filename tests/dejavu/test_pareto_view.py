@@ -23,8 +23,8 @@ def test_a_view_fits_into_a_tag_and_has_a_name() -> None:
     assert json.loads(value)["name"] == VIEW_NAME
 
 
-def test_a_view_shows_the_children_of_one_run() -> None:
-    assert state()["searchFilter"] == f"tags.`mlflow.parentRunId` = '{PARENT}'"
+def test_a_view_shows_the_children_of_one_run_on_test_clips_alone() -> None:
+    assert state()["searchFilter"] == f"tags.`mlflow.parentRunId` = '{PARENT}' and params.`split` = 'test'"
 
 
 def test_every_metric_of_a_view_is_one_that_a_point_has() -> None:

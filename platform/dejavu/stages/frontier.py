@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,6 +16,7 @@ from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quali
 from dejavu.looks import looks_of
 from dejavu.pareto_csv import write_pareto_csv
 from dejavu.pareto_view import VIEW_ID, VIEW_NAME, saved_view
+from dejavu.place import Place, is_file
 from dejavu.plots import plot_pareto
 from dejavu.records import EvalRow, ParetoPoint
 from dejavu.stages.measure import Timing
@@ -180,26 +180,40 @@ def _intervals(
     }
 
 
-def draw_frontier(points: Sequence[ParetoPoint], results: Path, *, title: str, published: bool) -> None:
+def draw_frontier(points: Sequence[ParetoPoint], results: Place, *, title: str, published: bool) -> None:
     """Write pareto.csv, pareto.png and pareto.svg."""
     write_pareto_csv(results / "pareto.csv", points)
     plot_pareto(points, results / "pareto.png", results / "pareto.svg", published=published, title=title)
 
 
-def log_frontier(points: Sequence[ParetoPoint], tracking: Tracking, tags: Mapping[str, str], results: Path) -> str:
-    """Log one parent run with the plot and the summary, and one child for each point; return the parent's id."""
+def log_frontier(
+    points: Sequence[ParetoPoint],
+    tracking: Tracking,
+    tags: Mapping[str, str],
+    results: Place,
+    tried: Sequence[Run] = (),
+) -> str:
+    """Log one parent run with the plot and the summary, and one child for each point; return the parent's id.
+
+    Args:
+        points: On test clips, Original first.
+        tracking: Where to.
+        tags: Of the run of the pipeline.
+        results: Its folder.
+        tried: Children for what was tried on validation clips.
+    """
     quality = quality_of(points)
     summary: dict[str, float | None] = {}
     for method, best in best_within(points, quality, "flops_reduction").items():
         summary[f"best_flops_reduction_within_2pct/{method}"] = best.flops_reduction
     for method, best in best_within(points, quality, "speedup").items():
         summary[f"best_speedup_within_2pct/{method}"] = best.speedup
-    artifacts = tuple(path for name in ARTIFACTS if (path := results / name).is_file())
+    artifacts = tuple(path for name in ARTIFACTS if is_file(path := results / name))
     parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
     tags = {**tags, "mlflow.source.name": "jobs/pipeline.py", "mlflow.source.git.commit": tags["git_commit"]}
     note = {"mlflow.note.content": describe(points, quality, tracking.view_path(VIEW_ID))}
     parent = Run(name=tags["recipe"], params=parameters, metrics=summary, tags=tags | note, artifacts=artifacts)
-    parent_id = tracking.log(parent, [_child(point, tags) for point in points])
+    parent_id = tracking.log(parent, [*(_child(point, tags) for point in points), *tried])
     tracking.save_view(VIEW_ID, saved_view(parent_id, quality, round(1e3 * time.time())))
     return parent_id
 

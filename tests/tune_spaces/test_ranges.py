@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from reuse_models.vit import KNOWN_SHAPES, Vit, VitShape
+from tune_spaces.grids import GRIDS, RANGES
+from tune_spaces.ranges import BASE
+from tune_spaces.tower import AddonCurve, Tower, Trained
+
+SMALL = VitShape(
+    image_px=128, patch_px=16, width=24, num_heads=2, num_layers=2, mlp_width=48, embed_dim=8, has_cls=True
+)
+TOWERS = {
+    "small": SMALL,
+    "paper": KNOWN_SHAPES["openai/clip-vit-large-patch14"],
+}
+ADDONS = Trained((AddonCurve("target=0.8", "a/addon", (-1.8, 0.9)), AddonCurve("target=0.9", "b/addon", (-2.5, 1.25))))
+
+
+def tower(name: str) -> Tower:
+    return Tower(TOWERS[name], lambda shares: [10 * share for share in shares])
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("method", RANGES)
+def test_a_range_holds_the_grid(method: str, name: str) -> None:
+    ranges = RANGES[method](tower(name))
+    grid = GRIDS[method](tower(name), "paper")
+    assert [ranges.config(ranges.values(config) or {}) for config in grid] == list(grid)
+
+
+@pytest.mark.parametrize("method", RANGES)
+def test_the_ends_of_a_range_can_be_built(method: str) -> None:
+    vit = Vit.random(SMALL)
+    ranges = RANGES[method](tower("small"))
+    limits: Any
+    for field, limits in ranges.fields.items():
+        for end in (limits.low, limits.high):
+            ranges.config({field: end}).build(vit)
+
+
+def test_a_trained_addon_is_taken_with_a_bias() -> None:
+    trained = replace(tower("small"), trained=ADDONS)
+    ranges = RANGES["reusevit"](trained)
+    config: Any = ranges.config({BASE: 1, "decision_bias": -0.123456})
+    assert (config.name, config.weights, config.decision_bias) == ("target=0.9", "b/addon", -0.123)
+    grid = GRIDS["reusevit"](trained, "demo")
+    assert [ranges.config(ranges.values(one) or {}) for one in grid] == list(grid)
+
+
+def test_a_setting_outside_a_range_has_no_values() -> None:
+    ranges = RANGES["frame_skip"](tower("small"))
+    (config, *_) = GRIDS["frame_skip"](tower("small"), "demo")
+    (stranger, *_) = GRIDS["eventful"](tower("small"), "demo")
+    assert ranges.values(replace(config, every=1000)) is None  # type: ignore[type-var]
+    assert ranges.values(stranger) is None
