@@ -39,7 +39,7 @@ TRAINED_ON_PER_LIST = 64
 PROBED_SHARE = 1 / 16
 """Of the lists that are looked into for a query; 8 of them at least."""
 CLIPS_PER_MOMENT = 4
-"""Clips named for each moment wanted, at least, since their order is not quite that of the score."""
+"""Clips named for each moment wanted: more than one, since their order is not quite that of the score."""
 FRAMES_PER_MOMENT = 64
 """Frames looked at first for each moment wanted; the number grows fourfold until they are of clips enough."""
 _FORMAT = "IVF,SQ8,inner product,1"
@@ -77,7 +77,7 @@ class FrameIndex:
     """FAISS's; its lists stay on disk."""
 
     def likely(self, query_E: ArrayLike, top: int) -> LikelyClips:
-        """Name the clips whose frames score best, CLIPS_PER_MOMENT for each of `top` moments or more.
+        """Name the clips whose frames score best, CLIPS_PER_MOMENT for each of `top` moments.
 
         Args:
             query_E: Of any length but zero.
@@ -93,15 +93,15 @@ class FrameIndex:
                 f"query: got an embedding {list(query_1E.shape[1:])}, expected [{self.lists.d}] with a direction, as "
                 "the frames have; embed text and frames with one backbone"
             )
-        wanted, labels = FRAMES_PER_MOMENT * top, np.empty(0, np.int64)
+        wanted, found = FRAMES_PER_MOMENT * top, list[int]()
         while True:
             labels = self.lists.search(query_1E / length, min(wanted, self.lists.ntotal))[1][0]
-            found = np.unique(labels[labels >= 0])  # -1: the lists looked into hold no more
+            found = list(dict.fromkeys(labels[labels >= 0].tolist()))  # -1: the lists looked into hold no more
             if len(found) >= CLIPS_PER_MOMENT * top or wanted >= self.lists.ntotal or (labels < 0).any():
                 break
             wanted *= 4
         names = list(self.covers.contents)
-        chosen = [names[label] for label in found]
+        chosen = [names[label] for label in found[: CLIPS_PER_MOMENT * top]]
         return LikelyClips(
             frozenset(chosen), frozenset(shard for name in chosen for shard in self.covers.contents[name])
         )

@@ -243,8 +243,9 @@ def peak_bytes(watched: profile) -> int:
     Args:
         watched: A finished profile with memory.
     """
-    events = watched.profiler.kineto_results.events()
+    recorded: Any = watched.profiler
+    events = recorded.kineto_results.events()
     changes = sorted(
         (event for event in events if event.name() == MEMORY_EVENT_NAME), key=lambda event: event.start_ns()
     )
-    return max(accumulate((change.nbytes() for change in changes), initial=0))
+    return max(accumulate((int(change.nbytes()) for change in changes), initial=0))
