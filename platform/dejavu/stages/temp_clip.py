@@ -302,7 +302,8 @@ def _run_fit(task: _Task, folder: Place) -> None:
 
 # -------------------------------------------------------------------------------------------------------- in the worker
 def _worker(config: dict[str, Any]) -> None:
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # two lines a checkpoint otherwise
+    for name in ("ray.train", "botocore", "aiobotocore"):  # two lines a checkpoint otherwise, and more
+        logging.getLogger(name).setLevel(logging.WARNING)
     task: _Task = config["task"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _Course(task, load_backbone(task.embedding.backbone), device).run()

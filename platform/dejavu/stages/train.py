@@ -319,7 +319,8 @@ def _keep(checkpoint: Path, folder: Place, target: float, progress: Mapping[str,
 # ------------------------------------------------------------------------------------------------------- in the workers
 def _worker(config: dict[str, Any]) -> None:
     """Fit all targets on this worker's share of the clips."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # two lines a checkpoint otherwise
+    for name in ("ray.train", "botocore", "aiobotocore"):  # two lines a checkpoint otherwise, and more
+        logging.getLogger(name).setLevel(logging.WARNING)
     task: _Task = config["task"]
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
