@@ -199,11 +199,9 @@ def run(job: Job) -> None:
     timings = {}
     if job.runs("measure"):
         cluster.bring_up(experiment.gpus_per_worker)
-        with telling(Work(stage="measure", total=1 + len(chosen), unit="settings")) as so_far:
-            timings, num_timed = measure_settings(
-                [original, *chosen], original, job.of_split("test"), job.embedding, experiment.measure
-            )
-            so_far(len(timings))
+        timings, num_timed = measure_settings(
+            [original, *chosen], original, job.of_split("test"), job.embedding, experiment.measure
+        )
         job.say(f"timed {num_timed} settings")
     if job.runs("score"):
         exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt, job.head)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dejavu.status import read_status
+
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def state(results: Path) -> str:
+    """Return what `--status` says of a run."""
+    status = read_status(results)
+    assert status is not None
+    return status.judged(time.time())
 
 
 def test_a_driver_killed_in_transcode_and_in_embed_is_begun_again(
@@ -22,8 +32,10 @@ def test_a_driver_killed_in_transcode_and_in_embed_is_begun_again(
         bench.wait(driver, results, lambda pattern=pattern: list(store.glob(pattern)))
         driver.kill()
         driver.wait()
+        assert state(results) == "died"
     assert not (store / "chosen.json").exists(), "the kills came too late to show anything"
     bench.finish(bench.start(results), results)
+    assert state(results) == "finished"
     same(results)
 
 
@@ -36,6 +48,7 @@ def test_a_notice_in_the_sweep_ends_the_run_with_one_line(
     bench.wait(driver, results, lambda: len(list(store.glob("embeddings/*"))) >= 2)
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 128 + signal.SIGTERM
+    assert state(results) == "stopped"
     printed = (results / "driver.log").read_text()
     assert "stopped: got SIGTERM or Ctrl-C before the end; run the same command again" in printed
     assert "Traceback" not in printed

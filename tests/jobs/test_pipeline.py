@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,22 @@ def test_every_setting_is_a_child_run_in_mlflow(tiny_results: Path) -> None:
     assert children >= len(rows(tiny_results / "pareto.csv"))
     assert {"accuracy", "accuracy_ci_low", "acc_gqa", "cosine_to_dense", "gflops_per_frame", "ms_per_frame"} <= metrics
     assert {"git_commit", "config_hash", "data_hash", "backbone", "hardware"} <= tags
+
+
+def test_the_run_says_how_it_went_and_a_clips_way_is_in_its_log(tiny_results: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(tiny_results), "--status"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert (status["state"], status["num_failures"]) == ("finished", 0)
+    assert all(stage["ended"] and stage["done"] == stage["total"] for stage in status["stages"])
+    assert {"draw", "transcode", "embed", "score"} <= {stage["name"] for stage in status["stages"]}
+
+    told = [json.loads(line) for path in (tiny_results / "logs").iterdir() for line in path.read_text().splitlines()]
+    clip = next(line["clip_ids"][0] for line in told if line["event"] == "encode ends" and line["stage"] == "embed")
+    way = {(line.get("stage"), line["event"]) for line in told if clip in line.get("clip_ids", ())}
+    steps = {("transcode", "transcode"), ("embed", "decode"), ("embed", "encode")}
+    assert way >= {(stage, f"{step} {end}") for stage, step in steps for end in ("begins", "ends")}
 
 
 def test_a_second_run_computes_nothing(tiny_results: Path, pipeline: Pipeline) -> None:

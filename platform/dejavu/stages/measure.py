@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster import cluster_hardware, hardware
+from dejavu.events import Work, told
 from dejavu.place import Place, is_file
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
@@ -98,7 +99,8 @@ def measure_settings(
             num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_restarts=3, max_task_retries=3
         )(_Stopwatch)
         stopwatch = actor.remote(embedding, [asdict(clip) for clip in chosen], asdict(config))
-        for setting in pending:
+        work = Work(stage="measure", total=len(pending), unit="settings", kept=len(settings) - len(pending))
+        for setting in told(pending, work):
             row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
             known[setting.setting_id] = Timing(**row)
             write_json(path, {name: asdict(timing) for name, timing in known.items()})
