@@ -31,9 +31,9 @@ class Ranges:
 
     def config(self, values: Mapping[str, Any]) -> MethodConfig:
         """Return the config that sampled values stand for; three digits are enough, and keep its name readable."""
-        base = self.bases[values.get(BASE, 0)]
+        index: int = values.get(BASE, 0)
         rounded = {name: _three_digits(values[name]) for name in self.fields}
-        return replace(base, **rounded)  # type: ignore[type-var]  # every config is a dataclass
+        return replace(self.bases[index], **rounded)  # type: ignore[type-var]  # every config is a dataclass
 
     def values(self, config: MethodConfig) -> dict[str, Any] | None:
         """Return the values that stand for a config; None for one that lies outside."""
