@@ -43,7 +43,8 @@ def draw_world(root: Place, config: SyntheticConfig, splits: Sequence[Split] = S
     made = side_by_side(root, lambda spec: is_made(spec, root), specs)
     lacking = [spec for spec, there in zip(specs, made, strict=True) if not there]
     rows = [asdict(spec) for spec in lacking]
-    drawn = list(spread(partial(_draw, root=str(root)), rows, stage="draw", unit="videos"))
+    kept = len(specs) - len(rows)
+    drawn = list(spread(partial(_draw, root=str(root)), rows, stage="draw", unit="videos", kept=kept))
     write_annotations(root, config)
     dataset = load_next_qa(root / "videos", root / "annotations", splits=tuple(splits))
     return Dataset(name="synthetic", clips=dataset.clips, questions=dataset.questions), len(drawn)
