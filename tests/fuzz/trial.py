@@ -154,11 +154,14 @@ def _text(texts: Iterable[str]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 def _checkpoint(folder: Path, request: dict[str, Any]) -> str:
+    import torch
+
     from dejavu.backbones.load import load_backbone
     from dejavu.tasks.temp_clip_weights import load_temp_clip
     from reuse_models.addon import load_addon
     from reuse_models.published import read_checkpoint
 
+    torch.set_num_threads(1)  # small files; on a busy machine more threads wait for each other
     kind = request["name"].split(".")[0].split("-")[0]
     if kind == "pickle":
         with zipfile.ZipFile(folder / "published.ckpt", "w") as archive:
