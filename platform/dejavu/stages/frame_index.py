@@ -36,8 +36,10 @@ FRAMES_PER_LIST = 40
 """At least, so that k-means has something to average."""
 TRAINED_ON_PER_LIST = 64
 """Frames that k-means sees, chosen shard by shard across the collection."""
-PROBED_SHARE = 1 / 16
-"""Of the lists that are looked into for a query; 8 of them at least."""
+PROBED_SHARE = 1 / 3
+"""Of the lists that are looked into for a query. A text lies apart from all frames, so that the best of them are spread
+over many lists: docs/search.md has what was found."""
+LEAST_PROBED = 32
 CLIPS_PER_MOMENT = 4
 """Clips named for each moment wanted: more than one, since their order is not quite that of the score."""
 FRAMES_PER_MOMENT = 64
@@ -152,7 +154,7 @@ def open_index(store: Store, settings: Sequence[Setting], usual_share: float) ->
         covers = _write(folder, lists, covers, lacking, (store, usual_share))
     with local_copy(folder / covers.file) as file:  # one that is removed afterwards stays readable while it is open
         lists = _faiss().read_index(str(file), _faiss().IO_FLAG_MMAP)
-    lists.nprobe = max(8, round(PROBED_SHARE * lists.nlist))
+    lists.nprobe = max(LEAST_PROBED, round(PROBED_SHARE * lists.nlist))
     return FrameIndex(covers, lists)
 
 
