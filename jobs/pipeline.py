@@ -298,12 +298,12 @@ def fit_run(job: Job, addon: TrainedAddon) -> Run:
         for name in sorted({name for entry in addon.curve for name in entry} - {"step"})
     }
     return Run(
-        name=f"fit {addon.name}",
+        name=f"fit {addon.config.name}",
         params={"target": addon.target, "biases": dict(addon.biases)},
         metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
         tags=tags(job),
         curves=curves,
-        addon=LoggedAddon(addon.weights, job.experiment.backbone),
+        addon=LoggedAddon(addon.weights, job.experiment.backbone, addon.semantics, addon.order),
     )
 
 
@@ -350,9 +350,7 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     """Sweep the grids on validation clips and choose; without validation clips, every setting goes on."""
     experiment, validation = job.experiment, job.of_split("val")
     probes = validation or job.of_split("test")
-    addons = [
-        AddonCurve(addon.name, str(addon.weights), tuple(addon.biases.values())) for addon in read_addons(job.embedding)
-    ]
+    addons = [AddonCurve(addon.config, tuple(addon.biases.values())) for addon in read_addons(job.embedding)]
     searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
     trained = Trained(tuple(addons), tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)])))
     tower = look_at_tower(job.backbone, probes, job.embedding, experiment.sweep, trained)

@@ -1,5 +1,7 @@
 """ReuseViT: a curve for each trained add-on; without any, forced rates with an add-on that has learned nothing."""
 
+from dataclasses import replace
+
 from optuna.distributions import FloatDistribution
 
 from reuse_models.reusevit import ReuseVitConfig
@@ -20,7 +22,7 @@ def grid(tower: Tower, density: Density) -> tuple[ReuseVitConfig, ...]:
     """
     if tower.trained.addons:
         return tuple(
-            ReuseVitConfig(weights=addon.weights, name=addon.name, decision_bias=bias)
+            replace(addon.config, decision_bias=bias)
             for addon in tower.trained.addons
             for bias in sorted({0.0, *addon.biases})
         )
@@ -32,5 +34,5 @@ def ranges(tower: Tower) -> Ranges:
     if not tower.trained.addons:
         return Ranges((ReuseVitConfig(),), {"forced_rate": FloatDistribution(*SEARCHED_RATES)})
     biases = [0.0, *(bias for addon in tower.trained.addons for bias in addon.biases)]
-    bases = tuple(ReuseVitConfig(weights=addon.weights, name=addon.name) for addon in tower.trained.addons)
+    bases = tuple(addon.config for addon in tower.trained.addons)
     return Ranges(bases, {"decision_bias": FloatDistribution(min(biases) - BEYOND, max(biases) + BEYOND)})

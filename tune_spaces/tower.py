@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reuse_models.diffrate import DiffRateConfig
+from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.vit import VitShape
 
 Density = Literal["paper", "demo", "tiny"]
@@ -20,8 +21,8 @@ PAPER_WIDTHS = (768, 1024)
 class AddonCurve:
     """A trained ReuseViT add-on, and the biases of its decisions that are worth trying."""
 
-    name: str
-    weights: str
+    config: ReuseVitConfig
+    """As it was trained."""
     biases: tuple[float, ...] = ()
 
 

@@ -18,8 +18,11 @@ class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
 
     def load_context(self, context: Any) -> None:
         """Build the method on its backbone."""
-        vit = load_backbone(context.model_config["backbone"]).vit
-        self.method = ReuseVitConfig(weights=context.artifacts["weights"]).build(vit)
+        trained = context.model_config
+        config = ReuseVitConfig(
+            weights=context.artifacts["weights"], semantics=trained["semantics"], order=trained["order"]
+        )
+        self.method = config.build(load_backbone(trained["backbone"]).vit)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Embed one whole video. Without annotations, from which MLflow would guess a signature: it has one."""

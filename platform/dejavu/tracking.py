@@ -18,6 +18,8 @@ import numpy as np
 
 from dejavu.place import Place
 from dejavu.store import local_copy
+from reuse_models.frame_order import Order
+from reuse_models.token_memory import Semantics
 
 EXPERIMENT = "dejavu"
 METRICS_PER_CALL = 500
@@ -201,6 +203,8 @@ class LoggedAddon:
     """A .safetensors with its .json beside it."""
     backbone: str
     """As load_backbone takes it."""
+    semantics: Semantics
+    order: Order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,7 +273,7 @@ def _log_model(run_id: str, addon: LoggedAddon) -> None:
             name="addon",
             python_model=str(Path(__file__).with_name("addon_model.py")),  # as code: nothing is pickled
             artifacts={"weights": str(weights), "shape": str(shape)},
-            model_config={"backbone": addon.backbone},
+            model_config={"backbone": addon.backbone, "semantics": addon.semantics, "order": addon.order},
             signature=signature,
             pip_requirements=["dejavu-platform"],
         )

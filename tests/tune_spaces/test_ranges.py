@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.vit import KNOWN_SHAPES, Vit, VitShape
 from tune_spaces.grids import GRIDS, RANGES
 from tune_spaces.ranges import BASE
@@ -17,7 +18,12 @@ TOWERS = {
     "small": SMALL,
     "paper": KNOWN_SHAPES["openai/clip-vit-large-patch14"],
 }
-ADDONS = Trained((AddonCurve("target=0.8", "a/addon", (-1.8, 0.9)), AddonCurve("target=0.9", "b/addon", (-2.5, 1.25))))
+ADDONS = Trained(
+    (
+        AddonCurve(ReuseVitConfig(name="target=0.8", weights="a/addon", semantics="grouped"), (-1.8, 0.9)),
+        AddonCurve(ReuseVitConfig(name="target=0.9", weights="b/addon"), (-2.5, 1.25)),
+    )
+)
 
 
 def tower(name: str) -> Tower:
@@ -49,6 +55,7 @@ def test_a_trained_addon_is_taken_with_a_bias() -> None:
     assert (config.name, config.weights, config.decision_bias) == ("target=0.9", "b/addon", -0.123)
     grid = GRIDS["reusevit"](trained, "demo")
     assert [ranges.config(ranges.values(one) or {}) for one in grid] == list(grid)
+    assert {(one.name, one.semantics) for one in grid} == {("target=0.8", "grouped"), ("target=0.9", "anchor")}  # type: ignore[attr-defined]
 
 
 def test_a_setting_outside_a_range_has_no_values() -> None:

@@ -44,9 +44,10 @@ from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
 from dejavu.store import atomic, identity, patiently, write_json
 from reuse_models.addon import load_addon, save_addon
-from reuse_models.frame_order import PATTERN_SPAN, training_pattern
+from reuse_models.frame_order import PATTERN_SPAN, Order, training_pattern
 from reuse_models.loss import LossConfig
 from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.token_memory import Semantics
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError, Report
 from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
 
@@ -120,11 +121,16 @@ class TrainedAddon:
     """Requested reuse rate -> bias of the decisions that gives it on validation clips; empty without any."""
     achieved_rate: float | None
     """On validation clips, at bias 0; None without any."""
+    semantics: Semantics
+    """It was trained under."""
+    order: Order
+    """It was trained in."""
 
     @property
-    def name(self) -> str:
-        """How tables call it."""
-        return f"target={self.target:g}"
+    def config(self) -> ReuseVitConfig:
+        """ReuseViT as it was trained, under the name that tables give it."""
+        name = f"target={self.target:g}"
+        return ReuseVitConfig(weights=str(self.weights), name=name, semantics=self.semantics, order=self.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,8 @@ def _read(embedding: Embedding, addon_id: str, target: float) -> TrainedAddon | 
         tuple(found["curve"]),
         {float(rate): bias for rate, bias in found["biases"].items()},
         found["achieved_rate"],
+        found["semantics"],
+        found["order"],
     )
 
 
@@ -523,6 +531,8 @@ class _Course:
                     "target": target,
                     "achieved_rate": self.achieved[target],
                     "biases": self.biases[target],
+                    "semantics": self.task.config.fit.semantics,
+                    "order": self.task.config.fit.order,
                     "curve": curve,
                 }
                 for target, curve in self.curves.items()
