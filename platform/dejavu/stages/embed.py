@@ -41,6 +41,8 @@ class Kernels:
 
 
 REAL = Kernels()
+WAVE = 10_000
+"""Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def embed_batches(
         waiting.subtract(pieces := json.loads(str(row["clip_ids"])))
         return sum(not waiting[clip_id] for clip_id in set(pieces))
 
-    results: Iterator[Row] = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches))
+    results: Iterator[Row] = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches, WAVE))
     results = watched(results, Work(stage=STAGE, total=len(waiting), unit="clips", kept=kept), ended)
     for row in report_progress(results, total=len(batches), stage=STAGE, unit="batches"):
         failures = [Failure(**failure) for failure in json.loads(str(row["failures"]))]

@@ -18,8 +18,8 @@ NO_PROGRESS_TIMEOUT_S = 900
 SPREAD_TIMEOUT_S = 6 * 3600
 """The same where items are spread: they need one CPU each, and what may hang in them has a limit of its own."""
 PROGRESS_PERIOD_S = 10.0
-WAVE = 10_000
-"""Items that Ray Data gets at once: it keeps something of each until all are done."""
+WAVE = 2_000
+"""Items that Ray Data gets at once: it keeps about 20 KB of each in the driver until all are done."""
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
