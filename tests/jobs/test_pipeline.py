@@ -67,7 +67,8 @@ def test_every_setting_is_a_child_run_in_mlflow(tiny_results: Path) -> None:
     database.close()
     assert children >= len(rows(tiny_results / "pareto.csv"))
     assert {"accuracy", "accuracy_ci_low", "acc_gqa", "cosine_to_dense", "gflops_per_frame", "ms_per_frame"} <= metrics
-    assert {"git_commit", "config_hash", "data_hash", "backbone", "hardware"} <= tags
+    assert {"val_quality", "val_gflops_per_frame"} <= metrics
+    assert {"git_commit", "config_hash", "data_hash", "backbone", "hardware", "split", "chosen"} <= tags
 
 
 def test_the_run_says_how_it_went_and_a_clips_way_is_in_its_log(tiny_results: Path) -> None:
