@@ -1,0 +1,238 @@
+"""What a cluster costs: `python jobs/benchmark_cluster.py` embeds the same clips in a plain loop and on several nodes.
+
+Both take the same batches. The processor time of the stage's processes counts, each from its first clip on: the one
+process of the plain loop, and on the cluster (raylets on this machine, one CPU each) every process that decodes or
+encodes. What the driver and Ray's own processes take meanwhile stands apart.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import pyarrow.parquet as pq
+import ray
+import tyro
+from numpy.typing import NDArray
+
+import submit
+from benchmark_memory import draw
+from dejavu import cluster
+from dejavu.backbones.load import load_backbone
+from dejavu.records import Transcoded
+from dejavu.setting import Setting, name_setting
+from dejavu.stages import embed
+from dejavu.stages.batch import EmbedConfig, Embedding, decode_batch, plan
+from dejavu.stages.encode import BatchEncoder
+from dejavu.stages.spread import Row
+from dejavu.store import Store, write_json
+from reuse_models.eventful import EventfulConfig
+from reuse_models.original import OriginalConfig
+
+RAY = Path(sys.executable).with_name("ray")
+BEGUN = "begun"
+"""Folder in a store where each process of the stage notes what it had spent when its first clip came."""
+
+
+def main(
+    clips: Annotated[int, tyro.conf.arg(help="Clips, each embedded under two settings.")] = 500,
+    frames: Annotated[int, tyro.conf.arg(help="Frames of each clip.")] = 24,
+    nodes: Annotated[int, tyro.conf.arg(help="Raylets, all on this machine.")] = 4,
+    rounds: Annotated[int, tyro.conf.arg(help="Times that the two are run, one after the other.")] = 3,
+    json_path: Annotated[Path | None, tyro.conf.arg(name="json", help="Where the figures go too.")] = None,
+) -> None:
+    """Run the two in turn, each in a process of its own, and print one table."""
+    rows: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        px = load_backbone().frame_px
+        drawn = [draw(Store(folder), index, frames, px) for index in range(clips)]
+        write_json(folder / "clips.json", [asdict(clip) for clip in drawn])
+        print(f"{clips} clips of {frames} frames under 2 settings, {nodes} raylets; processor seconds")
+        print(f"{'round':>5} {'plain':>8} {'cluster':>8} {'more':>7} {'driver':>8} {'Ray':>8}")
+        for number in range(rounds):
+            plain = call(f"report_plain({str(folder)!r}, 'plain-{number}')", dict(os.environ))
+            with submit.cluster(RAY, num_cpus=1) as started:
+                environment = submit.environment(started.token) | {"RAY_ADDRESS": started.address}
+                report = f"report_cluster({str(folder)!r}, 'cluster-{number}', {nodes}, {started.pid})"
+                row = plain | call(report, environment)
+            row["more"] = row["cluster_s"] / row["plain_s"] - 1
+            row["shards"], row["equal_shards"] = compare(folder / f"plain-{number}", folder / f"cluster-{number}")
+            rows.append(row)
+            spent = " ".join(f"{row[column]:8.1f}" for column in ("driver_s", "ray_s"))
+            print(
+                f"{number + 1:5} {row['plain_s']:8.1f} {row['cluster_s']:8.1f} {row['more']:+7.1%} {spent}", flush=True
+            )
+    print(f"more, median: {statistics.median(row['more'] for row in rows):+.1%}; at most +15 %")
+    equal, shards = (sum(int(row[column]) for row in rows) for column in ("equal_shards", "shards"))
+    print(f"{equal} of {shards} shards are equal bit for bit")
+    if json_path:
+        write_json(json_path, {"clips": clips, "frames": frames, "nodes": nodes, "rounds": rows})
+
+
+def compare(one: Path, other: Path) -> tuple[int, int]:
+    """Count the shards of embeddings that one store has, and those that the other has with the same content."""
+    shards = sorted((one / "embeddings").glob("*/*.parquet"))
+    theirs = [other / shard.relative_to(one) for shard in shards]
+    equal = [b.is_file() and pq.read_table(a).equals(pq.read_table(b)) for a, b in zip(shards, theirs, strict=True)]
+    return len(shards), sum(equal)
+
+
+def call(report: str, environment: dict[str, str]) -> dict[str, float]:
+    """Have one of the two reports made in a process of its own, with one thread as Ray gives its workers."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import benchmark_cluster as b; b.{report}"],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    row: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
+
+
+def report_plain(folder: str, name: str) -> None:
+    """Embed everything in this process; print what that took as JSON."""
+    clips, settings, embedding = work(Path(folder), name)
+    encoder = BatchEncoder(embedding)
+    before = time.process_time()
+    for batch in plan(clips, settings, embedding):
+        encoder.encode(batch.settings, decode_batch(batch, embedding))
+    spent = time.process_time() - before
+    check(clips, settings, embedding)
+    print(json.dumps({"plain_s": spent}))
+
+
+def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> None:
+    """Embed everything on the cluster, whose other nodes are started first; print what that took as JSON."""
+    # Workers do not see this file: what they need of it travels with the work.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    embed._DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc]
+    clips, settings, embedding = work(Path(folder), name)
+    begun = embedding.store.root / BEGUN
+    begun.mkdir()
+    cluster.connect()
+    watch = Watch(begun, [head_pid, *add_nodes(num_nodes - 1)])
+    watch.start()
+    embed.embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
+    watch.stop()
+    check(clips, settings, embedding)
+    print(json.dumps(watch.spent()))
+
+
+def add_nodes(count: int) -> list[int]:
+    """Start nodes one after the other; Ray ends one that a busy machine starts too slowly, and it is started again."""
+    started = submit.Cluster(os.environ["RAY_ADDRESS"], "", Path(os.environ["RAY_AUTH_TOKEN_PATH"]), 0)
+    pids: list[int] = []
+    while len(pids) < count:
+        node = submit.add_node(RAY, started, num_cpus=1)
+        while node.poll() is None and sum(one["Alive"] for one in ray.nodes()) < len(pids) + 2:
+            time.sleep(0.2)
+        if node.poll() is None:
+            pids.append(node.pid)
+    return pids
+
+
+def work(folder: Path, name: str) -> tuple[list[Transcoded], list[Setting], Embedding]:
+    """Return the clips, two settings, and a new store beside the others that shares their videos."""
+    clips = [Transcoded(**row) for row in json.loads((folder / "clips.json").read_text(encoding="utf-8"))]
+    store = Store.open(folder / name)
+    store.mp4_dir.symlink_to(folder / "mp4")
+    embedding = Embedding("embedded", store, EmbedConfig())
+    backbone = load_backbone(embedding.backbone)
+    configs = (OriginalConfig(), EventfulConfig(refreshed_tokens=16))
+    return clips, [name_setting(one, backbone.identity, embedding.config.shaping()) for one in configs], embedding
+
+
+def check(clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: Embedding) -> None:
+    """See that all is embedded.
+
+    Raises:
+        RuntimeError: Something is missing: the figures would be of less work.
+    """
+    for setting in settings:
+        if (count := len(embedding.store.done(setting.setting_id))) != len(clips):
+            raise RuntimeError(f"embedding: got {count} clips under {setting.label}, expected {len(clips)}")
+
+
+class _Decode(embed._DecodeRow):
+    """Decodes, and notes where its process began."""
+
+    def __call__(self, row: Row) -> Row:
+        _note(self.embedding)
+        return super().__call__(row)
+
+
+class _Encode(embed._EncodeRow):
+    """Encodes, and notes where its process began."""
+
+    def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        _note(self.encoder.embedding)
+        return super().__call__(rows)
+
+
+def _note(embedding: Embedding) -> None:
+    path = embedding.store.root / BEGUN / str(os.getpid())
+    if not path.exists():
+        path.write_text(str(time.process_time()), encoding="ascii")
+
+
+class Watch(threading.Thread):
+    """Looks at the processor time of the stage's processes, the driver and Ray's own, all the time."""
+
+    def __init__(self, begun: Path, node_pids: Sequence[int]) -> None:
+        super().__init__(daemon=True)
+        self.begun = begun
+        self.nodes = [psutil.Process(pid) for pid in node_pids]
+        self.first: dict[int, float] = {}
+        self.last: dict[int, float] = {}
+        self.stage: set[int] = set()
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.2):
+            self.look()
+
+    def look(self) -> None:
+        """Note what each process has spent; from the stage's first clip on."""
+        for path in self.begun.iterdir():
+            if text := path.read_text(encoding="ascii"):
+                self.first[int(path.name)] = float(text)
+                self.stage.add(int(path.name))
+        if not self.stage:
+            return
+        family = [process for node in self.nodes for process in node.children(recursive=True)]
+        for process in [psutil.Process(), *family]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self.last[process.pid] = times.user + times.system
+                self.first.setdefault(process.pid, self.last[process.pid])
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self.done.set()
+        self.join()
+
+    def spent(self) -> dict[str, float]:
+        """Return seconds of the stage, the driver, and everything else of Ray's."""
+        seconds = {pid: self.last[pid] - self.first[pid] for pid in self.last}
+        driver = seconds.pop(os.getpid())
+        stage = sum(seconds.pop(pid) for pid in self.stage & seconds.keys())
+        return {"cluster_s": stage, "driver_s": driver, "ray_s": sum(seconds.values())}
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
