@@ -100,7 +100,8 @@ def call(report: str, environment: dict[str, str]) -> dict[str, float]:
         text=True,
         check=True,
     )
-    row: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    # What Ray forwards from its processes may come after it.
+    row: dict[str, float] = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
     return row
 
 
