@@ -60,6 +60,7 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a fit's lines appear once, not as log records as well
     job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     variables: dict[str, str] = {}
     if "PYTHONPATH" not in (job.get("env_vars") or {}):
