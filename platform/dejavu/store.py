@@ -297,10 +297,13 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def list_names(folder: Place, suffix: str) -> set[str]:
-    """List the names in a folder that end so, none where there is no folder: one question, not one for each file."""
+    """List the names in a folder that end so: one question, not one for each file.
+
+    There are none where there is no folder, or a file in its place: whoever writes there will hear of it.
+    """
     if not isinstance(folder, Path):
         return {name for name in names_below(folder) if name.endswith(suffix)}
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return {path.name for path in folder.iterdir() if path.name.endswith(suffix)}
     return set()
 

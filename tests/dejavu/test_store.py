@@ -18,6 +18,7 @@ from dejavu.store import (
     file_sha256,
     filled,
     identity,
+    list_names,
     local_copy,
     patiently,
     read_parquet,
@@ -214,3 +215,8 @@ def test_an_object_store_that_is_away_for_a_while_is_waited_for(
     with local_copy(target) as here:
         assert here.read_text() == "1\n"
     assert waits == [1, 2, 1, 2]
+
+
+def test_a_file_in_place_of_a_folder_holds_no_names(tmp_path: Path) -> None:
+    (tmp_path / "mp4").write_text("in the way")
+    assert list_names(tmp_path / "mp4", ".mp4") == list_names(tmp_path / "nothing", ".mp4") == set()
