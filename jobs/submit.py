@@ -168,7 +168,7 @@ def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End the cluster's own processes: those of its process group, and those that name its folder."""
+    """End the cluster's own processes, its added nodes and what still works on it."""
     for name in (signal.SIGTERM, signal.SIGKILL):
         for pid in [process.pid, *members(process.pid, folder)]:
             with contextlib.suppress(ProcessLookupError):
@@ -182,14 +182,25 @@ def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def members(session: int, folder: Path) -> list[int]:
-    """List live processes that were started in our session or whose command line names our folder."""
+    """List live processes of our session, those whose command line names our folder, and those given our token.
+
+    `ray start` of a node that was added later is known by the token alone.
+    """
     found = []
     for process in psutil.process_iter(["pid", "status", "cmdline"]):
         with contextlib.suppress(ProcessLookupError, psutil.Error):
             named = any(str(folder) in word for word in process.info["cmdline"] or ())
-            if process.info["status"] != psutil.STATUS_ZOMBIE and (named or os.getsid(process.pid) == session):
+            ours = named or os.getsid(process.pid) == session or _token_lies_in(process, folder)
+            if process.info["status"] != psutil.STATUS_ZOMBIE and ours:
                 found.append(process.pid)
     return found
+
+
+def _token_lies_in(process: psutil.Process, folder: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        token = process.environ().get("RAY_AUTH_TOKEN_PATH", "")
+        return process.pid != os.getpid() and Path(token).is_relative_to(folder)
+    return False
 
 
 if __name__ == "__main__":
