@@ -35,17 +35,17 @@ def test_an_identity_depends_on_values_not_on_their_order() -> None:
     assert identity({"a": 1}) != identity({"a": 2})
 
 
+def write_half(target: Place) -> None:
+    with atomic(target) as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     target = tmp_path / "value.json"
     write_json(target, 1)
-
-    def write_half() -> None:
-        with atomic(target) as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
     with pytest.raises(OSError, match="No space"):
-        write_half()
+        write_half(target)
     assert target.read_text() == "1\n"
     assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
 
@@ -158,14 +158,8 @@ def test_a_bucket_that_does_not_exist_is_refused_in_one_line(bucket: Place) -> N
 def test_a_write_that_fails_leaves_the_old_object(away: Place) -> None:
     target = away / "value.json"
     write_json(target, 1)
-
-    def write_half() -> None:
-        with atomic(target) as temporary:
-            temporary.write_text("half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
     with pytest.raises(OSError, match="No space"):
-        write_half()
+        write_half(target)
     assert target.read_text() == "1\n"
 
 

@@ -241,7 +241,7 @@ def test_steps_have_shapes_that_no_value_decides(semantics: Semantics) -> None:
             run.layer(boundary, 64)
         run.leave()
     assert run.places.embeddings_FE.shape == (8, SHAPE.embed_dim)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError):  # what a step that asked the host would have met above
         run.base_X.nonzero()
 
 
