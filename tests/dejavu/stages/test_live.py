@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from dejavu.stages import live
 from dejavu.stages.live import Curve, LiveCurves, ending, following
+from dejavu.store import write_json
 from dejavu.tracking import Run, Tracking, TrackingError
 
 pytestmark = [
@@ -78,11 +78,11 @@ def test_a_file_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.Monke
     seen: list[Mapping[str, Curve]] = []
     path = tmp_path / "curves.json"
     with following(path, seen.append):
-        path.write_text(json.dumps({"0.9": CURVE[:1]}))
+        write_json(path, {"0.9": CURVE[:1]})  # as a fit does: whole, or not there
         deadline = time.monotonic() + 10
         while not seen and time.monotonic() < deadline:
             time.sleep(0.01)
         assert seen == [{"0.9": CURVE[:1]}]
         monkeypatch.setattr(live, "POLL_S", 10.0)
-        path.write_text(json.dumps({"0.9": CURVE}))
+        write_json(path, {"0.9": CURVE})
     assert seen[-1] == {"0.9": CURVE}
