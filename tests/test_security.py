@@ -7,12 +7,13 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.mlflow_server import MlflowServer
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -278,20 +279,13 @@ def test_the_resolved_configuration_holds_nothing_of_the_environment(monkeypatch
 def test_a_password_in_the_tracking_uri_is_printed_logged_and_stored_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", (tmp_path / "artifacts").as_uri())
     monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"):
         monkeypatch.setenv(name, "hunter3")
-    from mlflow.server import app
-    from werkzeug.serving import make_server
-
     from dejavu.tracking import Run, Tracking
 
     caplog.set_level("DEBUG")
-    server = make_server("127.0.0.1", 0, app)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    server = MlflowServer(tmp_path, monkeypatch)
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:hunter2@127.0.0.1:{server.port}")
         tracking = Tracking.open(tmp_path)
@@ -300,9 +294,7 @@ def test_a_password_in_the_tracking_uri_is_printed_logged_and_stored_nowhere(
         child = Run(name="child", params={"a": 1}, metrics={"b": 2.0}, tags={})
         tracking.log(Run(name="parent", params={}, metrics={}, tags={}, artifacts=(plot,)), [child])
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        server.go()
     printed = capfd.readouterr()
     assert "hunter" not in printed.out + printed.err + caplog.text
     assert (tmp_path / "mlflow.db").stat().st_size > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,42 +9,14 @@ from pathlib import Path
 import pytest
 
 from dejavu.tracking import Run, Tracking, TrackingError
+from tests.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore")]  # the server's own warnings, in our process
 
 
-class Server:
-    """MLflow's own server in a thread, which can go and come back."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder / 'mlflow.db'}")
-        monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", (folder / "artifacts").as_uri())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.come()
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def come(self) -> None:
-        from mlflow.server import app
-        from werkzeug.serving import make_server
-
-        self.server = make_server("127.0.0.1", self.port, app)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def go(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server(tmp_path, monkeypatch)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     yield server
@@ -57,7 +28,7 @@ def child(number: int) -> Run:
 
 
 def test_a_server_that_comes_back_has_every_run_once(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = Tracking.open(tmp_path)
     log, logged = Tracking._log, []
@@ -82,7 +53,9 @@ def test_a_server_that_comes_back_has_every_run_once(
     assert sorted(run.data.metrics["accuracy"] for run in children) == [0.0, 0.1, 0.2, 0.3]
 
 
-def test_a_server_that_stays_away_is_one_line(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stays_away_is_one_line(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracking = Tracking.open(tmp_path)
     server.go()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
