@@ -116,7 +116,8 @@ def list_ranges(tower: Tower, configs: Sequence[MethodConfig]) -> dict[str, Rang
 def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:
     """Choose the settings that are measured on test clips: of each method those that hold most of its own frontier.
 
-    One after the other, the setting is taken that adds most area below the method's frontier of quality against cost.
+    One after the other, the setting is taken that adds most area below the method's frontier of quality against cost,
+    of those whose cost is OTHER_COST away from all that are taken: a crowd around the best one tells less than a curve.
     Area counts from half the best quality of all: nobody runs what lies below. Where no other adds area, the best of
     those follow that cost something else, so that a curve is seen on its whole range.
 
@@ -144,9 +145,10 @@ def _most_area(members: Sequence[SettingScore], count: int, worst: tuple[float, 
         return hypervolume([-one.gflops_per_frame for one in some], [quality(one) for one in some], worst=worst)
 
     taken: list[SettingScore] = []
-    while len(taken) < min(count, len(members)):
-        best = max(members, key=lambda one: area([*taken, one]))
-        if area([*taken, best]) <= area(taken):
+    while len(taken) < count:
+        apart = [one for one in members if _costs_apart(one, taken)]
+        best = max(apart, key=lambda one: area([*taken, one]), default=None)
+        if best is None or area([*taken, best]) <= area(taken):
             break
         taken.append(best)
     return taken
@@ -158,14 +160,14 @@ def _elsewhere(
     """Return the best settings whose cost is OTHER_COST away from all that are taken."""
     more: list[SettingScore] = []
     for one in sorted(members, key=quality, reverse=True):
-        apart = all(
-            max(one.gflops_per_frame, other.gflops_per_frame)
-            >= OTHER_COST * min(one.gflops_per_frame, other.gflops_per_frame)
-            for other in [*taken, *more]
-        )
-        if len(more) < count and apart and quality(one) > least:
+        if len(more) < count and _costs_apart(one, [*taken, *more]) and quality(one) > least:
             more.append(one)
     return more
+
+
+def _costs_apart(one: SettingScore, others: Sequence[SettingScore]) -> bool:
+    pairs = [sorted((one.gflops_per_frame, other.gflops_per_frame)) for other in others]
+    return all(more >= OTHER_COST * less for less, more in pairs)
 
 
 def write_chosen(store: Store, chosen: Sequence[Setting]) -> None:

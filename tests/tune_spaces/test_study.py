@@ -70,6 +70,13 @@ def test_the_choice_holds_most_of_the_frontier() -> None:
     assert [cost for cost, _ in best] == [2, 5]
 
 
+def test_what_is_chosen_costs_something_else() -> None:
+    """A crowd at the frontier's knee adds area by hairs, and hides where the curve goes."""
+    costs, cosines = [1.0, 2.9, 3.0, 3.05, 3.1, 4.0], [0.5, 0.86, 0.9, 0.905, 0.91, 0.911]
+    scores = [score(EventfulConfig(refreshed_tokens=i), *one) for i, one in enumerate(zip(costs, cosines, strict=True))]
+    assert [setting.config for setting in choose(scores, 4)] == [EventfulConfig(refreshed_tokens=k) for k in (0, 1, 5)]
+
+
 def test_where_no_other_adds_area_the_best_at_another_cost_follows() -> None:
     """Validation clips are few: that a dearer setting scores a little lower on them does not hide it."""
     costs, cosines = [1.0, 1.05, 1.5, 1.55, 3.0], [0.9, 0.89, 0.87, 0.88, 0.3]
