@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reuse_models.similarity import cosine_dtype
 from reuse_models.vit import Vit, VitShape
 
 ROW_PAD = 16
@@ -51,7 +52,7 @@ def start_anchors(vit: Vit, num_streams: int) -> tuple[BoundaryAnchors, ...]:
         anchors.append(
             BoundaryAnchors(
                 pre_proj_BND=like.new_zeros(*tokens, shape.width),
-                norm_BN=like.new_zeros(tokens, dtype=norm_dtype(like)),
+                norm_BN=like.new_zeros(tokens, dtype=cosine_dtype(like)),
                 h_BND=None if is_last else like.new_zeros(*tokens, shape.width),
                 projected_BNC=empty_projected(like, num_streams, shape, 2 if is_last else 3),
             )
@@ -80,14 +81,9 @@ def measured_bytes(anchors: tuple[BoundaryAnchors, ...]) -> int:
     return sum(x.untyped_storage().nbytes() for x in tensors_of(anchors))
 
 
-def norm_dtype(like: Tensor) -> torch.dtype:
-    """Return the type in which lengths are kept: a cosine near 1 is lost in 16 bits."""
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
 def norms(x_XD: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the length of each row, in float32 or better."""
-    lengths_X: Tensor = torch.linalg.vector_norm(x_XD, dim=-1, dtype=norm_dtype(x_XD), out=out)
+    lengths_X: Tensor = torch.linalg.vector_norm(x_XD, dim=-1, dtype=cosine_dtype(x_XD), out=out)
     return lengths_X
 
 

@@ -110,7 +110,8 @@ def _ours(
     inference: Inference = "auto",
 ) -> Tensor:
     vit, addon, pixels, codec = _world()
-    vit, addon = vit.to(device, dtype), addon.to(device, dtype)
+    vit = vit.to(device, dtype)
+    addon = addon.beside(vit.position)
     embeddings: list[Tensor] = []
     before = torch.get_num_threads()
     torch.set_num_threads(cores)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reuse_models.frame_order import NUM_KINDS
+from reuse_models.similarity import cosine_dtype
 
 NUM_FEATURES = 3 + NUM_KINDS
 TEMPERATURE = 0.025
@@ -90,7 +91,9 @@ class Decision(nn.Module):
 
     def enter_numbers(self, features: Features) -> Tensor:
         """Return [X, A, 3]: importance, similarity and codec score as the MLP takes them."""
-        importance_XA, similarity_XA = features.importance_XA, features.similarity_XA
+        # In 16 bits most similarities would be 1, and so the logarithms of what they lack.
+        dtype = cosine_dtype(self.enter.weight)
+        importance_XA, similarity_XA = features.importance_XA.to(dtype), features.similarity_XA.to(dtype)
         if self.numbers == "log":
             importance_XA = torch.log(importance_XA + LEAST_CHANGE)
             similarity_XA = -torch.log((1 - similarity_XA).clamp_min(0) + LEAST_CHANGE)

@@ -182,7 +182,7 @@ def _mix(
     used, gates = [], []
     for frame, codec_CA, step in zip(frames, codec_FCA.unbind(0), steps, strict=True):
         trace = Trace(frame.pre_proj_CND, frame.state, frame.state, step.group)
-        g_CA = torch.zeros_like(codec_CA)
+        g_CA = frame.pre_proj_CND.new_zeros(codec_CA.shape)
         if step.candidates:
             candidates = tuple(traces[frame] for frame in step.candidates)
             reference = choose_reference(frame.pre_proj_CND, candidates, rules.semantics, step.group)

@@ -34,7 +34,7 @@ def mix(g_CN: Tensor, own: Trace, reference: Reference, restoration: Restoration
         g_CN: 1 where a token is reused, 0 where it is computed, or between in soft training.
         own: The frame as computed.
         reference: The chosen reference of every token.
-        restoration: This boundary's.
+        restoration: This boundary's; beside a tower of 16 bits its weights are rounded here and keep their gradients.
         remembers: Whether anything refers to unrestored states; else `remembered` is `used`.
     """
     found: tuple[Tensor, ...] = _Mixture.apply(  # type: ignore[no-untyped-call]
@@ -46,8 +46,8 @@ def mix(g_CN: Tensor, own: Trace, reference: Reference, restoration: Restoration
         reference.pre_proj_CAD,
         reference.state.h_CAD,
         reference.state.qkv_CAC,
-        restoration.down_QD,
-        restoration.up_4DR,
+        restoration.down_QD.to(g_CN),
+        restoration.up_4DR.to(g_CN),
     )
     used = State(found[1], found[2])
     return Trace(found[0], used, State(found[3], found[4]) if remembers else used, own.group)

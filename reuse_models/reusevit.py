@@ -147,7 +147,7 @@ class ReuseVitConfig:
         else:
             addon = load_addon(Path(self.weights))
             check_addon(addon.shape, vit.shape, f"add-on weights {self.weights}")
-        return addon.to(vit.position).eval().requires_grad_(False)
+        return addon.beside(vit.position).eval().requires_grad_(False)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reuse_models.similarity import similarity
+from reuse_models.similarity import cosine_dtype, similarity
 
 Semantics = Literal["anchor", "chained", "grouped"]
 SEMANTICS: tuple[Semantics, ...] = ("anchor", "chained", "grouped")
@@ -80,4 +80,5 @@ def choose_reference(
 
 
 def _cosine(a_CAD: Tensor, b_CAD: Tensor) -> Tensor:
-    return torch.cosine_similarity(a_CAD, b_CAD, dim=-1)
+    dtype = cosine_dtype(a_CAD)
+    return torch.cosine_similarity(a_CAD.to(dtype), b_CAD.to(dtype), dim=-1)

@@ -23,6 +23,7 @@ from reuse_models.addon import Addon
 from reuse_models.frame_order import FrameStep
 from reuse_models.gate import Decision, Features
 from reuse_models.restore import CORRECTED, Restoration
+from reuse_models.similarity import cosine_dtype
 from reuse_models.token_memory import State, Trace, choose_reference
 from reuse_models.vit import Vit
 
@@ -153,12 +154,9 @@ def _sample(parts: Sequence[Pairs], num_pairs: int) -> Pairs:
     joined = _join(parts)
     chosen = torch.linspace(0, len(joined.similarity_X) - 1, min(num_pairs, len(joined.similarity_X))).long()
     chosen = chosen.to(joined.similarity_X.device)
-    return Pairs(
-        joined.difference_XD[chosen],
-        joined.missing_X4D[chosen],
-        joined.importance_X[chosen],
-        joined.similarity_X[chosen],
-    )
+    # Beside a tower of 16 bits too, what is fitted to them has more.
+    every = (joined.difference_XD, joined.missing_X4D, joined.importance_X, joined.similarity_X)
+    return Pairs(*(x[chosen].to(cosine_dtype(x)) for x in every))
 
 
 @torch.no_grad()

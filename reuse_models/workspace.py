@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_models.anchors import empty_projected, norm_dtype
+from reuse_models.anchors import empty_projected
 from reuse_models.cached_attention import CachedAttention
 from reuse_models.frame_order import GROUP_SIZE
+from reuse_models.similarity import cosine_dtype
 from reuse_models.vit import Vit
 
 ROWS_PER_PRODUCT = 1024
@@ -43,7 +44,7 @@ class Workspace:
         self.block_KNC = empty_projected(like, self.block_frames, shape, 3)
         self._views: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.difference_KND = like.new_empty(self.block_frames, shape.num_tokens, shape.width)
-        self.norm_FN = like.new_empty(tokens, dtype=norm_dtype(like))
+        self.norm_FN = like.new_empty(tokens, dtype=cosine_dtype(like))
         self.difference_norm_FN = torch.empty_like(self.norm_FN)
         self.to_anchor_FN = torch.empty_like(self.norm_FN)
         self.importance_FN = like.new_empty(tokens)

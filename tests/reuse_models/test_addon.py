@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reuse_models.addon import Addon, AddonShape, load_addon, save_addon
+from reuse_models.gate import Features
 
 SHAPE = AddonShape(width=16, num_layers=3, decision_hidden=8, restoration_rank=4, numbers="log")
 
@@ -31,6 +32,17 @@ def test_what_is_saved_is_loaded_and_can_be_trained(saved: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], weight), name
     assert all(weight.requires_grad and weight.device.type == "cpu" for weight in loaded.parameters())
     assert not any(buffer.is_meta for buffer in loaded.buffers())
+
+
+def test_decisions_beside_a_tower_of_sixteen_bits_tell_similarities_near_one_apart() -> None:
+    torch.manual_seed(0)
+    addon = Addon(SHAPE).beside(torch.zeros(1, dtype=torch.bfloat16))
+    assert addon.restoration(0).down_QD.dtype == torch.bfloat16
+    similarity_XA = torch.tensor([[0.9991, 0.9992]])
+    assert similarity_XA.bfloat16().unique().numel() == 1
+    half = torch.full((1, 2), 0.5, dtype=torch.bfloat16)
+    logits_XA2 = addon.decisions[0](Features(half, similarity_XA, half, kind=0))
+    assert logits_XA2[0, 0, 0] != logits_XA2[0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from reuse_models.gate import HardGate
 from reuse_models.loss import LossConfig, Teacher
 from reuse_models.masked import Clips, masked_forward
 from reuse_models.rules import Rules
+from reuse_models.token_memory import SEMANTICS, Semantics
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError
 from reuse_models.vit import Vit
 from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
@@ -47,6 +49,28 @@ def test_training_moves_the_rate_to_its_target_and_leaves_the_tower_alone(
     assert all(torch.equal(weight, before[name]) for name, weight in clip_vit.state_dict().items())
     assert all(weight.grad is None for weight in clip_vit.parameters())
     assert all(weight.grad is not None for weight in fit.addon.parameters())
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_beside_a_tower_of_sixteen_bits_float32_weights_are_trained_the_same_way(
+    clip_vit: Vit, batch: Batch, semantics: Semantics
+) -> None:
+    config = FitConfig(decision_learning_rate=2e-2, decision_hidden=16, restoration_rank=8, semantics=semantics)
+    exact, half = Fit(clip_vit, LOSS, config), Fit(copy.deepcopy(clip_vit).bfloat16(), LOSS, config)
+    pairs_b = gather_pairs(half.vit, [batch.pixels_CF3HW], PUBLISHED_PATTERN, WarmUpConfig())
+    for fit in (exact, half):
+        warm_up(fit.addon, pairs_b, 0.5, WarmUpConfig(steps=20))
+        fit.step(batch)
+    assert {weight.dtype for weight in half.addon.parameters()} == {torch.float32}
+    ours, theirs = (
+        torch.cat([weight.grad.flatten() for weight in fit.addon.restorations.parameters() if weight.grad is not None])
+        for fit in (half, exact)
+    )
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.9
+    reports = [half.step(batch) for _ in range(30)]
+    assert reports[-1].rate > 0.75
+    assert reports[-1].loss < reports[0].loss
+    assert half.validate(batch).embedding_error == pytest.approx(reports[-1].embedding_error, abs=0.05)
 
 
 def test_a_loss_that_is_no_number_stops_and_changes_nothing(clip_vit: Vit, batch: Batch) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -87,6 +87,9 @@ class TrainConfig:
     """A GPU each where there are any, else a CPU each; as many as there are, up to two on CPUs."""
     max_failures: int = 2
     """Times that dead workers are replaced."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen tower while it trains: bfloat16 on GPUs and float32 on CPUs unless given. What is trained, and what
+    is measured afterwards, is float32."""
     fit: FitConfig = field(default_factory=FitConfig)
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
 
@@ -103,6 +106,11 @@ class TrainConfig:
         counts = (self.epochs, self.patience, self.validation_windows, self.num_workers or 1, self.max_steps or 1)
         if min(counts) < 1:
             raise ValueError(f"train: got {self}, expected counts of 1 or more; leave them at their defaults")
+
+    def tower_dtype(self, device: str) -> torch.dtype:
+        """Return the type of the tower's weights on this kind of device."""
+        halves = self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
+        return torch.bfloat16 if halves else torch.float32
 
     def loss(self, target: float) -> LossConfig:
         """Return the loss of one target."""
@@ -335,7 +343,8 @@ def _worker(config: dict[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and world > 1:
         torch.set_num_threads(1)
-    _Course(task, load_backbone(task.embedding.backbone, device=device), rank, world).run()
+    dtype = task.config.tower_dtype(device)
+    _Course(task, load_backbone(task.embedding.backbone, device=device, dtype=dtype), rank, world).run()
 
 
 class _Course:
@@ -399,12 +408,15 @@ class _Course:
         frames = decode_batch(BatchOfClips(tuple(segments), ()), self.task.embedding).frames
         if not frames:
             return
+        backbone = self.backbone
+        if backbone.vit.position.dtype != torch.float32:  # biases are for the tower that embeds
+            backbone = load_backbone(self.task.embedding.backbone, device=str(backbone.vit.position.device))
         with tempfile.TemporaryDirectory() as folder:
             for target, (_, addon) in self.best.items():
                 weights = Path(folder) / f"target={target:g}.safetensors"
                 save_addon(addon, weights)
                 setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics, order=config.fit.order)
-                rates = rate_curve(setting, self.backbone, frames)
+                rates = rate_curve(setting, backbone, frames)
                 self.biases[target] = {
                     f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
                 }
@@ -546,7 +558,7 @@ class _Course:
         for failure in progress["failures"]:
             self.stream.failures[failure["clip_id"]] = Failure(**failure)
         for target, fit in self.fits.items():
-            best = load_addon(folder / f"target={target:g}.safetensors").to(self.backbone.vit.position)
+            best = load_addon(folder / f"target={target:g}.safetensors").to(self.backbone.vit.position.device)
             self.best[target] = progress["best"][f"{target:g}"], best
             last = load_addon(folder / f"target={target:g}.last.safetensors")
             fit.addon.load_state_dict(last.state_dict())
