@@ -50,9 +50,9 @@ class Bench:
         shutil.copytree(done / "store", results / "store", ignore=shutil.ignore_patterns(*without))
         return results
 
-    def start(self, results: Path, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, results: Path, *words: str, recipe: str = "tiny") -> subprocess.Popen[bytes]:
         """Start the job; what it prints goes to results/driver.log."""
-        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results)]
+        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), recipe, "--results", str(results)]
         command += [*(words or STAGES), *BATCHES]
         self.end_drivers()
         with (results / "driver.log").open("ab") as log:
