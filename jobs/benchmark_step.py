@@ -3,7 +3,8 @@
 The plain one does what the method says in plain operations: a dense teacher beside the student in every step, every
 frame recorded for gradients. Both start from the same weights and take the same batches, alternately; time is the
 median over rounds of their ratio, memory each one's peak above what is resident before its first step, in a process of
-its own. `--second-last-weight 1.5` measures with the loss on hidden states.
+its own. `--second-last-weight 1.5` measures with the loss on hidden states, `--against compiled` ours against itself
+through torch.compile, whose own time and memory are those of its first step.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -35,8 +36,7 @@ from reuse_models.training import Batch, Fit, FitConfig
 from reuse_models.vit import Vit
 from reuse_models.vit_shape import KNOWN_SHAPES
 
-Side = Literal["ours", "plain"]
-SIDES: tuple[Side, ...] = ("ours", "plain")
+Side = Literal["ours", "plain", "compiled"]
 MIB = 2**20
 
 
@@ -53,6 +53,8 @@ class Options:
     second_last_weight: float = 0.0
     """Of the second-to-last layer's hidden states in the loss."""
     gate: Literal["straight", "gumbel"] = "straight"
+    against: Literal["plain", "compiled"] = "plain"
+    """What ours is compared with: the plain implementation, or ours through torch.compile."""
     memory_of: Annotated[
         Side | None, tyro.conf.arg(help="Measure memory and processor time of one side only, in this process.")
     ] = None
@@ -63,21 +65,25 @@ def main(options: Options) -> None:
     if options.memory_of:
         print(json.dumps(cost_alone(options)))
         return
-    alone = {side: _cost_in_child(options, side) for side in SIDES}
-    fits = {side: make_fit(options, side) for side in SIDES}
+    sides: tuple[Side, Side] = ("ours", options.against)
+    alone = {side: _cost_in_child(options, side) for side in sides}
+    fits = {side: make_fit(options, side) for side in sides}
     batch = make_batch(options)
-    times: dict[Side, list[float]] = {side: [] for side in SIDES}
+    times: dict[Side, list[float]] = {side: [] for side in sides}
     for _ in range(options.rounds + 1):
-        for side in SIDES:
+        for side in sides:
             times[side].append(step_s(fits[side], batch))
-    ratios = sorted(ours / plain for ours, plain in zip(times["ours"][1:], times["plain"][1:], strict=True))
+    ratios = sorted(ours / other for ours, other in zip(times["ours"][1:], times[options.against][1:], strict=True))
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options}")
-    for side in SIDES:
+    for side in sides:
         seconds, cost = statistics.median(times[side][1:]), alone[side]
-        print(f"{side:6} {seconds:7.2f} s a step, alone {cost['cpu_s']:.2f} s of processor, {cost['mib']:.0f} MiB")
+        print(
+            f"{side:8} {seconds:7.3f} s a step, the first {times[side][0]:.3f} s, alone {cost['cpu_s']:.2f} s of "
+            f"processor, {cost['mib']:.0f} MiB"
+        )
     print(
-        f"time   {statistics.median(ratios):7.3f} x the plain one's ({ratios[0]:.3f}..{ratios[-1]:.3f} over "
-        f"{options.rounds} rounds)\nmemory {alone['ours']['mib'] / alone['plain']['mib']:7.3f} x"
+        f"time     {statistics.median(ratios):7.3f} x the {options.against} one's ({ratios[0]:.3f}..{ratios[-1]:.3f} "
+        f"over {options.rounds} rounds)\nmemory   {alone['ours']['mib'] / alone[options.against]['mib']:7.3f} x"
     )
 
 
@@ -211,7 +217,8 @@ def make_fit(options: Options, side: Side) -> Fit:
     """Build one side, its restoration not zero, so that every product has something to do."""
     vit = Vit.random(KNOWN_SHAPES[options.backbone])
     loss = LossConfig(target_rate=0.9, second_last_weight=options.second_last_weight)
-    fit = (Fit if side == "ours" else PlainFit)(vit, loss, FitConfig(gate=options.gate))
+    config = FitConfig(gate=options.gate)
+    fit = PlainFit(vit, loss, config) if side == "plain" else Fit(vit, loss, config, compiled=side == "compiled")
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for restoration in fit.addon.restorations:

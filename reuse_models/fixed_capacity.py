@@ -103,10 +103,11 @@ class FixedCapacity:
         self.capacities = Capacities(vit.shape.num_layers - 1)
         # Other gates may keep notes on the host, which a replay would not.
         self.records = device.type == "cuda" and isinstance(rules.gate, HardGate | ForcedGate)
-        self.similarities = Fused(similarities, device)
-        self.nearest = Fused(nearest_candidate, device)
-        self.addresses = Fused(addresses, device)
-        self.hidden = Fused(hidden_units, device)
+        on_gpu = device.type == "cuda"
+        self.similarities = Fused(similarities, compiled=on_gpu)
+        self.nearest = Fused(nearest_candidate, compiled=on_gpu)
+        self.addresses = Fused(addresses, compiled=on_gpu)
+        self.hidden = Fused(hidden_units, compiled=on_gpu)
         heads = vit.shape.num_heads
         self.own_head_hh = torch.eye(heads, device=device, dtype=vit.position.dtype)
         self.masks_RbA = None

@@ -71,8 +71,8 @@ class _Mixture(torch.autograd.Function):
         g_CN1 = g_CN[..., None]
         hidden_CNQ = torch.relu((own_pre_proj_CND - pre_proj_CND) @ down_QD.mT)
         used_h_CND, used_qkv_CNC = _restored(h_CND, qkv_CNC, hidden_CNQ, up_4DR)
-        used_h_CND = torch.lerp(own_h_CND, used_h_CND, g_CN1, out=used_h_CND)
-        used_qkv_CNC = torch.lerp(own_qkv_CNC, used_qkv_CNC, g_CN1, out=used_qkv_CNC)
+        used_h_CND.lerp_(own_h_CND, 1 - g_CN1)
+        used_qkv_CNC.lerp_(own_qkv_CNC, 1 - g_CN1)
         changes = (h_CND - own_h_CND, qkv_CNC - own_qkv_CNC)
         ctx.save_for_backward(g_CN, own_pre_proj_CND, pre_proj_CND, *changes, hidden_CNQ, down_QD, up_4DR)
         ctx.set_materialize_grads(False)
@@ -107,7 +107,7 @@ class _Mixture(torch.autograd.Function):
             scaled_CNQ = g_CN1 * hidden_CNQ
             for correction, grad_CND in _by_correction(used):
                 columns = slice(correction * rank, (correction + 1) * rank)
-                torch.matmul(grad_CND, up_4DR[correction], out=hidden_grad_CNQ[..., columns])
+                hidden_grad_CNQ[..., columns] = grad_CND @ up_4DR[correction]
                 up_grad_4DR[correction] = grad_CND.flatten(0, 1).mT @ scaled_CNQ[..., columns].flatten(0, 1)
             g_grad_CN += (hidden_grad_CNQ * hidden_CNQ).sum(-1)
             hidden_grad_CNQ *= g_CN1

@@ -55,11 +55,11 @@ class Recorded:
 
 
 class Fused(Generic[P, R]):
-    """A function of tensors without side effects, compiled on a GPU: one kernel instead of a dozen."""
+    """A function of tensors without side effects, compiled where wanted: one kernel instead of a dozen."""
 
-    def __init__(self, plain: Callable[P, R], device: torch.device) -> None:
+    def __init__(self, plain: Callable[P, R], *, compiled: bool) -> None:
         self._plain = plain
-        self._call: Callable[P, R] = torch.compile(plain) if device.type == "cuda" else plain
+        self._call: Callable[P, R] = torch.compile(plain) if compiled else plain
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function; where it cannot be compiled, as it is from then on."""

@@ -25,6 +25,7 @@ from reuse_models.frame_order import Order, training_pattern
 from reuse_models.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
 from reuse_models.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.masked import Clips, Wanted, masked_forward
+from reuse_models.recorded import Fused
 from reuse_models.rules import Rules
 from reuse_models.token_memory import Semantics
 from reuse_models.vit import Vit
@@ -100,10 +101,18 @@ class Report:
 
 
 class Fit:
-    """One add-on under training: weights, optimiser and random state, all of it in `state_dict`."""
+    """One add-on under training: weights, optimiser and random state, all of it in `state_dict`.
 
-    def __init__(self, vit: Vit, loss: LossConfig, config: FitConfig) -> None:
+    Args:
+        vit: The frozen tower.
+        loss: What is minimised.
+        config: How.
+        compiled: Whether steps go through torch.compile, one graph each; validation does not.
+    """
+
+    def __init__(self, vit: Vit, loss: LossConfig, config: FitConfig, *, compiled: bool = False) -> None:
         self.vit, self.loss, self.config = vit, loss, config
+        self._forward = Fused(self.forward, compiled=compiled)
         device = vit.position.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -158,7 +167,7 @@ class Fit:
         seed = self.config.seed * 1_000_003 + self.num_steps
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # dropout draws from the global generator
-            loss, rates_b = self.forward(batch, self._gate(seed))
+            loss, rates_b = self._forward(batch, self._gate(seed))
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         if average is not None:

@@ -129,7 +129,7 @@ class Vit(nn.Module):
             return patches_BND + self.position
         h_BND = patches_BND.new_empty(len(patches_BND), self.shape.num_tokens, self.shape.width)
         h_BND[:, 0] = self.cls + self.position[0]
-        torch.add(patches_BND, self.position[1:], out=h_BND[:, 1:])
+        h_BND[:, 1:] = patches_BND.add_(self.position[1:])
         return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias)
 
     def _cut(self, pixels_B3HW: Tensor) -> Tensor:

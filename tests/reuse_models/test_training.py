@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +72,21 @@ def test_beside_a_tower_of_sixteen_bits_float32_weights_are_trained_the_same_way
     assert reports[-1].rate > 0.75
     assert reports[-1].loss < reports[0].loss
     assert half.validate(batch).embedding_error == pytest.approx(reports[-1].embedding_error, abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch itself does it, tracing
+def test_steps_compile_whole_and_give_the_same_weights(
+    clip_vit: Vit, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced here and run as traced: what a graph is turned into is torch's own affair."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    loss = replace(LOSS, second_last_weight=0.5, residual_weight=0.5)
+    config = FitConfig(restoration_rank=8)
+    plain, compiled = (Fit(clip_vit, loss, config, compiled=compiled) for compiled in (False, True))
+    for _ in range(2):
+        assert compiled.step(batch).loss == pytest.approx(plain.step(batch).loss, rel=1e-5)
+    for ours, theirs in zip(compiled.addon.parameters(), plain.addon.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_loss_that_is_no_number_stops_and_changes_nothing(clip_vit: Vit, batch: Batch) -> None:

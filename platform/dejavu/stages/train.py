@@ -23,10 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ray
 import torch
+import tyro
 from ray import train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -90,6 +91,8 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen tower while it trains: bfloat16 on GPUs and float32 on CPUs unless given. What is trained, and what
     is measured afterwards, is float32."""
+    compile: Annotated[bool, tyro.conf.arg(aliases=["--compile"])] = False
+    """Whether steps go through torch.compile, which takes minutes before the first one (docs/training.md)."""
     fit: FitConfig = field(default_factory=FitConfig)
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
 
@@ -215,7 +218,7 @@ def _latest(embedding: Embedding) -> Place:
 def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, config: TrainConfig) -> str:
     """Name an add-on by everything that it follows from; Original's setting names backbone, decoder and code."""
     settings = asdict(config)
-    for name in ("targets", "num_workers", "max_failures"):
+    for name in ("targets", "num_workers", "max_failures", "compile"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
     return identity({**parts, "code": kernel_version()})
@@ -335,7 +338,8 @@ def _keep(checkpoint: Path, folder: Place, target: float, progress: Mapping[str,
 # ------------------------------------------------------------------------------------------------------- in the workers
 def _worker(config: dict[str, Any]) -> None:
     """Fit all targets on this worker's share of the clips."""
-    for name in ("ray.train", "botocore", "aiobotocore"):  # two lines a checkpoint otherwise, and more
+    by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
+    for name in ("ray.train", "botocore", "aiobotocore", *by_file):  # some lines a checkpoint otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
     task: _Task = config["task"]
     context = train.get_context()
@@ -360,7 +364,10 @@ class _Course:
         self.stream = WindowStream(
             readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding, config.fit.order
         )
-        self.fits = {target: Fit(backbone.vit, config.loss(target), config.fit) for target in task.targets}
+        self.fits = {
+            target: Fit(backbone.vit, config.loss(target), config.fit, compiled=config.compile)
+            for target in task.targets
+        }
         self.curves: dict[float, list[dict[str, float]]] = {target: [] for target in task.targets}
         self.biases: dict[float, dict[str, float]] = {target: {} for target in task.targets}
         self.achieved: dict[float, float | None] = dict.fromkeys(task.targets)
