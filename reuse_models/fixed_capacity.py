@@ -100,10 +100,10 @@ class FixedCapacity:
     def __init__(self, vit: Vit, rules: Rules) -> None:
         self.vit, self.rules = vit, rules
         device = vit.position.device
+        on_gpu = device.type == "cuda"
         self.capacities = Capacities(vit.shape.num_layers - 1)
         # Other gates may keep notes on the host, which a replay would not.
-        self.records = device.type == "cuda" and isinstance(rules.gate, HardGate | ForcedGate)
-        on_gpu = device.type == "cuda"
+        self.records = on_gpu and isinstance(rules.gate, HardGate | ForcedGate)
         self.similarities = Fused(similarities, compiled=on_gpu)
         self.nearest = Fused(nearest_candidate, compiled=on_gpu)
         self.addresses = Fused(addresses, compiled=on_gpu)
