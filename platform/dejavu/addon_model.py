@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import mlflow
@@ -12,8 +11,6 @@ from mlflow.models import set_model
 from dejavu.backbones.load import load_backbone
 from reuse_models.method import Chunk
 from reuse_models.reusevit import ReuseVitConfig
-
-warnings.filterwarnings("ignore", ".*Add type hints to the `predict` method", UserWarning)  # it has a signature
 
 
 class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
