@@ -1,13 +1,16 @@
 """What a cluster costs: `python jobs/benchmark_cluster.py` embeds the same clips in a plain loop and on several nodes.
 
-Both take the same batches. The processor time of the stage's processes counts, each from its first clip on: the one
-process of the plain loop, and on the cluster (raylets on this machine, one CPU each) every process that decodes or
-encodes. What the driver and Ray's own processes take meanwhile stands apart.
+Both take the same batches. The processor time of the stage's processes counts, each from its first clip to its last:
+the one process of the plain loop, and on the cluster (raylets on this machine, one CPU each) every process that decodes
+or encodes. What the driver takes meanwhile, and Ray's own processes and the start and end of workers, stands apart.
+Cores that work side by side slow each other down, on memory and caches: so the plain loop is also run as many times at
+once as there are raylets, a share of the batches each, without Ray.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -16,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,8 +46,8 @@ from reuse_models.eventful import EventfulConfig
 from reuse_models.original import OriginalConfig
 
 RAY = Path(sys.executable).with_name("ray")
-BEGUN = "begun"
-"""Folder in a store where each process of the stage notes what it had spent when its first clip came."""
+SPANS = "spans"
+"""Folder in a store where each process of the stage notes what it had spent before its first clip and after each."""
 
 
 def main(
@@ -61,21 +65,29 @@ def main(
         drawn = [draw(Store(folder), index, frames, px) for index in range(clips)]
         write_json(folder / "clips.json", [asdict(clip) for clip in drawn])
         print(f"{clips} clips of {frames} frames under 2 settings, {nodes} raylets; processor seconds")
-        print(f"{'round':>5} {'plain':>8} {'cluster':>8} {'more':>7} {'driver':>8} {'Ray':>8}")
+        columns = ("round", "plain", "at once", "cluster", "more", "than at once", "driver", "Ray")
+        print(" ".join(f"{column:>8}" for column in columns))
         for number in range(rounds):
-            plain = call(f"report_plain({str(folder)!r}, 'plain-{number}')", dict(os.environ))
+            plain = call(f"report_plain({str(folder)!r}, 'plain-{number}', 0, 1)", dict(os.environ))["plain_s"]
+            shares = [
+                f"report_plain({str(folder)!r}, 'share-{number}-{node}', {node}, {nodes})" for node in range(nodes)
+            ]
+            with ThreadPoolExecutor(nodes) as pool:
+                at_once = sum(row["plain_s"] for row in pool.map(lambda one: call(one, dict(os.environ)), shares))
             with submit.cluster(RAY, num_cpus=1) as started:
                 environment = submit.environment(started.token) | {"RAY_ADDRESS": started.address}
                 report = f"report_cluster({str(folder)!r}, 'cluster-{number}', {nodes}, {started.pid})"
-                row = plain | call(report, environment)
-            row["more"] = row["cluster_s"] / row["plain_s"] - 1
+                row = {"plain_s": plain, "at_once_s": at_once} | call(report, environment)
+            row["more"] = row["cluster_s"] / plain - 1
+            row["more_than_at_once"] = row["cluster_s"] / at_once - 1
             row["shards"], row["equal_shards"] = compare(folder / f"plain-{number}", folder / f"cluster-{number}")
             rows.append(row)
-            spent = " ".join(f"{row[column]:8.1f}" for column in ("driver_s", "ray_s"))
-            print(
-                f"{number + 1:5} {row['plain_s']:8.1f} {row['cluster_s']:8.1f} {row['more']:+7.1%} {spent}", flush=True
-            )
-    print(f"more, median: {statistics.median(row['more'] for row in rows):+.1%}; at most +15 %")
+            seconds = [f"{row[column]:8.1f}" for column in ("plain_s", "at_once_s", "cluster_s")]
+            more = [f"{row['more']:+8.1%}", f"{row['more_than_at_once']:+12.1%}"]
+            spent = [f"{row[column]:8.1f}" for column in ("driver_s", "ray_s")]
+            print(f"{number + 1:8}", *seconds, *more, *spent, flush=True)
+    more, than_at_once = (statistics.median(row[name] for row in rows) for name in ("more", "more_than_at_once"))
+    print(f"more, median: {more:+.1%} than one loop alone, {than_at_once:+.1%} than as many at once; aim +15 %")
     equal, shards = (sum(int(row[column]) for row in rows) for column in ("equal_shards", "shards"))
     print(f"{equal} of {shards} shards are equal bit for bit")
     if json_path:
@@ -105,15 +117,16 @@ def call(report: str, environment: dict[str, str]) -> dict[str, float]:
     return row
 
 
-def report_plain(folder: str, name: str) -> None:
-    """Embed everything in this process; print what that took as JSON."""
+def report_plain(folder: str, name: str, share: int, num_shares: int) -> None:
+    """Embed every `num_shares`-th batch in this process; print what that took as JSON."""
     clips, settings, embedding = work(Path(folder), name)
     encoder = BatchEncoder(embedding)
     before = time.process_time()
-    for batch in plan(clips, settings, embedding):
+    for batch in itertools.islice(plan(clips, settings, embedding), share, None, num_shares):
         encoder.encode(batch.settings, decode_batch(batch, embedding))
     spent = time.process_time() - before
-    check(clips, settings, embedding)
+    if num_shares == 1:
+        check(clips, settings, embedding)
     print(json.dumps({"plain_s": spent}))
 
 
@@ -123,10 +136,10 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     embed._DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc]
     clips, settings, embedding = work(Path(folder), name)
-    begun = embedding.store.root / BEGUN
-    begun.mkdir()
+    spans = embedding.store.root / SPANS
+    spans.mkdir()
     cluster.connect()
-    watch = Watch(begun, [head_pid, *add_nodes(num_nodes - 1)])
+    watch = Watch(spans, [head_pid, *add_nodes(num_nodes - 1)])
     watch.start()
     embed.embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
     watch.stop()
@@ -170,37 +183,39 @@ def check(clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: E
 
 
 class _Decode(embed._DecodeRow):
-    """Decodes, and notes where its process began."""
+    """Decodes, and notes from when to when its process did."""
 
     def __call__(self, row: Row) -> Row:
-        _note(self.embedding)
-        return super().__call__(row)
+        with _noted(self.embedding):
+            return super().__call__(row)
 
 
 class _Encode(embed._EncodeRow):
-    """Encodes, and notes where its process began."""
+    """Encodes, and notes from when to when its process did."""
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        _note(self.encoder.embedding)
-        return super().__call__(rows)
+        with _noted(self.encoder.embedding):
+            return super().__call__(rows)
 
 
-def _note(embedding: Embedding) -> None:
-    path = embedding.store.root / BEGUN / str(os.getpid())
-    if not path.exists():
-        path.write_text(str(time.process_time()), encoding="ascii")
+@contextlib.contextmanager
+def _noted(embedding: Embedding) -> Iterator[None]:
+    """Write down what this process had spent before its first clip, and what it has after this one."""
+    path = embedding.store.root / SPANS / str(os.getpid())
+    first = json.loads(path.read_text(encoding="ascii"))[0] if path.exists() else time.process_time()
+    yield
+    write_json(path, [first, time.process_time()])
 
 
 class Watch(threading.Thread):
-    """Looks at the processor time of the stage's processes, the driver and Ray's own, all the time."""
+    """Looks at the processor time of all processes of the cluster, and of this one, from the stage's first clip on."""
 
-    def __init__(self, begun: Path, node_pids: Sequence[int]) -> None:
+    def __init__(self, spans: Path, node_pids: Sequence[int]) -> None:
         super().__init__(daemon=True)
-        self.begun = begun
+        self.spans = spans
         self.nodes = [psutil.Process(pid) for pid in node_pids]
         self.first: dict[int, float] = {}
         self.last: dict[int, float] = {}
-        self.stage: set[int] = set()
         self.done = threading.Event()
 
     def run(self) -> None:
@@ -208,12 +223,8 @@ class Watch(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        """Note what each process has spent; from the stage's first clip on."""
-        for path in self.begun.iterdir():
-            if text := path.read_text(encoding="ascii"):
-                self.first[int(path.name)] = float(text)
-                self.stage.add(int(path.name))
-        if not self.stage:
+        """Note what each process has spent."""
+        if not any(self.spans.iterdir()):
             return
         family = [process for node in self.nodes for process in node.children(recursive=True)]
         for process in [psutil.Process(), *family]:
@@ -228,11 +239,12 @@ class Watch(threading.Thread):
         self.join()
 
     def spent(self) -> dict[str, float]:
-        """Return seconds of the stage, the driver, and everything else of Ray's."""
+        """Return seconds of the stage, the driver, and everything else of Ray's, beginnings and ends of workers too."""
         seconds = {pid: self.last[pid] - self.first[pid] for pid in self.last}
         driver = seconds.pop(os.getpid())
-        stage = sum(seconds.pop(pid) for pid in self.stage & seconds.keys())
-        return {"cluster_s": stage, "driver_s": driver, "ray_s": sum(seconds.values())}
+        spans = [json.loads(path.read_text(encoding="ascii")) for path in self.spans.glob("[0-9]*")]
+        stage: float = sum(last - first for first, last in spans)
+        return {"cluster_s": stage, "driver_s": driver, "ray_s": sum(seconds.values()) - stage}
 
 
 if __name__ == "__main__":

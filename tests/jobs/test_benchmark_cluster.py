@@ -22,6 +22,7 @@ def test_the_benchmark_compares_the_same_work(tmp_path: Path) -> None:
     (row,) = report["rounds"]
     assert row["plain_s"] > 0
     assert row["more"] == pytest.approx(row["cluster_s"] / row["plain_s"] - 1)
+    assert row["more_than_at_once"] == pytest.approx(row["cluster_s"] / row["at_once_s"] - 1)
     assert row["equal_shards"] == row["shards"] > 0
     assert row["driver_s"] > 0
     assert row["ray_s"] > 0
