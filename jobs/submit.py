@@ -30,7 +30,7 @@ import psutil
 from dejavu.stages.frontier import git_commit
 
 START_TIMEOUT_S = 120
-STOP_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +168,28 @@ def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End the cluster's own processes, its added nodes and what still works on it."""
-    for name in (signal.SIGTERM, signal.SIGKILL):
-        for pid in [process.pid, *members(process.pid, folder)]:
+    """End the cluster's own processes, its added nodes and what still works on it.
+
+    `ray start` ends what it started within seconds, but waits for much longer where that was told to end as well.
+    """
+    own = (process.pid, folder)
+    for name, chosen in ((signal.SIGTERM, not_rays), (signal.SIGTERM, list), (signal.SIGKILL, list)):
+        for pid in chosen([process.pid, *members(*own)]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, name)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             process.poll()
-            if process.returncode is not None and not members(process.pid, folder):
+            if process.returncode is not None and not members(*own):
                 return
             time.sleep(0.2)
+
+
+def not_rays(pids: list[int]) -> list[int]:
+    """Leave out what a `ray start` among them started, which shares its session."""
+    sessions = {pid: _session(pid) for pid in pids}
+    started = {pid for pid, session in sessions.items() if pid == session and _is_ray_start(pid)}
+    return [pid for pid, session in sessions.items() if pid == session or session not in started]
 
 
 def members(session: int, folder: Path) -> list[int]:
@@ -194,6 +205,18 @@ def members(session: int, folder: Path) -> list[int]:
             if process.info["status"] != psutil.STATUS_ZOMBIE and ours:
                 found.append(process.pid)
     return found
+
+
+def _session(pid: int) -> int:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return -1
+
+
+def _is_ray_start(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()[1:3][-1:] == ["start"]
+    return False
 
 
 def _token_lies_in(process: psutil.Process, folder: Path) -> bool:
