@@ -34,9 +34,9 @@ INPUTS = {
     "decode_ms": Input(0.93, "core ms a frame", f"{MEASURED}: `python jobs/benchmark_decode.py --frame-px 224`"),
     "dense_fps": Input(1.62, "frames a second on 2 cores", f"{MEASURED}: ViT-L/14 in docs/performance.md"),
     "reuse_speedup": Input(4.28, "times", f"{MEASURED}: ViT-L/14 at 90 % reuse, docs/performance.md"),
-    "driver_ms": Input(13.4, "core ms a clip", f"{MEASURED}: the driver, both stages, `python jobs/benchmark_load.py`"),
-    "plan_s": Input(21, "core s a million clips", f"{MEASURED}: three settings, `python jobs/benchmark_load.py`"),
-    "plan_mib": Input(1182, "MiB a million clips", f"{MEASURED}: the same"),
+    "driver_ms": Input(6.2, "core ms a clip", f"{MEASURED}: the driver, both stages, `python jobs/benchmark_load.py`"),
+    "plan_s": Input(9.8, "core s a million clips", f"{MEASURED}: three settings, `python jobs/benchmark_load.py`"),
+    "plan_mib": Input(1195, "MiB a million clips", f"{MEASURED}: the same"),
     "dense_gflop": Input(156, "GFLOP a dense frame", "counted: ViT-L/14, docs/nextqa.md"),
     "gpu_tflops": Input(
         10, "TFLOP/s", f"{ASSUMED} `L4 in float32`: no GPU has been measured, nor what reuse gains there"
