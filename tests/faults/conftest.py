@@ -93,20 +93,21 @@ class Bench:
         return found
 
     def add_node(self, num_cpus: int = 2) -> subprocess.Popen[bytes]:
-        """Start one more node of the cluster on this machine."""
+        """Start one more node of the cluster on this machine and wait until it has its agents, so that it is known.
+
+        Ray ends a node that starts too slowly, as on a busy machine: another one is started then.
+        """
         import submit
 
+        deadline = time.monotonic() + DEADLINE_S
         node = submit.add_node(RAY, self.cluster, num_cpus)  # type: ignore[arg-type]
+        while not self.workers("RuntimeEnvAgent", node.pid):
+            assert time.monotonic() < deadline, "the node has no agent"
+            if node.poll() is not None:
+                node = submit.add_node(RAY, self.cluster, num_cpus)  # type: ignore[arg-type]
+            time.sleep(0.1)
         self.nodes.append(node)
         return node
-
-    def wait_for_node(self, node: subprocess.Popen[bytes]) -> None:
-        """Wait until a node has its agents, so that the cluster knows it."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not self.workers("RuntimeEnvAgent", node.pid):
-            assert node.poll() is None, "the node ended by itself"
-            assert time.monotonic() < deadline, "the node has no agent"
-            time.sleep(0.1)
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """End a whole node at once, as when its machine is taken away."""

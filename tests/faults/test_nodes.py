@@ -15,8 +15,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark
 def test_machines_lost_in_each_stage_cost_time_alone(bench: Any, same: Callable[[Path], None], tmp_path: Path) -> None:
     """Four raylets at the start, one at the end; small machines, so that each has work of every stage."""
     nodes = [bench.add_node(num_cpus=1) for _ in range(3)]
-    for node in nodes:
-        bench.wait_for_node(node)
     results = bench.results(tmp_path / "results")
     store = results / "store"
     driver = bench.start(results)

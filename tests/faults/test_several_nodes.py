@@ -27,10 +27,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark
 
 def test_three_machines_give_the_same_bits_as_one(bench: Any, same: Callable[..., None], tmp_path: Path) -> None:
     """One machine made the undisturbed results; batches are composed by content, not by where they are encoded."""
-    nodes = []
-    for _ in range(2):  # one after the other: Ray gives a node half a minute to start
-        nodes.append(bench.add_node(num_cpus=1))
-        bench.wait_for_node(nodes[-1])
+    nodes = [bench.add_node(num_cpus=1) for _ in range(2)]
     results = bench.results(tmp_path / "results")
     driver = bench.start(results)
     bench.wait(driver, results, lambda: any(bench.workers("_EncodeRow", node.pid) for node in nodes))

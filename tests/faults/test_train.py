@@ -63,7 +63,6 @@ def test_a_fit_that_loses_a_machine_and_its_driver_goes_on_with_fewer_workers(
     bench: Any, fitted: Path, tmp_path: Path
 ) -> None:
     node = bench.add_node(num_cpus=1)
-    bench.wait_for_node(node)
     results = bench.copy(fitted, tmp_path / "results", "addons", "train")
     driver = bench.start(results, *FIT, "--train.num-workers", "3")
     bench.wait(driver, results, lambda: has_come_far(results))
