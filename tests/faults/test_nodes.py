@@ -20,13 +20,15 @@ def test_machines_lost_in_each_stage_cost_time_alone(bench: Any, same: Callable[
     driver = bench.start(results)
 
     def lose(title: str, begun: Callable[[], object]) -> None:
-        def on(node: subprocess.Popen[bytes]) -> bool:
-            return bool(bench.workers(title, node.pid))
+        victims: list[subprocess.Popen[bytes]] = []
 
-        bench.wait(driver, results, lambda: begun() and any(map(on, nodes)))
-        victim = next(filter(on, nodes))
-        bench.kill_node(victim)
-        nodes.remove(victim)
+        def works() -> bool:
+            victims[:] = [node for node in nodes if bench.workers(title, node.pid)] if begun() else []
+            return bool(victims)
+
+        bench.wait(driver, results, works)
+        bench.kill_node(victims[0])
+        nodes.remove(victims[0])
 
     lose("transcode_one", lambda: list(store.glob("transcoded/*.json")))
     lose("_EncodeRow", lambda: list(store.glob("embeddings/*/*.parquet")))

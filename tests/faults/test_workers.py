@@ -7,6 +7,7 @@ import csv
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,22 @@ def test_a_worker_killed_in_each_stage_costs_time_alone(
         "embed": ("_EncodeRow", lambda: bool(list(store.glob("embeddings/*/*.parquet")))),
         "sweep": ("ImplicitFu", lambda: len(list(store.glob("embeddings/*"))) >= 2),
     }
+
+    def killed(title: str, begun: Callable[[], bool]) -> bool:
+        """Kill a worker where one is found that has not ended by itself meanwhile."""
+        for worker in bench.workers(title) if begun() else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+                victims.append(worker)
+                return True
+        return False
+
     for title, begun in reached.values():
-        bench.wait(driver, results, lambda title=title, begun=begun: begun() and bench.workers(title))
-        victims.append(bench.workers(title)[0])
-        victims[-1].kill()
+        bench.wait(driver, results, partial(killed, title, begun))
     printed = bench.finish(driver, results)
     same(results)
     assert "swept 6 of 6 settings" in printed
+    assert len(victims) == len(reached)
     assert not any(victim.is_running() for victim in victims)
 
 
