@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from dejavu.events import LOGS_VARIABLE
+from dejavu.working_directory import enter_again
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def bring_up(gpus_per_worker: float | None) -> None:
     Raises:
         ClusterError: The cluster does not grow and has fewer GPUs, or no machine came in time.
     """
+    enter_again()
     gpus_each = gpus_per_worker or 0.0
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0.0)
@@ -161,6 +163,7 @@ def bring_up(gpus_per_worker: float | None) -> None:
             f"machines: got none with {gpus_each:g} GPUs within {MACHINE_TIMEOUT_S // 60} minutes, expected the "
             "autoscaler to start one; see `ray status`, or lower --gpus-per-worker"
         )
+    enter_again()
 
 
 def _nothing() -> None:

@@ -18,11 +18,11 @@ import numpy as np
 
 from dejavu.place import Place
 from dejavu.store import local_copy
+from dejavu.working_directory import enter_again
 from reuse_models.frame_order import Order
 from reuse_models.token_memory import Semantics
 
 EXPERIMENT = "dejavu"
-HERE = Path.cwd()
 METRICS_PER_CALL = 500
 """MLflow takes up to 1000 at once."""
 RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -236,7 +236,7 @@ def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
     """
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
-    _enter_again()
+    enter_again()
     given = os.environ.get(RETRIES_VARIABLE)
     os.environ[RETRIES_VARIABLE] = given or str(retries)  # read at each request
     try:
@@ -249,17 +249,6 @@ def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
     finally:
         if given is None:
             os.environ.pop(RETRIES_VARIABLE, None)  # live curves are logged from a thread of their own
-
-
-def _enter_again() -> None:
-    """Enter the working directory again where it is another by the same name: MLflow asks where it is.
-
-    Where several of Ray's nodes share a machine, each unpacks a submitted job's directory anew under the others' feet.
-    """
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        os.chdir(HERE)
 
 
 def without_secrets(text: str) -> str:

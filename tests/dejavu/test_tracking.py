@@ -37,22 +37,6 @@ def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pyt
     assert Tracking.open(tmp_path).experiment_id == tracking.experiment_id
 
 
-def test_a_working_directory_that_is_made_anew_is_entered_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when another of Ray's nodes on the machine unpacks the job's directory."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setattr("dejavu.tracking.HERE", here)
-    here.rmdir()
-    here.mkdir()
-    tracking = Tracking.open(tmp_path)
-    assert tracking.log(Run(name="tiny", params={}, metrics={}, tags={}), [])
-    assert Path.cwd() == here
-
-
 def test_a_saved_view_is_a_tag_of_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracking = Tracking.open(tmp_path)
