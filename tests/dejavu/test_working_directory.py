@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ def test_a_directory_that_is_made_anew_is_entered_again(tmp_path: Path, monkeypa
     here.rmdir()
     here.mkdir()
     with pytest.raises(FileNotFoundError):
-        os.getcwd()
+        Path.cwd()
     enter_again()
     assert Path.cwd() == here
 
