@@ -226,7 +226,7 @@ def read_state_dict(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tens
         ImportError,
         LookupError,
         MemoryError,
-        NotImplementedError,
+        NotImplementedError,  # zipfile's, of a compression that it does not know
         OSError,
         RecursionError,
         RuntimeError,

@@ -338,7 +338,7 @@ def _keep(checkpoint: Path, folder: Place, target: float, progress: Mapping[str,
 # ------------------------------------------------------------------------------------------------------- in the workers
 def _worker(config: dict[str, Any]) -> None:
     """Fit all targets on this worker's share of the clips."""
-    by_file = [name for name in logging.root.manager.loggerDict if "/ray/train/" in name]
+    by_file = [name for name in logging.root.manager.loggerDict if Path(train.__file__).parent in Path(name).parents]
     for name in ("ray.train", "botocore", "aiobotocore", *by_file):  # some lines a checkpoint otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
     task: _Task = config["task"]
