@@ -138,26 +138,15 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     clips, settings, embedding = work(Path(folder), name)
     spans = embedding.store.root / SPANS
     spans.mkdir()
+    started = submit.Cluster(os.environ["RAY_ADDRESS"], "", Path(os.environ["RAY_AUTH_TOKEN_PATH"]), head_pid)
+    node_pids = [submit.add_node(RAY, started, num_cpus=1).pid for _ in range(num_nodes - 1)]
     cluster.connect()
-    watch = Watch(spans, [head_pid, *add_nodes(num_nodes - 1)])
+    watch = Watch(spans, [head_pid, *node_pids])
     watch.start()
     embed.embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
     watch.stop()
     check(clips, settings, embedding)
     print(json.dumps(watch.spent()))
-
-
-def add_nodes(count: int) -> list[int]:
-    """Start nodes one after the other; Ray ends one that a busy machine starts too slowly, and it is started again."""
-    started = submit.Cluster(os.environ["RAY_ADDRESS"], "", Path(os.environ["RAY_AUTH_TOKEN_PATH"]), 0)
-    pids: list[int] = []
-    while len(pids) < count:
-        node = submit.add_node(RAY, started, num_cpus=1)
-        while node.poll() is None and sum(one["Alive"] for one in ray.nodes()) < len(pids) + 2:
-            time.sleep(0.2)
-        if node.poll() is None:
-            pids.append(node.pid)
-    return pids
 
 
 def work(folder: Path, name: str) -> tuple[list[Transcoded], list[Setting], Embedding]:

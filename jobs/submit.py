@@ -112,18 +112,37 @@ def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, An
 
 
 def add_node(ray: Path, started: Cluster, num_cpus: int) -> subprocess.Popen[bytes]:
-    """Start one more node of a cluster on this machine; the end of the cluster is its end too."""
+    """Start one more node of a cluster on this machine and wait until the cluster knows it; it ends with the cluster.
+
+    Ray ends a node that starts too slowly, as on a busy machine: another one is started then.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    number = len(list(started.token.parent.glob("node-*.log")))
+    log = started.token.parent / f"node-{number}.log"
+    while True:
+        with log.open("wb") as output:
+            node = subprocess.Popen(
+                _node_command(ray, started, num_cpus),
+                env=environment(started.token),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        while node.poll() is None and time.monotonic() < deadline:
+            # `ray start` says so once it found the node, with its agents' ports, in the cluster's own list.
+            if b"Ray runtime started" in log.read_bytes():
+                return node
+            time.sleep(0.1)
+        if time.monotonic() >= deadline:
+            sys.exit(f"Ray: got no node within {START_TIMEOUT_S} s, expected one more; it said: {_last_line(log)}")
+
+
+def _node_command(ray: Path, started: Cluster, num_cpus: int) -> list[str]:
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     command = [ray, "start", f"--address={started.address}", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", "--object-store-memory=200000000"]
     command += [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
-    return subprocess.Popen(
-        list(map(str, command)),
-        env=environment(started.token),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    return list(map(str, command))
 
 
 def environment(token: Path) -> dict[str, str]:
@@ -163,8 +182,7 @@ def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
-    sys.exit(f"Ray: got no dashboard within {START_TIMEOUT_S} s, expected a cluster; it said: {lines[-1]}")
+    sys.exit(f"Ray: got no dashboard within {START_TIMEOUT_S} s, expected a cluster; it said: {_last_line(log)}")
 
 
 def stop(process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -205,6 +223,10 @@ def members(session: int, folder: Path) -> list[int]:
             if process.info["status"] != psutil.STATUS_ZOMBIE and ours:
                 found.append(process.pid)
     return found
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"])[-1]
 
 
 def _session(pid: int) -> int:
