@@ -23,7 +23,7 @@ from dejavu.stages.batch import Embedding
 from dejavu.stages.frontier import Evidence, compare
 from dejavu.stages.motion import measure_motion
 from dejavu.stages.observe import observe_reuse
-from dejavu.stages.read import read_embeddings
+from dejavu.stages.read import read_beside
 from dejavu.stages.score import Exam
 from dejavu.store import local_copy
 from dejavu.tasks.fidelity import frame_cosines
@@ -101,19 +101,13 @@ Frames = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 
 def _frames(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[str, Frames]]:
-    """Return what is needed of each frame, setting by setting and clip by clip; one setting is read at a time."""
-    dense = read_embeddings(scored.embedding, settings[0], scored.exam.clips)
-    found = {}
-    for setting in settings:
-        ours = read_embeddings(scored.embedding, setting, scored.exam.clips)
-        found[setting] = {
-            clip_id: (
-                frame_cosines(ours[clip_id].embeddings_FE, dense[clip_id].embeddings_FE),
-                ours[clip_id].reuse_rate_F,
-            )
-            for clip_id in sorted(ours.keys() & dense.keys())
-        }
-    return found
+    """Return what is needed of each frame, setting by setting and clip by clip, of the clips that Original has too."""
+    found: dict[Setting, dict[str, Frames]] = {setting: {} for setting in settings}
+    for setting, ours, dense in read_beside(scored.embedding, settings, settings[0], scored.exam.clips):
+        for clip_id in ours.keys() & dense.keys():
+            cosine_F = frame_cosines(ours[clip_id].embeddings_FE, dense[clip_id].embeddings_FE)
+            found[setting][clip_id] = cosine_F, ours[clip_id].reuse_rate_F
+    return {setting: dict(sorted(by_clip.items())) for setting, by_clip in found.items()}
 
 
 def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], results: Place) -> list[Picture]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +14,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
-from dejavu.stages.read import ClipEmbeddings, complete_clips, read_embeddings
+from dejavu.stages.read import ClipEmbeddings, complete_clips, read_beside
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
@@ -97,7 +99,7 @@ def score_settings(
 ) -> list[SettingScore]:
     """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
 
-    In memory at once: the embeddings of Original and of one setting.
+    In memory at once: a part of Original's embeddings and of one setting's; of all frames, each setting's cosines.
 
     Args:
         settings: Those to score, `original` among them or not.
@@ -119,67 +121,80 @@ def score_settings(
     if left_out := len(exam.questions) - len(questions):
         print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
     clips = [clip for clip in exam.clips if clip.clip_id in shared]
-    dense = read_embeddings(embedding, original, clips)
-    return [
-        _score(
-            setting,
-            dense if setting == original else read_embeddings(embedding, setting, clips),
-            dense,
-            sorted(shared),
-            questions,
-            exam,
+    sheets = {setting: _Sheet(questions, exam) for setting in settings}
+    for setting, part, dense in read_beside(embedding, settings, original, clips):
+        sheets[setting].mark(part, dense)
+    return [sheets[setting].score(setting) for setting in settings]
+
+
+class _Sheet:
+    """What is kept of one setting's clips once their embeddings are gone."""
+
+    def __init__(self, questions: Sequence[Question], exam: Exam) -> None:
+        self.questions, self.exam = questions, exam
+        self.has_spans = any(question.spans_s for question in questions)
+        self.are_captions = all(question.kind == CAPTION for question in questions)
+        self.asked: dict[str, list[Question]] = defaultdict(list)
+        for question in questions:
+            self.asked[question.clip_id].append(question)
+        self.cosines: dict[str, NDArray[np.floating]] = {}
+        self.reuse_rates: list[float] = []
+        self.flops: list[float] = []
+        self.predictions: dict[SpanKind | None, list[Prediction]] = defaultdict(list)
+        self.pooled: dict[str, NDArray[np.float32]] = {}
+
+    def mark(self, clips: Mapping[str, ClipEmbeddings], dense: Mapping[str, ClipEmbeddings]) -> None:
+        """Take down what some clips give."""
+        for clip_id, clip in clips.items():
+            self.cosines[clip_id] = frame_cosines(clip.embeddings_FE, dense[clip_id].embeddings_FE)
+            self.reuse_rates.append(float(clip.reuse_rate_F.sum(dtype=np.float64)))
+            self.flops.append(float(clip.flops_F.sum()))
+        questions = [question for clip_id in clips for question in self.asked.get(clip_id, ())]
+        answers = self.exam.answers_AE
+        if self.exam.head is not None and self.has_spans:
+            for kind, some in _ask_head(self.exam.head, clips, questions, answers).items():
+                self.predictions[kind] += some
+        elif self.has_spans or not self.are_captions:
+            self.predictions[None] += [_predict(one, clips[one.clip_id], answers[one.question_id]) for one in questions]
+        else:
+            self.pooled |= {name: pool(clips[name].embeddings_FE) for name in {one.clip_id for one in questions}}
+
+    def score(self, setting: Setting) -> SettingScore:
+        """Sum up, when all clips are marked."""
+        num_frames = sum(map(len, self.cosines.values()))
+        by_span = {
+            kind: score(self.questions, self.predictions[kind]) for kind in SPAN_KINDS if kind in self.predictions
+        }
+        zero_shot = score(self.questions, self.predictions[None]) if self.has_spans and not by_span else None
+        return SettingScore(
+            setting=setting,
+            num_clips=len(self.cosines),
+            num_frames=num_frames,
+            reuse_rate=math.fsum(self.reuse_rates) / num_frames,
+            gflops_per_frame=math.fsum(self.flops) / num_frames / 1e9,
+            fidelity=score_fidelity(self.cosines).overall,
+            task=by_span.get(self.exam.span, zero_shot),
+            by_span=by_span,
+            answers=self._score_answers() if self.questions and not self.has_spans else None,
         )
-        for setting in settings
-    ]
+
+    def _score_answers(self) -> AnswerScore:
+        if self.are_captions:
+            captions_TE = np.stack([self.exam.answers_AE[one.question_id][0] for one in self.questions])
+            return score_retrieval(self.questions, captions_TE, self.pooled)
+        return score_choices(self.questions, {one.question_id: one.answer for one in self.predictions[None]})
 
 
-def _score(  # noqa: PLR0913, PLR0917  one call, in one place
-    setting: Setting,
+def _ask_head(
+    head: TempClip,
     clips: Mapping[str, ClipEmbeddings],
-    dense: Mapping[str, ClipEmbeddings],
-    shared: Sequence[str],
     questions: Sequence[Question],
-    exam: Exam,
-) -> SettingScore:
-    cosines = {clip_id: frame_cosines(clips[clip_id].embeddings_FE, dense[clip_id].embeddings_FE) for clip_id in shared}
-    has_spans = any(question.spans_s for question in questions)
-    by_span = _score_head(exam.head, clips, questions, exam) if exam.head is not None and has_spans else {}
-    flops_F = np.concatenate([clips[clip_id].flops_F for clip_id in shared])
-    return SettingScore(
-        setting=setting,
-        num_clips=len(shared),
-        num_frames=len(flops_F),
-        reuse_rate=float(np.concatenate([clips[clip_id].reuse_rate_F for clip_id in shared]).mean()),
-        gflops_per_frame=float(flops_F.mean()) / 1e9,
-        fidelity=score_fidelity(cosines).overall,
-        task=by_span.get(exam.span) or (_score_zero_shot(clips, questions, exam) if has_spans else None),
-        by_span=by_span,
-        answers=_score_answers(clips, questions, exam) if questions and not has_spans else None,
-    )
-
-
-def _score_answers(clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam) -> AnswerScore:
-    answers = exam.answers_AE
-    if all(question.kind == CAPTION for question in questions):
-        pooled = {clip_id: pool(clips[clip_id].embeddings_FE) for clip_id in {one.clip_id for one in questions}}
-        return score_retrieval(questions, np.stack([answers[one.question_id][0] for one in questions]), pooled)
-    chosen = {one.question_id: _predict(one, clips[one.clip_id], answers[one.question_id]).answer for one in questions}
-    return score_choices(questions, chosen)
-
-
-def _score_zero_shot(clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam) -> TaskScore:
-    answers = exam.answers_AE
-    return score(questions, [_predict(one, clips[one.clip_id], answers[one.question_id]) for one in questions])
-
-
-def _score_head(
-    head: TempClip, clips: Mapping[str, ClipEmbeddings], questions: Sequence[Question], exam: Exam
-) -> dict[SpanKind, TaskScore]:
+    answers_AE: Mapping[str, NDArray[np.float32]],
+) -> dict[SpanKind, list[Prediction]]:
     wanted = head.shape.num_frames
     asked_about = {question.clip_id for question in questions}
     seen = {name: see_clip(clips[name].embeddings_FE, clips[name].seconds_F, wanted) for name in asked_about}
-    predictions = answer_questions(head, seen, questions, exam.answers_AE)
-    return {kind: score(questions, predictions[kind]) for kind in SPAN_KINDS}
+    return answer_questions(head, seen, questions, answers_AE)
 
 
 def _predict(question: Question, clip: ClipEmbeddings, answers_AE: NDArray[np.float32]) -> Prediction:

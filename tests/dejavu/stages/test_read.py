@@ -3,15 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from dejavu.records import Transcoded
 from dejavu.setting import Setting, name_setting
+from dejavu.stages import read
 from dejavu.stages.batch import EmbedConfig, Embedding, Segment, cut
 from dejavu.stages.encode import EncodedSegment, to_table
-from dejavu.stages.read import read_embeddings
+from dejavu.stages.read import read_beside, read_embeddings
 from dejavu.store import Store
 from dejavu.video.decode import DecodedFrames
+from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.original import OriginalConfig
 
 WIDTH = 3
@@ -80,3 +83,28 @@ def test_a_segment_in_two_shards_is_read_once(tmp_path: Path) -> None:
     write(embedding, setting, [one, two])
     found = read_embeddings(embedding, setting, [clip("a", 3, "c1"), clip("b", 3, "c2")])
     assert {name: len(frames.seconds_F) for name, frames in found.items()} == {"a": 3, "b": 3}
+
+
+def test_settings_are_read_beside_original_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    original, skip = (name_setting(config, "tower", {}) for config in (OriginalConfig(), FrameSkipConfig(every=2)))
+    clips = [clip("z", 3, "c1"), clip("b", 3, "c2"), clip("c", 9, "c3"), clip("a", 3, "c1")]
+    pieces = cut(clips, 512)
+    write(embedding, original, pieces)
+    write(embedding, skip, pieces[:2])
+    monkeypatch.setattr(read, "PART_FRAMES", 6)
+    parts = list(read_beside(embedding, [skip, original], original, clips))
+    # The order is that of contents, equal ones side by side; a clip longer than a part is one of its own.
+    expected = [
+        (skip, ["a", "z"], ["a", "z"]),
+        (original, ["a", "z"], ["a", "z"]),
+        (skip, ["b"], ["b"]),
+        (original, ["b"], ["b"]),
+        (skip, [], ["c"]),
+        (original, ["c"], ["c"]),
+    ]
+    assert [(setting, sorted(ours), sorted(dense)) for setting, ours, dense in parts] == expected
+    whole = read_embeddings(embedding, original, clips)
+    for _, ours, dense in parts:
+        for name, frames in [*ours.items(), *dense.items()]:
+            np.testing.assert_array_equal(frames.embeddings_FE, whole[name].embeddings_FE)

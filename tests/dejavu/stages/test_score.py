@@ -1,10 +1,11 @@
-"""Scores are of the clips that every setting has, and are read setting by setting."""
+"""Scores are of the clips that every setting has, and are read part by part."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,9 @@ import pytest
 
 from dejavu.records import Question, Transcoded
 from dejavu.setting import Setting, name_setting
-from dejavu.stages import score
+from dejavu.stages import read
 from dejavu.stages.batch import EmbedConfig, Embedding, cut
-from dejavu.stages.read import ClipEmbeddings, read_embeddings
+from dejavu.stages.read import ClipEmbeddings
 from dejavu.stages.score import Exam, score_settings
 from dejavu.store import Store
 from reuse_models.frame_skip import FrameSkipConfig
@@ -31,7 +32,7 @@ CLIPS = tuple(
 
 
 class Kept(dict[str, ClipEmbeddings]):
-    """What one setting has, watched while anyone holds it."""
+    """What one setting has of a part of the clips, watched while anyone holds it."""
 
 
 @pytest.fixture
@@ -56,24 +57,27 @@ def write(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded], t
     embedding.store.write_embeddings(setting.setting_id, table, [piece.unit_id for piece in cut(clips, 512)])
 
 
-def test_one_setting_is_in_memory_beside_original(
-    embedding: Embedding, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part_frames", [1, NUM_FRAMES, 2**16])
+def test_a_part_of_one_setting_is_in_memory_beside_original(
+    embedding: Embedding, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part_frames: int
 ) -> None:
     original = name_setting(OriginalConfig(), "tower", {})
     others = [name_setting(FrameSkipConfig(every=every), "tower", {}) for every in (2, 3, 4)]
     write(embedding, original, CLIPS, 0.0)
     for setting, turn in zip(others, (0.1, 0.2, 0.3), strict=True):
         write(embedding, setting, CLIPS if turn != 0.2 else CLIPS[1:], turn)  # clip a failed under one
-    read: list[weakref.ref[Kept]] = []
-    held: list[int] = []
+    seen: list[weakref.ref[Kept]] = []
+    held: list[list[int]] = []
+    read_part = read._read
 
-    def watched(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> Kept:
-        held.append(sum(found() is not None for found in read))
-        found = Kept(read_embeddings(embedding, setting, clips))
-        read.append(weakref.ref(found))
+    def watched(*arguments: Any) -> Kept:
+        held.append([len(kept) for found in seen if (kept := found()) is not None])
+        found = Kept(read_part(*arguments))
+        seen.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(score, "read_embeddings", watched)
+    monkeypatch.setattr(read, "_read", watched)
+    monkeypatch.setattr(read, "PART_FRAMES", part_frames)
     questions = tuple(
         Question(
             question_id=f"{clip.clip_id}_1", clip_id=clip.clip_id, split="test", kind="MC", text="?",
@@ -85,7 +89,10 @@ def test_one_setting_is_in_memory_beside_original(
     exam = Exam(CLIPS, questions, {one.question_id: answers_AE for one in questions})
     scores = score_settings([original, *others], original, exam, embedding)
 
-    assert held == [0, 1, 1, 1]  # before each reading: nothing, then Original's alone
+    # While one is read: Original's, and what was read before it.
+    assert len(seen) == (4 if part_frames > NUM_FRAMES else 8)
+    assert max(map(len, held)) == 2
+    assert part_frames > NUM_FRAMES or {size for sizes in held for size in sizes} == {1}
     assert "1 questions about clips that failed are left out" in capsys.readouterr().out
     assert [one.num_clips for one in scores] == [2, 2, 2, 2]
     assert [one.reuse_rate for one in scores] == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-6)
