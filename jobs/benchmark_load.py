@@ -1,7 +1,8 @@
 """What the platform itself costs, without decoding and encoding: `python jobs/benchmark_load.py [--json OUT.json]`.
 
 Sends manifests of synthetic clips through transcode and embed with kernels that do nothing, on a cluster of its own,
-and plans a million rows against a store that holds half of what they need. Memory is the driver's peak.
+plans a million rows against a store that holds half of what they need, and scores stored frames. Memory is the driver's
+peak.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -26,12 +27,13 @@ import tyro
 
 import submit
 from dejavu import cluster
-from dejavu.records import Clip, Transcoded
+from dejavu.records import Clip, Question, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Batch, DecodedBatch, Embedding, EmbedConfig, cut, plan
 from dejavu.stages.embed import Kernels, embed_batches, embed_clips
 from dejavu.stages.encode import EncodedSegment, to_table
 from dejavu.stages.read import read_embeddings
+from dejavu.stages.score import Exam, score_settings
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.store import IDENTITIES_KEY, Store, identity, write_text
 from dejavu.video.decode import DecodedFrames
@@ -42,6 +44,8 @@ from reuse_models.original import OriginalConfig
 NUM_FRAMES = 24
 FRAME_PX = 128
 WIDTH = 64
+SCORED_WIDTH = 768
+"""Of ViT-L/14's embeddings."""
 EQUAL = 10
 """Each tenth clip has the content of the one before it."""
 LOGICAL_CPUS = 6
@@ -92,6 +96,20 @@ class Planning:
     plan_cpu_s: float
     """Of the processor: what planning takes where nothing else runs."""
     peak_mib: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Original and one setting, scored in one process: a question with five answers about each clip."""
+
+    num_clips: int
+    num_frames: int
+    """Of all clips under one setting."""
+    score_s: float
+    score_cpu_s: float
+    peak_mib: float
+    before_mib: float
+    """With the manifest and the questions at hand."""
 
 
 # --------------------------------------------------------------------------------------------- kernels that do nothing
@@ -259,6 +277,62 @@ def fill_store(store: Store, num_rows: int) -> float:
     return index_s
 
 
+def report_scoring(folder: str, num_clips: int) -> None:
+    """Score in a process that does nothing else; print what was seen as JSON."""
+    embedding = Embedding("none", Store(Path(folder)), EmbedConfig())
+    clips = tuple(list_clips(num_clips))
+    answers_AE = np.random.default_rng(1).standard_normal((5, SCORED_WIDTH), np.float32)
+    names, choices = [f"{clip.clip_id}_1" for clip in clips], tuple("abcde")
+    questions = tuple(
+        Question(
+            question_id=name,
+            clip_id=clip.clip_id,
+            split="test",
+            kind="CW",
+            text="?",
+            answers=choices,
+            correct=0,
+            spans_s=((0.0, 6.0),),
+            duration_s=clip.duration_s,
+        )
+        for name, clip in zip(names, clips, strict=True)
+    )
+    exam = Exam(clips, questions, dict.fromkeys(names, answers_AE))
+    before_mib, start, cpu = peak_mib(), time.perf_counter(), time.process_time()
+    original, other = name_settings(2)
+    scores = score_settings([original, other], original, exam, embedding)
+    score_s, score_cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    num_frames = sum(clip.num_frames for clip in clips)
+    asked = [(score.num_frames, len(score.rows)) for score in scores]
+    expect("frames and questions of each setting", asked, [(num_frames, num_clips)] * 2)
+    row = Scoring(
+        num_clips=num_clips,
+        num_frames=num_frames,
+        score_s=score_s,
+        score_cpu_s=score_cpu_s,
+        peak_mib=peak_mib(),
+        before_mib=before_mib,
+    )
+    print(json.dumps(asdict(row)))
+
+
+def fill_embeddings(store: Store, num_clips: int) -> None:
+    """Write shards of random embeddings of all clips under two settings."""
+    config, draws = EmbedConfig(), np.random.default_rng(0)
+    for setting in name_settings(2):
+        for batch in plan(list_clips(num_clips), [setting], Embedding("none", store, config)):
+            encoded = [
+                EncodedSegment(
+                    draws.standard_normal((segment.num_frames, SCORED_WIDTH), np.float32),
+                    np.zeros(segment.num_frames, np.float32),
+                    np.zeros(segment.num_frames),
+                )
+                for segment in batch.segments
+            ]
+            table = to_table(batch.segments, decode_nothing(batch, Embedding("none", store, config)).frames, encoded)
+            store.write_embeddings(setting.setting_id, table, [segment.unit_id for segment in batch.segments])
+
+
 # ------------------------------------------------------------------------------------------------------------ manifests
 def write_sources(folder: Path, num_clips: int) -> list[Clip]:
     """Write sources of a few bytes, each tenth equal to the one before it."""
@@ -337,6 +411,8 @@ class Options:
     """Clips there."""
     rows: int = 1_000_000
     """Manifest of the planning table; 0 leaves it out."""
+    scored_clips: tuple[int, ...] = (10_000, 40_000)
+    """Manifests of the scoring table, 74 KB on disk a clip; none leaves it out."""
     json: Path | None = None
     """Write the rows there."""
 
@@ -363,6 +439,13 @@ def main(options: Options) -> None:
             f"{row['num_rows']:8} {row['num_shards']:7} {row['num_batches']:8} {row['index_s']:14.1f} "
             f"{row['plan_s']:7.1f} {row['plan_cpu_s']:6.1f} {row['peak_mib']:9.0f}   (at most 30 s and 2048 MiB)"
         )
+    result["scoring"] = [_score(count) for count in options.scored_clips]
+    print("\n  clips  frames  score s  CPU s  peak MiB  at start")
+    for row in result["scoring"]:
+        print(
+            f"{row['num_clips']:7} {row['num_frames']:7} {row['score_s']:8.1f} {row['score_cpu_s']:6.1f} "
+            f"{row['peak_mib']:9.0f} {row['before_mib']:9.0f}"
+        )
     if options.json:
         options.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
@@ -382,6 +465,12 @@ def print_load(loads: list[dict[str, Any]]) -> None:
             f"a clip more costs {each['transcode_s']:.1f} ms in transcode, {each['embed_s']:.1f} ms in embed; "
             f"{each['driver_cpu_s']:.1f} ms of the driver's processor"
         )
+
+
+def _score(num_clips: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        fill_embeddings(Store(Path(folder)), num_clips)
+        return _alone(f"report_scoring({folder!r}, {num_clips})", None)
 
 
 def _on_cluster(call: str) -> dict[str, Any]:

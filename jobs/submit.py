@@ -9,6 +9,7 @@ import _bootstrap
 import contextlib
 import json
 import os
+import random
 import secrets
 import shlex
 import shutil
@@ -31,6 +32,7 @@ from dejavu.stages.frontier import git_commit
 
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10
+PORTS = range(20_000, 32_768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +160,19 @@ def environment(token: Path) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free on loopback now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Return ports that are free now, all different.
+
+    They are drawn by lot between those that Ray gives its workers and those that the system gives whoever asks for any:
+    nobody is given one of them before the server that it is for takes it.
+    """
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    sys.exit(f"ports: got {len(found)} free ones of {PORTS}, expected {count}; end servers that are not needed")
 
 
 def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -47,6 +47,16 @@ def test_a_manifest_is_planned_against_what_the_store_holds(tmp_path: Path, caps
     assert (row["num_rows"], row["num_shards"], row["num_batches"]) == (200, 23 + 12, 12 + 12)
 
 
+def test_what_the_store_holds_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import benchmark_load
+
+    benchmark_load.fill_embeddings(Store(tmp_path), 20)
+    benchmark_load.report_scoring(str(tmp_path), 20)
+    row = json.loads(capsys.readouterr().out)
+    assert (row["num_clips"], row["num_frames"]) == (20, 480)
+    assert row["peak_mib"] >= row["before_mib"] > 0
+
+
 @pytest.mark.ray
 def test_a_manifest_goes_through_both_stages_and_back(ray_environment: dict[str, str]) -> None:
     call = [sys.executable, "-c", "import benchmark_load as b; b.report_load(30)"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import submit
 
 
@@ -26,3 +28,13 @@ def test_what_was_given_the_clusters_token_belongs_to_it(tmp_path: Path) -> None
     finally:
         given.kill()
         other.kill()
+
+
+def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = submit.free_ports(3)
+    assert len(set(ports)) == 3
+    monkeypatch.setattr(submit, "PORTS", tuple(ports))
+    with socket.create_server(("127.0.0.1", ports[1])):
+        assert set(submit.free_ports(2)) == {ports[0], ports[2]}
+        with pytest.raises(SystemExit, match=r"ports: got 2 free ones .* expected 3; end servers"):
+            submit.free_ports(3)
