@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 READABLE = {"clip", "clip_vision_model", "siglip", "siglip_vision_model"}
+TOWER = "vision_model."
+"""What the names of the tower's weights begin with, in a model that is more than the tower."""
 
 
 def tower_of(model: PreTrainedModel) -> Vit:
@@ -24,22 +27,27 @@ def tower_of(model: PreTrainedModel) -> Vit:
     model_type = getattr(model.config, "model_type", type(model).__name__)
     if model_type not in READABLE:
         raise ValueError(f"backbone: got a {model_type!r} model, expected CLIP or SigLIP; choose another backbone")
-    shape = shape_of(model)
-    vit = Vit(shape).to(next(model.parameters()).dtype)
-    with torch.no_grad():
-        vit.load_state_dict(_weights(model, shape))
-    return vit.to(next(model.parameters()).device)
+    projection = getattr(model, "visual_projection", None)
+    shape = shape_of(
+        getattr(model.config, "vision_config", model.config), None if projection is None else projection.out_features
+    )
+    weight = next(model.parameters())
+    vit = Vit(shape).to(weight.dtype)
+    vit.load_state_dict(tower_weights(model.state_dict(), shape))
+    return vit.to(weight.device)
 
 
-def shape_of(model: PreTrainedModel) -> VitShape:
-    """Return the sizes of the model's vision tower, read from its config.
+def shape_of(config: Any, embed_dim: int | None) -> VitShape:
+    """Return the sizes of a vision tower.
+
+    Args:
+        config: Of the tower, with its fields as attributes.
+        embed_dim: The projection's width, None where there is no projection.
 
     Raises:
         ValueError: A size or activation is one that `Vit` does not have.
     """
-    config = getattr(model.config, "vision_config", model.config)
     has_cls = "siglip" not in str(config.model_type)
-    projection = getattr(model, "visual_projection", None)
     if not has_cls and not getattr(config, "vision_use_head", True):
         raise ValueError("backbone: got a SigLIP tower without its pooling head, expected one; choose another backbone")
     if getattr(config, "num_channels", 3) != 3:
@@ -51,67 +59,72 @@ def shape_of(model: PreTrainedModel) -> VitShape:
         num_heads=config.num_attention_heads,
         num_layers=config.num_hidden_layers,
         mlp_width=config.intermediate_size,
-        embed_dim=config.hidden_size if projection is None else projection.out_features,
+        embed_dim=config.hidden_size if embed_dim is None else embed_dim,
         has_cls=has_cls,
-        has_projection=projection is not None,
+        has_projection=embed_dim is not None,
         activation=config.hidden_act,
         layer_norm_eps=config.layer_norm_eps,
     )
 
 
-def _weights(model: PreTrainedModel, shape: VitShape) -> dict[str, Tensor]:
-    tower: Any = getattr(model, "vision_model", model)
+def tower_weights(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+    """Return the weights of a `Vit` from those of a model under their published names.
+
+    Raises:
+        KeyError: One is not there.
+    """
+    tower = {name.removeprefix(TOWER): weight for name, weight in state.items()}
     slope = QUICK_GELU_SLOPE if shape.activation == "quick_gelu" else 1.0
     weights = {
-        "patch_weight": tower.embeddings.patch_embedding.weight,
-        "position": tower.embeddings.position_embedding.weight,
-        **_named("post_norm", tower.post_layernorm),
+        "patch_weight": tower["embeddings.patch_embedding.weight"],
+        "position": tower["embeddings.position_embedding.weight"],
+        **_pair(tower, "post_layernorm", "post_norm"),
     }
     if shape.has_cls:
-        weights["cls"] = tower.embeddings.class_embedding
-        weights |= _named("pre_norm", tower.pre_layrnorm)
+        weights["cls"] = tower["embeddings.class_embedding"]
+        weights |= _pair(tower, "pre_layrnorm", "pre_norm")
     else:
-        weights["patch_bias"] = tower.embeddings.patch_embedding.bias
-        weights |= {f"pool.{name}": weight for name, weight in _pooling(tower.head, shape, slope).items()}
+        weights["patch_bias"] = tower["embeddings.patch_embedding.bias"]
+        weights |= {f"pool.{name}": weight for name, weight in _pooling(tower, shape, slope).items()}
     if shape.has_projection:
-        weights["projection"] = getattr(model, "visual_projection").weight  # noqa: B009
-    for index, layer in enumerate(tower.encoder.layers):
-        attention = layer.self_attn
-        joined = (attention.q_proj, attention.k_proj, attention.v_proj)
+        weights["projection"] = tower["visual_projection.weight"]
+    for index in range(shape.num_layers):
+        layer = f"encoder.layers.{index}"
+        parts = [f"{layer}.self_attn.{part}_proj" for part in "qkv"]
         of_layer = {
-            "qkv_weight": torch.cat([linear.weight for linear in joined]),
-            "qkv_bias": torch.cat([linear.bias for linear in joined]),
-            **_named("out", attention.out_proj),
-            **_named("norm1", layer.layer_norm1),
-            **_named("norm2", layer.layer_norm2),
-            **_mlp(layer.mlp, slope),
+            "qkv_weight": torch.cat([tower[f"{part}.weight"] for part in parts]),
+            "qkv_bias": torch.cat([tower[f"{part}.bias"] for part in parts]),
+            **_pair(tower, f"{layer}.self_attn.out_proj", "out"),
+            **_pair(tower, f"{layer}.layer_norm1", "norm1"),
+            **_pair(tower, f"{layer}.layer_norm2", "norm2"),
+            **_mlp(tower, f"{layer}.mlp", slope),
         }
         weights |= {f"layers.{index}.{name}": weight for name, weight in of_layer.items()}
-    return {name: weight.detach() for name, weight in weights.items()}
+    return weights
 
 
-def _pooling(head: Any, shape: VitShape, slope: float) -> dict[str, Tensor]:
+def _pooling(tower: Mapping[str, Tensor], shape: VitShape, slope: float) -> dict[str, Tensor]:
     width = shape.width
-    weight, bias = head.attention.in_proj_weight, head.attention.in_proj_bias
+    weight, bias = tower["head.attention.in_proj_weight"], tower["head.attention.in_proj_bias"]
     return {
-        "query": head.probe[0, 0] @ weight[:width].mT + bias[:width],
+        "query": tower["head.probe"][0, 0] @ weight[:width].mT + bias[:width],
         "key_value_weight": weight[width:],
         "key_value_bias": bias[width:],
-        **_named("out", head.attention.out_proj),
-        **_named("norm", head.layernorm),
-        **_mlp(head.mlp, slope),
+        **_pair(tower, "head.attention.out_proj", "out"),
+        **_pair(tower, "head.layernorm", "norm"),
+        **_mlp(tower, "head.mlp", slope),
     }
 
 
-def _mlp(mlp: Any, slope: float) -> dict[str, Tensor]:
+def _mlp(tower: Mapping[str, Tensor], name: str, slope: float) -> dict[str, Tensor]:
     """The slope of quick_gelu moves into the weights on both sides of it: see `Vit.activate`."""
     return {
-        "fc1_weight": mlp.fc1.weight * slope,
-        "fc1_bias": mlp.fc1.bias * slope,
-        "fc2_weight": mlp.fc2.weight / slope,
-        "fc2_bias": mlp.fc2.bias,
+        "fc1_weight": tower[f"{name}.fc1.weight"] * slope,
+        "fc1_bias": tower[f"{name}.fc1.bias"] * slope,
+        "fc2_weight": tower[f"{name}.fc2.weight"] / slope,
+        "fc2_bias": tower[f"{name}.fc2.bias"],
     }
 
 
-def _named(name: str, module: Any) -> dict[str, Tensor]:
-    return {f"{name}_weight": module.weight, f"{name}_bias": module.bias}
+def _pair(tower: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    return {f"{ours}_{part}": tower[f"{theirs}.{part}"] for part in ("weight", "bias")}

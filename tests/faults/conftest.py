@@ -80,7 +80,7 @@ class Bench:
         while not reached():
             assert driver.poll() is None, (results / "driver.log").read_text(errors="replace")[-6000:]
             assert time.monotonic() < deadline, (results / "driver.log").read_text(errors="replace")[-6000:]
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def workers(self, name: str, root: int | None = None) -> list[psutil.Process]:
         """List our Ray workers that have this in their title."""

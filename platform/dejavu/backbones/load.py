@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
+from dejavu.backbones.plain import read_tower
 from dejavu.backbones.preprocess import Preprocess
 from dejavu.backbones.quiet import quiet
 from dejavu.backbones.text import TextTower, find_text, part_config
@@ -71,7 +72,9 @@ def load_backbone(name: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dty
         BackboneError: It is not to be found, has no safetensors weights, is another kind of model, or does not load.
     """
     files = locate(name)
-    vit = _vision_tower(name, files)
+    vit = read_tower(files)
+    if vit is None:
+        vit = _vision_tower(name, files)
     try:
         preprocess = Preprocess.from_config(vit.shape.image_px, files.preprocessor() or _default_norm(files), device)
     except ValueError as error:
