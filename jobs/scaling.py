@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 SIZES_H = (1_000, 100_000, 1_000_000)
 """Hours of video."""
-HOURS_A_MONTH = 730
+MEASURED_FRAMES = 24
+"""Of each of the clips with which memory was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,13 @@ INPUTS = {
     "driver_ms": Input(6.2, "core ms a clip", f"{MEASURED}: the driver, both stages, `python jobs/benchmark_load.py`"),
     "plan_s": Input(9.8, "core s a million clips", f"{MEASURED}: three settings, `python jobs/benchmark_load.py`"),
     "plan_mib": Input(1195, "MiB a million clips", f"{MEASURED}: the same"),
+    "score_ms": Input(
+        0.044, "core ms a frame and setting", f"{MEASURED}: a question a clip, `python jobs/benchmark_load.py`"
+    ),
+    "score_kb": Input(
+        2.2, "KB a clip", f"{MEASURED}: the same, two settings, with manifest and questions; clips of 24 frames"
+    ),
+    "score_part_gib": Input(1.2, "GiB", f"{MEASURED}: the same; the parts that are read, and the process"),
     "dense_gflop": Input(156, "GFLOP a dense frame", "counted: ViT-L/14, docs/nextqa.md"),
     "gpu_tflops": Input(
         10, "TFLOP/s", f"{ASSUMED} `L4 in float32`: no GPU has been measured, nor what reuse gains there"
@@ -85,8 +93,10 @@ class Scale:
     """Through the one driver, however many nodes there are."""
     plan_s: float
     plan_gib: float
+    score_h: float
+    """In the one process that scores: Original and another setting."""
     score_gib: float
-    """All frames in the one process that scores: Original and another setting in float32, and one as it is stored."""
+    """There: what is kept of each clip, a cosine of each frame and setting, and the parts that are read."""
 
 
 def compute(hours: int, value: Mapping[str, float]) -> Scale:
@@ -103,6 +113,7 @@ def compute(hours: int, value: Mapping[str, float]) -> Scale:
     gpu_h = frames * value["dense_gflop"] / value["gpu_tflops"] / 3.6e6
     shards = clips / value["segments_a_batch"]
     mp4_gb, embedding_gb = frames * value["mp4_kb"] / 1e6, frames * value["embedding_kb"] / 1e6
+    longer = max(0.0, frames - MEASURED_FRAMES * clips)
     reads, writes = 2 * clips, 2 * clips + shards
     return Scale(
         clips=clips,
@@ -124,7 +135,8 @@ def compute(hours: int, value: Mapping[str, float]) -> Scale:
         driver_h=clips * value["driver_ms"] / 3.6e6,
         plan_s=clips / 1e6 * value["plan_s"],
         plan_gib=clips / 1e6 * value["plan_mib"] / 1024,
-        score_gib=frames * 768 * (4 + 4 + 2) / 2**30,
+        score_h=2 * frames * value["score_ms"] / 3.6e6,
+        score_gib=value["score_part_gib"] + (clips * value["score_kb"] * 1024 + 2 * 8 * longer) / 2**30,
     )
 
 
@@ -132,6 +144,7 @@ LIMITS = {
     "nodes": "cluster.yaml's CPU machines",
     "driver_time": "the driver's time",
     "driver_memory": "the driver's memory",
+    "score_time": "the driver's time, scoring all of it",
     "score_memory": "the driver's memory, scoring all of it",
 }
 
@@ -142,6 +155,7 @@ def fill(hours: int, scale: Scale, value: Mapping[str, float]) -> dict[str, floa
         "nodes": scale.cpu_nodes / value["cpu_nodes_allowed"],
         "driver_time": (scale.driver_h + scale.plan_s / 3600) / DEADLINE_H[hours],
         "driver_memory": scale.plan_gib / value["head_gib"],
+        "score_time": scale.score_h / DEADLINE_H[hours],
         "score_memory": scale.score_gib / value["head_gib"],
     }
 
@@ -170,13 +184,16 @@ def tables(value: Mapping[str, float]) -> str:
         ("driver, hours of scheduling", lambda s: short(s.driver_h)),
         ("planning, seconds", lambda s: short(s.plan_s)),
         ("planning, GiB", lambda s: short(s.plan_gib)),
+        ("scoring all, core hours", lambda s: short(s.score_h)),
         ("scoring all, GiB", lambda s: short(s.score_gib)),
     ]
     head = ["", *(f"{hours:,} h" for hours in SIZES_H)]
     needs = [["to be done in", *(f"{DEADLINE_H[hours]:,} h" for hours in SIZES_H)]]
     needs += [[name, *(show(scale) for scale in scales.values())] for name, show in rows]
     limits = [[words, *(f"{fills[hours][name]:,.0%}" for hours in SIZES_H)] for name, words in LIMITS.items()]
-    embedding = [{name: part for name, part in fills[hours].items() if name != "score_memory"} for hours in SIZES_H]
+    embedding = [
+        {name: part for name, part in fills[hours].items() if not name.startswith("score_")} for hours in SIZES_H
+    ]
     limits.append(["**first bottleneck of embedding**", *map(first_bottleneck, embedding)])
     given = [[name, f"{value[name]:,g}", row.unit, row.source] for name, row in INPUTS.items()]
     parts = (["input", "value", "unit", "from"], given), (head, needs), (head, limits)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_models.flops import dense_flops, flops_per_frame
-from reuse_models.lockstep import Record, StreamCount, batches, check_chunk
+from reuse_models.frame_by_frame import FrameByFrame
 from reuse_models.merging import merge_into, take_tokens
-from reuse_models.method import Chunk, Encoded, Method, Work
+from reuse_models.method import Method, Work
 from reuse_models.vit import Vit, VitShape
 
 
@@ -73,27 +73,14 @@ class DiffRateConfig:
         return DiffRate(self, vit)
 
 
-class DiffRate:
+class DiffRate(FrameByFrame):
     """Prune and merge by a fixed schedule; keeps nothing between frames."""
 
     def __init__(self, config: DiffRateConfig, vit: Vit) -> None:
+        super().__init__(vit, schedule_work(vit.shape, config.prune_kept, config.merge_kept))
         self.config = config
-        self.vit = vit
-
-    def start(self, num_streams: int) -> StreamCount:
-        return StreamCount(num_streams)
-
-    @torch.no_grad()
-    def encode(self, chunk: Chunk, memory: StreamCount) -> Encoded:
-        check_chunk(chunk, self.vit, memory.num_streams)
-        record = Record(self.vit.shape, chunk, self.vit.position.device)
-        for rows, frames_B3HW in batches(chunk, range(record.num_rows), record.device):
-            record.embeddings_RE[rows] = self.embed(frames_B3HW).float()
-        record.add_dense(schedule_work(self.vit.shape, self.config.prune_kept, self.config.merge_kept), slice(None))
-        return record.encoded(memory)
 
     def embed(self, frames_B3HW: Tensor) -> Tensor:
-        """Return embedding_BE of frames that fit the tower."""
         vit, last = self.vit, self.vit.shape.num_layers - 1
         h_BND = vit.embed(frames_B3HW)
         size_BN = h_BND.new_ones(h_BND.shape[:2])

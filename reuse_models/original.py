@@ -1,6 +1,6 @@
 """Original: every frame through the whole tower.
 
-Shapes: B streams, R frames of all streams, E embedding width.
+Shapes: B frames of all streams, E embedding width.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from reuse_models.flops import dense_work
-from reuse_models.lockstep import Record, StreamCount, batches, check_chunk
-from reuse_models.method import Chunk, Encoded, Method
+from reuse_models.frame_by_frame import FrameByFrame
+from reuse_models.method import Method
 from reuse_models.vit import Vit
 
 
@@ -30,20 +30,12 @@ class OriginalConfig:
         return Original(vit)
 
 
-class Original:
+class Original(FrameByFrame):
     """The dense tower behind the interface of all methods."""
 
     def __init__(self, vit: Vit) -> None:
-        self.vit = vit
+        super().__init__(vit, dense_work(vit.shape))
 
-    def start(self, num_streams: int) -> StreamCount:
-        return StreamCount(num_streams)
-
-    @torch.no_grad()
-    def encode(self, chunk: Chunk, memory: StreamCount) -> Encoded:
-        check_chunk(chunk, self.vit, memory.num_streams)
-        record = Record(self.vit.shape, chunk, self.vit.position.device)
-        for rows, frames_R3HW in batches(chunk, range(record.num_rows), record.device):
-            record.embeddings_RE[rows] = self.vit(frames_R3HW).float()
-        record.add_dense(dense_work(self.vit.shape), slice(None))
-        return record.encoded(memory)
+    def embed(self, frames_B3HW: Tensor) -> Tensor:
+        embedding_BE: Tensor = self.vit(frames_B3HW)
+        return embedding_BE

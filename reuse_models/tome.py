@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.lockstep import Record, StreamCount, batches, check_chunk
+from reuse_models.frame_by_frame import FrameByFrame
 from reuse_models.merging import merge_into, take_tokens
-from reuse_models.method import Chunk, Encoded, Method, Work
+from reuse_models.method import Method, Work
 from reuse_models.vit import Vit, VitShape
 
 
@@ -45,26 +45,14 @@ class ToMeConfig:
         return ToMe(self, vit)
 
 
-class ToMe:
+class ToMe(FrameByFrame):
     """Merge by bipartite matching; keeps nothing between frames."""
 
     def __init__(self, config: ToMeConfig, vit: Vit) -> None:
+        super().__init__(vit, merging_work(vit.shape, config.merged_per_layer))
         self.config = config
-        self.vit = vit
 
-    def start(self, num_streams: int) -> StreamCount:
-        return StreamCount(num_streams)
-
-    @torch.no_grad()
-    def encode(self, chunk: Chunk, memory: StreamCount) -> Encoded:
-        check_chunk(chunk, self.vit, memory.num_streams)
-        record = Record(self.vit.shape, chunk, self.vit.position.device)
-        for rows, frames_B3HW in batches(chunk, range(record.num_rows), record.device):
-            record.embeddings_RE[rows] = self._embed(frames_B3HW).float()
-        record.add_dense(merging_work(self.vit.shape, self.config.merged_per_layer), slice(None))
-        return record.encoded(memory)
-
-    def _embed(self, frames_B3HW: Tensor) -> Tensor:
+    def embed(self, frames_B3HW: Tensor) -> Tensor:
         vit = self.vit
         h_BND = vit.embed(frames_B3HW)
         size_BN = h_BND.new_ones(h_BND.shape[:2])

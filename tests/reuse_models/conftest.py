@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from reuse_models.addon import Addon, addon_shape
 from reuse_models.method import Chunk, Encoded, Method
 from reuse_models.vit import Vit, VitShape
 
@@ -62,6 +63,17 @@ def siglip_vit() -> Vit:
         ),
         seed=6,
     )
+
+
+@pytest.fixture(scope="module")
+def addon(vit: Vit) -> Addon:
+    """A random add-on of the module's own tower, in double precision."""
+    torch.manual_seed(2)
+    addon = Addon(addon_shape(vit.shape))
+    with torch.no_grad():
+        for weight in addon.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return addon.double().requires_grad_(False)
 
 
 @pytest.fixture(params=["clip", "siglip"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,27 +27,9 @@ LENGTHS = (19, 1, 12, 7, 22)
 CUTS = (3, 9, 1, 10)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def vit() -> Vit:
     return Vit.random(SHAPE, seed=1).double()
-
-
-@pytest.fixture(scope="module")
-def addon() -> Addon:
-    torch.manual_seed(2)
-    addon = Addon(addon_shape(SHAPE))
-    with torch.no_grad():
-        for weight in addon.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
-    return addon.double().requires_grad_(False)
 
 
 def forced(rate: float, choice: Any = "similar") -> ForcedGate:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reuse_models.addon import Addon, addon_shape
+from reuse_models.addon import Addon
 from reuse_models.codec_net import codec_history
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.frame_order import segment_frames, segment_steps
@@ -27,16 +27,6 @@ GROUP = 4
 @pytest.fixture(scope="module")
 def vit() -> Vit:
     return Vit.random(SHAPE, seed=1).double()
-
-
-@pytest.fixture(scope="module")
-def addon(vit: Vit) -> Addon:
-    torch.manual_seed(2)
-    addon = Addon(addon_shape(vit.shape))
-    with torch.no_grad():
-        for weight in addon.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
-    return addon.double().requires_grad_(False)
 
 
 def streams() -> tuple[list[Tensor], list[Tensor]]:

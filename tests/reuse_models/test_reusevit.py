@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,28 +26,9 @@ from reuse_models.vit import KNOWN_SHAPES, Vit, VitShape
 SHAPE = VitShape(image_px=48, patch_px=8, width=32, num_heads=2, num_layers=4, mlp_width=64, embed_dim=16, has_cls=True)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small operators on shared cores wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def vit() -> Vit:
     return Vit.random(SHAPE, seed=1).double()
-
-
-@pytest.fixture(scope="module")
-def addon(vit: Vit) -> Addon:
-    torch.manual_seed(2)
-    addon = Addon(addon_shape(vit.shape))
-    with torch.no_grad():
-        for weight in addon.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
-    return addon.double().requires_grad_(False)
 
 
 def streams_of(lengths: list[int], seed: int = 3) -> tuple[list[Tensor], list[Tensor]]:
