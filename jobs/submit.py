@@ -33,6 +33,7 @@ from dejavu.stages.frontier import git_commit
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10
 PORTS = range(20_000, 32_768)
+"""Above those that Ray gives its workers, below those that Linux gives whoever asks for any."""
 
 
 @dataclass(frozen=True, slots=True)
