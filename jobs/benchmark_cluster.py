@@ -51,7 +51,7 @@ SPANS = "spans"
 
 
 def main(
-    clips: Annotated[int, tyro.conf.arg(help="Clips, each embedded under two settings.")] = 500,
+    clips: Annotated[int, tyro.conf.arg(help="Clips, each embedded under two settings.")] = 1000,
     frames: Annotated[int, tyro.conf.arg(help="Frames of each clip.")] = 24,
     nodes: Annotated[int, tyro.conf.arg(help="Raylets, all on this machine.")] = 4,
     rounds: Annotated[int, tyro.conf.arg(help="Times that the two are run, one after the other.")] = 3,

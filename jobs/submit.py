@@ -28,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from dejavu.cluster import NODE_SETTINGS
 from dejavu.stages.frontier import git_commit
 
 START_TIMEOUT_S = 120
@@ -156,8 +157,8 @@ def environment(token: Path) -> dict[str, str]:
     other = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
     kept = {name: value for name, value in os.environ.items() if name not in other}
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    return kept | {"PATH": path} | settings
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    return NODE_SETTINGS | kept | {"PATH": path} | settings
 
 
 def free_ports(count: int) -> list[int]:

@@ -25,6 +25,10 @@ PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 """Ray's own label of a machine that a cluster launcher or KubeRay started as one of a type."""
+NODE_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""Environment of Ray's own processes where we start them. A machine with more workers than CPUs ends those that are idle,
+after a second unless told otherwise: readers would start again, at some 4 s of processor each, for every batch that
+keeps the encoders busy for longer."""
 MACHINE_TIMEOUT_S = 1800
 """A cloud's GPU machine spends ten minutes or more on installing before it joins."""
 
@@ -60,7 +64,8 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in NODE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a fit's lines appear once, not as log records as well
     job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     variables: dict[str, str] = {}

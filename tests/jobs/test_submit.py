@@ -38,3 +38,23 @@ def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> N
         assert set(submit.free_ports(2)) == {ports[0], ports[2]}
         with pytest.raises(SystemExit, match=r"ports: got 2 free ones .* expected 3; end servers"):
             submit.free_ports(3)
+
+
+def test_workers_that_wait_for_work_longer_than_a_moment_are_kept(ray_environment: dict[str, str]) -> None:
+    """More of them than CPUs: those Ray ends after a second of its own accord, and readers load everything again."""
+    asks = """
+import os, time, ray
+ray.init(log_to_driver=False)
+task = ray.remote(num_cpus=0.1)(lambda: (time.sleep(0.5), os.getpid())[1])
+count = 2 * int(ray.cluster_resources()["CPU"])
+before = set(ray.get([task.remote() for _ in range(count)]))
+time.sleep(3)
+after = set(ray.get([task.remote() for _ in range(count)]))
+print(len(before), len(after - before))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", asks], env=ray_environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    started, started_again = map(int, done.stdout.split()[-2:])
+    assert started > 1
+    assert started_again == 0, done.stderr[-2000:]
