@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from dejavu.status import read_status
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
+AFTER = ("embeddings", "tune", "chosen.json")
+"""What a store has of the stages after transcode."""
+
 
 def state(results: Path) -> str:
     """Return what `--status` says of a run."""
@@ -22,18 +25,24 @@ def state(results: Path) -> str:
     return status.judged(time.time())
 
 
-def test_a_driver_killed_in_transcode_and_in_embed_is_begun_again(
-    bench: Any, same: Callable[[Path], None], tmp_path: Path
+@pytest.mark.parametrize(
+    ("missing", "begun"),
+    [
+        pytest.param(("transcoded", "mp4", *AFTER), "transcoded/*.json", id="transcode"),
+        pytest.param(AFTER, "embeddings/*/*.parquet", id="embed"),
+    ],
+)
+def test_a_driver_that_is_killed_is_begun_again(
+    bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path, missing: Sequence[str], begun: str
 ) -> None:
-    results = bench.results(tmp_path / "results")
+    results = bench.copy(undisturbed, tmp_path / "results", *missing)
     store = results / "store"
-    for pattern in ("transcoded/*.json", "embeddings/*/*.parquet"):
-        driver = bench.start(results)
-        bench.wait(driver, results, lambda pattern=pattern: list(store.glob(pattern)))
-        driver.kill()
-        driver.wait()
-        assert state(results) == "died"
-    assert not (store / "chosen.json").exists(), "the kills came too late to show anything"
+    driver = bench.start(results)
+    bench.wait(driver, results, lambda: list(store.glob(begun)))
+    driver.kill()
+    driver.wait()
+    assert state(results) == "died"
+    assert not (store / "chosen.json").exists(), "the kill came too late to show anything"
     bench.finish(bench.start(results), results)
     assert state(results) == "finished"
     same(results)
@@ -42,7 +51,7 @@ def test_a_driver_killed_in_transcode_and_in_embed_is_begun_again(
 def test_a_notice_in_the_sweep_ends_the_run_with_one_line(
     bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    results = bench.copy(undisturbed, tmp_path / "results", "embeddings", "tune", "chosen.json")
+    results = bench.copy(undisturbed, tmp_path / "results", *AFTER)
     store = results / "store"
     driver = bench.start(results)
     bench.wait(driver, results, lambda: len(list(store.glob("embeddings/*"))) >= 2)
