@@ -40,21 +40,29 @@ def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> N
             submit.free_ports(3)
 
 
-def test_workers_that_wait_for_work_longer_than_a_moment_are_kept(ray_environment: dict[str, str]) -> None:
-    """More of them than CPUs: those Ray ends after a second of its own accord, and readers load everything again."""
+def test_workers_that_wait_for_work_longer_than_a_moment_are_kept(
+    ray_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """One more than CPUs: Ray of its own accord ends it after a second, and a reader loads everything again."""
     asks = """
-import os, time, ray
+import os, sys, time, ray
+from pathlib import Path
 ray.init(log_to_driver=False)
-task = ray.remote(num_cpus=0.1)(lambda: (time.sleep(0.5), os.getpid())[1])
-count = 2 * int(ray.cluster_resources()["CPU"])
-before = set(ray.get([task.remote() for _ in range(count)]))
+count = int(ray.cluster_resources()["CPU"]) + 1
+@ray.remote(num_cpus=0.1)
+def meet(folder):
+    (Path(folder) / str(os.getpid())).touch()
+    while len(os.listdir(folder)) < count:
+        time.sleep(0.05)
+    return os.getpid()
+def workers(name):
+    folder = Path(sys.argv[1]) / name
+    folder.mkdir()
+    return set(ray.get([meet.remote(str(folder)) for _ in range(count)], timeout=90))
+before = workers("before")
 time.sleep(3)
-after = set(ray.get([task.remote() for _ in range(count)]))
-print(len(before), len(after - before))
+print(len(before) - count, len(workers("after") - before))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", asks], env=ray_environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    started, started_again = map(int, done.stdout.split()[-2:])
-    assert started > 1
-    assert started_again == 0, done.stderr[-2000:]
+    call = [sys.executable, "-c", asks, str(tmp_path)]
+    done = subprocess.run(call, env=ray_environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.split()[-2:] == ["0", "0"], done.stdout + done.stderr[-2000:]
