@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -22,7 +23,8 @@ from dejavu.ablation.variants import VARIANTS
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.experiment import RECIPES
 from dejavu.stages.score import set_exam
-from dejavu.store import StoreError, write_json, write_text
+from dejavu.stages.texts import embed_texts
+from dejavu.store import Store, StoreError, write_json, write_text
 
 NUM_SEEDS = 3
 BEGIN, END = "<!-- table: written by jobs/ablate.py -->", "<!-- end of table -->"
@@ -81,7 +83,8 @@ def run(options: Options) -> None:
     backbone = load_backbone()
     experiment = RECIPES["demo"][1]
     world = open_world(options.out, options.world, experiment.synthetic, backbone)
-    exam = set_exam([clip.clip for clip in world.validation], world.questions, backbone, experiment.prompt)
+    embed = partial(embed_texts, backbone=backbone, store=Store.open(options.out / "store"))
+    exam = set_exam([clip.clip for clip in world.validation], world.questions, embed, experiment.prompt)
     clips = f"{len(world.train)} training clips, {len(world.validation)} validation clips"
     print(f"{clips}, {len(exam.questions)} questions", flush=True)
     names = options.variants or tuple(VARIANTS)

@@ -39,6 +39,7 @@ from dejavu.records import Transcoded
 from dejavu.setting import Setting, name_setting
 from dejavu.stages import embed
 from dejavu.stages.batch import EmbedConfig, Embedding, decode_batch, plan
+from dejavu.stages.reader import DecodeRow
 from dejavu.stages.encode import BatchEncoder
 from dejavu.stages.spread import Row
 from dejavu.store import Store, write_json
@@ -123,7 +124,7 @@ def report_plain(folder: str, name: str, share: int, num_shares: int) -> None:
     encoder = BatchEncoder(embedding)
     before = time.process_time()
     for batch in itertools.islice(plan(clips, settings, embedding), share, None, num_shares):
-        encoder.encode(batch.settings, decode_batch(batch, embedding))
+        encoder.encode(batch.settings, decode_batch(batch.segments, embedding))
     spent = time.process_time() - before
     if num_shares == 1:
         check(clips, settings, embedding)
@@ -134,7 +135,7 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     """Embed everything on the cluster, whose other nodes are started first; print what that took as JSON."""
     # Workers do not see this file: what they need of it travels with the work.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    embed._DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc]
+    embed.DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc]
     clips, settings, embedding = work(Path(folder), name)
     spans = embedding.store.root / SPANS
     spans.mkdir()
@@ -171,7 +172,7 @@ def check(clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: E
             raise RuntimeError(f"embedding: got {count} clips under {setting.label}, expected {len(clips)}")
 
 
-class _Decode(embed._DecodeRow):
+class _Decode(DecodeRow):
     """Decodes, and notes from when to when its process did."""
 
     def __call__(self, row: Row) -> Row:

@@ -29,7 +29,7 @@ import submit
 from dejavu import cluster
 from dejavu.records import Clip, Question, Transcoded
 from dejavu.setting import Setting
-from dejavu.stages.batch import Batch, DecodedBatch, Embedding, EmbedConfig, cut, plan
+from dejavu.stages.batch import DecodedBatch, Embedding, EmbedConfig, Segment, cut, plan
 from dejavu.stages.embed import Kernels, embed_batches, embed_clips
 from dejavu.stages.encode import EncodedSegment, to_table
 from dejavu.stages.read import read_embeddings
@@ -125,7 +125,7 @@ def make_nothing(_source: Path, target: Path, *, frame_px: int, config: Transcod
     )
 
 
-def decode_nothing(batch: Batch, _embedding: Embedding) -> DecodedBatch:
+def decode_nothing(segments: Sequence[Segment], _embedding: Embedding) -> DecodedBatch:
     """Stand in for `decode_batch`: frames of one pixel."""
     frames = tuple(
         DecodedFrames(
@@ -135,9 +135,9 @@ def decode_nothing(batch: Batch, _embedding: Embedding) -> DecodedBatch:
             picture_types="P" * segment.num_frames,
             codec_metadata=True,
         )
-        for segment in batch.segments
+        for segment in segments
     )
-    return DecodedBatch(batch.segments, frames, ())
+    return DecodedBatch(tuple(segments), frames, ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,12 @@ from dejavu.stages.measure import measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.report import Scored, write_page
-from dejavu.stages.score import SettingScore, score_settings, set_exam
+from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
+from dejavu.stages.texts import embed_texts
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.stages.transcode_apart import transcode_apart
 from dejavu.status import end_status, keep_status
@@ -110,6 +111,11 @@ class Job:
     def questions(self, split: Split) -> list[Question]:
         """Questions of one split."""
         return [question for question in self.dataset.questions if question.split == split]
+
+    def exam(self, split: Split) -> Exam:
+        """What is asked about the clips of one split."""
+        embed = partial(embed_texts, backbone=self.backbone, store=self.store)
+        return set_exam(self.of_split(split), self.questions(split), embed, self.experiment.prompt, self.head)
 
     def name(self, config: MethodConfig) -> Setting:
         """Name a method's config on this backbone."""
@@ -204,7 +210,7 @@ def run(job: Job) -> None:
         )
         job.say(f"timed {num_timed} settings")
     if job.runs("score"):
-        exam = set_exam(job.of_split("test"), job.questions("test"), job.backbone, experiment.prompt, job.head)
+        exam = job.exam("test")
         with telling(Work(stage="score", total=1 + len(chosen), unit="settings")) as so_far:
             scores = score_settings([original, *chosen], original, exam, job.embedding)
             so_far(len(scores))
@@ -362,7 +368,7 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
         return settings
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     embed_clips(validation, [original], job.embedding, pool, "val")
-    exam = set_exam(validation, job.questions("val"), job.backbone, experiment.prompt, job.head)
+    exam = job.exam("val")
     bench = Bench(original, exam, job.embedding, pool)
     num_trials = sweep(settings, bench)
     scores = score_settings(settings, original, exam, job.embedding)

@@ -14,7 +14,7 @@ from dejavu.frontier import hypervolume
 from dejavu.place import is_file
 from dejavu.records import Transcoded
 from dejavu.setting import Setting, with_local_weights
-from dejavu.stages.batch import Batch, Embedding, cut, decode_batch
+from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.score import SettingScore
 from dejavu.store import Store, write_json
 from reuse_models.cmc import distance_quantiles
@@ -86,7 +86,7 @@ def look_at_tower(
     def quantiles(shares: Sequence[float]) -> list[float]:
         probes = sorted(clips, key=lambda clip: clip.content_id)[: config.probe_clips]
         segments = [segment for segment in cut(probes, embedding.config.chunk_frames * 4) if segment.start == 0]
-        frames = decode_batch(Batch(tuple(segments), ()), embedding).frames
+        frames = decode_batch(segments, embedding).frames
         return distance_quantiles(
             backbone.vit, [backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1], shares
         )

@@ -87,7 +87,7 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embeddin
     for index, part in enumerate(parts):
         for batch in plan(part.exam.clips, [setting], embedding):
             with metered(_step("decode", batch.segments, setting)) as done:
-                decoded = decode_batch(batch, embedding)
+                decoded = decode_batch(batch.segments, embedding)
                 done.num_frames = sum(segment.num_frames for segment in decoded.segments)
             failed(set(decoded.failures).difference(failures))
             failures += decoded.failures

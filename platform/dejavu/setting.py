@@ -6,17 +6,18 @@ import ast
 import atexit
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import reuse_models
 from dejavu.place import Place, is_file, listed, place
 from dejavu.store import fetch, file_sha256, identity
-from reuse_models.method import MethodConfig
-from reuse_models.registry import config_from_dict, config_to_dict
-from reuse_models.reusevit import ReuseVitConfig
+
+if TYPE_CHECKING:  # they need torch, which readers, who import this module, do without
+    from reuse_models.method import MethodConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,15 @@ class Setting:
 
     def to_row(self) -> dict[str, Any]:
         """Return plain values that `from_row` reads back on a worker."""
+        from reuse_models.registry import config_to_dict  # noqa: PLC0415  see above
+
         return {"id": self.setting_id, "config": config_to_dict(self.config)}
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> Setting:
         """Read what `to_row` wrote; weights that lie in an object store are copied to where this process is."""
+        from reuse_models.registry import config_from_dict  # noqa: PLC0415  see above
+
         return Setting(with_local_weights(config_from_dict(row["config"])), row["id"])
 
 
@@ -56,6 +61,8 @@ def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[s
         backbone_identity: Of the tower's weights and config.
         embedding: Whatever else shapes the result, such as the length of a segment.
     """
+    from reuse_models.registry import config_to_dict  # noqa: PLC0415  see above
+
     row = config_to_dict(config)
     weights = row.get("weights")
     if weights:
@@ -71,6 +78,11 @@ def kernel_version() -> str:
     here = Path(__file__).resolve().parent
     sources = [*Path(reuse_models.__file__).parent.glob("*.py"), *(here / "video").glob("*.py")]
     sources += [here / "backbones" / "preprocess.py", *(here / "stages" / name for name in ("batch.py", "encode.py"))]
+    return code_version(sources)
+
+
+def code_version(sources: Iterable[Path]) -> str:
+    """Hash Python sources by what they do: comments and layout are left out."""
     digest = hashlib.sha256()
     for path in sorted(sources):
         digest.update(path.name.encode())
@@ -80,6 +92,8 @@ def kernel_version() -> str:
 
 def with_local_weights(config: MethodConfig) -> MethodConfig:
     """Return a config that can be built: its weights, if it has any, are a local file, fetched once in a process."""
+    from reuse_models.reusevit import ReuseVitConfig  # noqa: PLC0415  see above
+
     if not isinstance(config, ReuseVitConfig) or config.weights is None or isinstance(place(config.weights), Path):
         return config
     return replace(config, weights=_fetched(config.weights))

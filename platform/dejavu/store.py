@@ -4,6 +4,7 @@
     <root>/transcoded/<source key>.json             what is known of each, written after its mp4
     <root>/embeddings/<setting id>/<shard id>.parquet   one row per frame; the footer names the identities inside
     <root>/embeddings/<setting id>/setting.json         what the id stands for: method, config, backbone, cuts
+    <root>/texts/<id>.parquet                       texts and their embeddings, one row each
     <root>/failures/<stage>/<part>.json             what could not be done, replaced whenever the stage runs again
     <root>/index/<setting id or transcoded>.parquet     what many shards or records say, so that they need not be opened
 
@@ -28,8 +29,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from upath import UPath
 
 from dejavu.place import Place, is_file, listed, names_below, storage_errors
@@ -254,6 +257,29 @@ class Store:
         """List what `describe` wrote: setting id -> note."""
         notes = listed(self.root / "embeddings", "*/setting.json")
         return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in notes}
+
+    # ----------------------------------------------------------------------------------------------------------- texts
+    def write_texts(self, name: str, texts: Sequence[str], embeddings_TE: NDArray[np.float32]) -> None:
+        """Keep the embeddings of texts, under a name that says what made them."""
+        flat = pa.array(embeddings_TE.astype(np.float32, copy=False).ravel())
+        rows = {"text": list(texts), "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings_TE.shape[1])}
+
+        def write() -> None:
+            with atomic(self._texts_path(name)) as temporary:
+                pq.write_table(pa.table(rows), temporary, compression="zstd")
+
+        patiently(write)
+
+    def read_texts(self, name: str) -> NDArray[np.float32] | None:
+        """Return what was kept, [T, E]; None where nothing was."""
+        path = self._texts_path(name)
+        if not is_file(path):
+            return None
+        column = read_parquet(path, ["embedding"])["embedding"].combine_chunks()
+        return np.array(column.flatten()).reshape(len(column), -1)
+
+    def _texts_path(self, name: str) -> Place:
+        return self.root / "texts" / f"{name}.parquet"
 
     # ----------------------------------------------------------------------------------------------------------- index
     def _index_path(self, name: str) -> Place:

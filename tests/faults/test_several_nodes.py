@@ -56,14 +56,14 @@ def test_other_batches_change_rounding_alone(undisturbed: Path, tmp_path: Path) 
     settings = [original, *read_chosen(theirs, name)]
     encoder = BatchEncoder(other)
     for batch in plan(clips, settings, other):
-        encoder.encode(batch.settings, decode_batch(batch, other))
+        encoder.encode(batch.settings, decode_batch(batch.segments, other))
 
     for setting in settings:
         expected, found = (read_embeddings(embedding, setting, clips) for embedding in (one, other))
         assert found.keys() == expected.keys() == {clip.clip_id for clip in clips}
         for clip_id, frames in found.items():
             assert frame_cosines(frames.embeddings_FE, expected[clip_id].embeddings_FE).min() >= 0.999
-    exam = set_exam(clips, dataset.questions, backbone, experiment.prompt)
+    exam = set_exam(clips, dataset.questions, backbone.embed_texts, experiment.prompt)
     pairs = zip(*(score_settings(settings, original, exam, embedding) for embedding in (one, other)), strict=True)
     for expected, found in pairs:
         assert found.task.acc_qa == pytest.approx(expected.task.acc_qa, abs=0.001)

@@ -6,6 +6,7 @@ Shapes: F frames, T phrases, E embedding width, P patches a side.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Backbone:
         """Side of a transcoded frame: one H.264 macroblock covers one patch."""
         return MACROBLOCK_PX * self.vit.shape.patches_per_side
 
-    def embed_texts(self, texts: list[str]) -> Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return [T, E] float32, each of length 1, on the CPU.
 
         Raises:

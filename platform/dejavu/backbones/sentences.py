@@ -53,7 +53,7 @@ class Sentences:
         """
         if self.encoder is None:
             assert self.backbone is not None
-            return self.backbone.embed_texts(list(texts)).float().cpu()
+            return self.backbone.embed_texts(texts).float().cpu()
         device = next(self.encoder.parameters()).device
         parts = [
             mean_hidden(self.encoder, self.tokens(texts[start : start + TEXTS_AT_ONCE]).to(device)).float().cpu()

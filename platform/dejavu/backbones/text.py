@@ -5,6 +5,8 @@ Shapes: T phrases, E embedding width.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,9 @@ from dejavu.backbones.locate import BackboneError
 from dejavu.backbones.quiet import quiet
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+MORE_TOKENIZER_FILES = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+TEXTS_AT_ONCE = 256
+"""Bounds memory: data sets ask tens of thousands of candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +32,29 @@ class TextTower:
     directory: Path
     model_type: str
 
-    def embed(self, texts: list[str]) -> Tensor:
+    def embed(self, texts: Sequence[str]) -> Tensor:
         """Return [T, E] float32, each of length 1.
 
         Raises:
             BackboneError: The tokenizer or the weights do not load.
         """
+        parts = [self._embed(texts[start : start + TEXTS_AT_ONCE]) for start in range(0, len(texts), TEXTS_AT_ONCE)]
+        return torch.cat(parts)
+
+    def tokenizer_identity(self) -> str:
+        """Return the SHA-256 of what decides how a text is cut into tokens."""
+        digest = hashlib.sha256()
+        for name in (*TOKENIZER_FILES, *MORE_TOKENIZER_FILES):
+            if (path := self.directory / name).is_file():
+                digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
         tokenizer, model = _load(self.directory, self.model_type)
         max_words = model.config.max_position_embeddings
         # SigLIP was trained on padded texts and pools the last position: without the padding it reads another one.
         padding = "max_length" if self.model_type == "siglip" else True
-        tokens = tokenizer(texts, padding=padding, truncation=True, max_length=max_words, return_tensors="pt")
+        tokens = tokenizer(list(texts), padding=padding, truncation=True, max_length=max_words, return_tensors="pt")
         with torch.inference_mode():
             if self.model_type == "siglip":
                 text_TE = model(input_ids=tokens["input_ids"]).pooler_output

@@ -109,8 +109,12 @@ class Batch:
     @staticmethod
     def from_row(row: Row) -> Batch:
         """Read what `to_row` wrote."""
-        segments = tuple(Segment(**segment) for segment in json.loads(str(row["segments"])))
-        return Batch(segments, tuple(Setting.from_row(setting) for setting in json.loads(str(row["settings"]))))
+        return Batch(segments_of(row), tuple(Setting.from_row(setting) for setting in json.loads(str(row["settings"]))))
+
+
+def segments_of(row: Row) -> tuple[Segment, ...]:
+    """Read the segments alone of what `Batch.to_row` wrote."""
+    return tuple(Segment(**segment) for segment in json.loads(str(row["segments"])))
 
 
 def cut(clips: Iterable[Transcoded], segment_frames: int) -> list[Segment]:
@@ -173,18 +177,18 @@ class DecodedBatch:
     failures: tuple[Failure, ...]
 
 
-def decode_batch(batch: Batch, embedding: Embedding) -> DecodedBatch:
-    """Decode a batch's segments, frames and codec grids in one pass each."""
-    segments, decoded, failures = [], [], []
-    for segment in batch.segments:
+def decode_batch(segments: Iterable[Segment], embedding: Embedding) -> DecodedBatch:
+    """Decode segments, frames and codec grids in one pass each."""
+    whole, decoded, failures = [], [], []
+    for segment in segments:
         try:
             frames = decode_segment(segment, embedding)
         except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
             failures.append(Failure(clip_id=segment.clip_id, stage=STAGE, reason=first_line(error)))
             continue
-        segments.append(segment)
+        whole.append(segment)
         decoded.append(frames)
-    return DecodedBatch(tuple(segments), tuple(decoded), tuple(failures))
+    return DecodedBatch(tuple(whole), tuple(decoded), tuple(failures))
 
 
 def decode_segment(segment: Segment, embedding: Embedding) -> DecodedFrames:

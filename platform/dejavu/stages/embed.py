@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -17,9 +17,10 @@ from dejavu.cluster import Pool
 from dejavu.events import Work
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting
-from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, Segment, decode_batch, plan
+from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
 from dejavu.stages.encode import BatchEncoder
-from dejavu.stages.meter import Step, failed, metered, watched
+from dejavu.stages.meter import failed, metered, watched
+from dejavu.stages.reader import Decode, DecodeRow, step_on
 from dejavu.stages.spread import Row, configure, report_progress, waves
 from dejavu.video.decode import DecodedFrames
 from reuse_models.registry import config_to_dict
@@ -36,7 +37,7 @@ class Encoder(Protocol):
 class Kernels:
     """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmark_load.py`)."""
 
-    decode: Callable[[Batch, Embedding], DecodedBatch] = decode_batch
+    decode: Decode = decode_batch
     encoder: Callable[[Embedding], Encoder] = BatchEncoder
 
 
@@ -103,7 +104,7 @@ def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Ke
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
     results = (
         ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
-        .map(_DecodeRow(embedding, kernels), num_cpus=pool.cpus_per_reader)
+        .map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
         .map_batches(
             _EncodeRow,
             fn_constructor_args=(embedding, kernels),
@@ -126,29 +127,6 @@ def _describe(setting: Setting, embedding: Embedding) -> None:
         "embedding": embedding.config.shaping(),
     }
     embedding.store.describe(setting.setting_id, note)
-
-
-class _DecodeRow:
-    """A row of ids becomes a row of frames: [F, H, W, 3] of all segments one after the other."""
-
-    def __init__(self, embedding: Embedding, kernels: Kernels) -> None:
-        self.embedding, self.decode = embedding, kernels.decode
-
-    def __call__(self, row: Row) -> Row:
-        batch = Batch.from_row(row)
-        with metered(_step("decode", batch.segments)) as done:
-            decoded = self.decode(batch, self.embedding)
-            done.num_frames = sum(segment.num_frames for segment in decoded.segments)
-        empty = np.zeros((0, 1, 1, 3), np.uint8), np.zeros((0, 4, 1, 1), np.float32)
-        return {
-            "segments": json.dumps([asdict(segment) for segment in decoded.segments]),
-            "settings": row["settings"],
-            "clip_ids": json.dumps([segment.clip_id for segment in batch.segments]),
-            "failures": json.dumps([asdict(failure) for failure in decoded.failures]),
-            "rgb": np.concatenate([f.rgb_FHWC for f in decoded.frames]) if decoded.frames else empty[0],
-            "codec": np.concatenate([f.codec_F4PP for f in decoded.frames]) if decoded.frames else empty[1],
-            "seconds": np.concatenate([f.seconds_F for f in decoded.frames]) if decoded.frames else np.zeros(0),
-        }
 
 
 class _EncodeRow:
@@ -176,13 +154,7 @@ class _EncodeRow:
             start = stop
         decoded = DecodedBatch(batch.segments, tuple(frames), ())
         for setting in batch.settings if batch.segments else ():
-            with metered(_step("encode", batch.segments, setting)) as done:
+            with metered(step_on("encode", batch.segments, setting)) as done:
                 self.encoder.encode([setting], decoded)
                 done.num_frames = start
         return {name: [str(row[name])] for name in ("failures", "clip_ids")}
-
-
-def _step(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting | None = None) -> Step:
-    clip_ids = [segment.clip_id for segment in segments]
-    names = {"method": setting.method, "setting_id": setting.setting_id} if setting else {}
-    return Step(stage=STAGE, step=step, clip_ids=clip_ids, **names)

@@ -25,7 +25,7 @@ from dejavu.events import Work, told
 from dejavu.place import Place, is_file
 from dejavu.records import Transcoded
 from dejavu.setting import Setting
-from dejavu.stages.batch import Batch, Embedding, Segment, cut, decode_batch
+from dejavu.stages.batch import Embedding, Segment, cut, decode_batch
 from dejavu.stages.encode import cut_chunk
 from dejavu.store import identity, local_copy, write_json
 from dejavu.video.decode import DecodedFrames, decode
@@ -140,7 +140,7 @@ class _Stopwatch:
 
     def _load(self) -> None:
         """Decode the sample, so that no decoding is timed. Not when the actor begins: Ray would hide what is wrong."""
-        decoded = decode_batch(Batch(tuple(self._sample()), ()), self.embedding)
+        decoded = decode_batch(self._sample(), self.embedding)
         if decoded.failures:
             raise ValueError(decoded.failures[0].reason)
         self.frames = list(decoded.frames)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dejavu.backbones.load import Backbone
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
@@ -73,7 +73,7 @@ class Exam:
 def set_exam(
     clips: Sequence[Transcoded],
     questions: Sequence[Question],
-    backbone: Backbone,
+    embed: Callable[[Sequence[str]], Tensor],
     prompt: str,
     trained: TrainedHead | None = None,
 ) -> Exam:
@@ -82,7 +82,7 @@ def set_exam(
     Args:
         clips: Those every setting is scored on.
         questions: Questions about other clips are left out.
-        backbone: Its text tower is used; not at all where there are no questions.
+        embed: Texts to vectors of length 1, as `embed_texts` does; not called where there are no questions.
         prompt: How question and answer become a text, such as `{answer}` or `{question} {answer}`.
         trained: A head that answers instead, with its own text encoder and prompt.
     """
@@ -91,7 +91,7 @@ def set_exam(
     if trained is not None:
         sentences = embed_candidates(asked, trained.sentences.embed, trained.prompt)
         return Exam(tuple(clips), asked, sentences, trained.head, trained.span)
-    return Exam(tuple(clips), asked, embed_candidates(asked, lambda texts: backbone.embed_texts(list(texts)), prompt))
+    return Exam(tuple(clips), asked, embed_candidates(asked, embed, prompt))
 
 
 def score_settings(

@@ -36,7 +36,6 @@ from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.place import Place, is_file, ray_storage
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting, kernel_version
-from dejavu.stages.batch import Batch as BatchOfClips
 from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.stages.live import See, following
@@ -412,7 +411,7 @@ class _Course:
         if self.rank or not clips or self.broken:
             return
         segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
-        frames = decode_batch(BatchOfClips(tuple(segments), ()), self.task.embedding).frames
+        frames = decode_batch(segments, self.task.embedding).frames
         if not frames:
             return
         backbone = self.backbone

@@ -70,7 +70,7 @@ def test_a_trial_runs_from_the_world_to_a_result(tmp_path: Path) -> None:
     )
     assert np.array_equal(window.rgb_FHWC[3], clip.rgb_FHWC[first + 12])
     assert np.array_equal(window.codec_F4TPP[5, :, 3], clip.codec["destination"][first + 11])
-    exam = set_exam([clip.clip for clip in world.validation], world.questions, backbone, "{answer}")
+    exam = set_exam([clip.clip for clip in world.validation], world.questions, backbone.embed_texts, "{answer}")
     start = WarmUpConfig(steps=5, num_clips=4)
     trial = Trial(Variant(name="small", says="", fit=replace(DEFAULT_FIT, clips_per_step=2), start=start), 0, 2)
     fit_addon(trial, world, backbone, tmp_path / "small.safetensors")

@@ -99,7 +99,7 @@ def test_a_clip_that_cannot_be_decoded_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "mp4").mkdir()
     (tmp_path / "mp4" / "a.mp4").write_text("not a video")
     batch = plan([clip("a"), clip("gone")], settings(), embedding(tmp_path))[0]
-    decoded = decode_batch(batch, embedding(tmp_path))
+    decoded = decode_batch(batch.segments, embedding(tmp_path))
     assert decoded.segments == ()
     assert {(failure.clip_id, failure.stage) for failure in decoded.failures} == {("a", "embed"), ("gone", "embed")}
     assert all(failure.reason and "\n" not in failure.reason for failure in decoded.failures)

@@ -17,6 +17,7 @@ from dejavu.setting import Setting, name_setting
 from dejavu.stages import embed
 from dejavu.stages.batch import Batch, DecodedBatch, EmbedConfig, Embedding, Segment
 from dejavu.stages.embed import Kernels, embed_batches
+from dejavu.stages.reader import DecodeRow
 from dejavu.store import Store
 from dejavu.video.decode import DecodedFrames
 from reuse_models.eventful import EventfulConfig
@@ -43,9 +44,9 @@ def segment(clip_id: str, start: int = 0) -> Segment:
     return Segment(clip_id=clip_id, content_id=f"content-{clip_id}", path="mp4/x.mp4", start=start, num_frames=2)
 
 
-def decode(batch: Batch, _: Embedding) -> DecodedBatch:
+def decode(segments: Sequence[Segment], _: Embedding) -> DecodedBatch:
     """Make frames for every clip but `torn`."""
-    kept = tuple(segment for segment in batch.segments if segment.clip_id != "torn")
+    kept = tuple(segment for segment in segments if segment.clip_id != "torn")
     frames = DecodedFrames(
         rgb_FHWC=np.zeros((2, 4, 4, 3), np.uint8),
         codec_F4PP=np.zeros((2, 4, 1, 1), np.float32),
@@ -53,7 +54,7 @@ def decode(batch: Batch, _: Embedding) -> DecodedBatch:
         picture_types="IP",
         codec_metadata=True,
     )
-    torn = [segment for segment in batch.segments if segment.clip_id == "torn"]
+    torn = [segment for segment in segments if segment.clip_id == "torn"]
     failures = tuple(Failure(clip_id=one.clip_id, stage="embed", reason="VideoError: torn") for one in torn)
     return DecodedBatch(kept, (frames,) * len(kept), failures)
 
@@ -68,7 +69,7 @@ class Encoder:
 
 def plainly(batches: Sequence[Batch], embedding: Embedding, _: Pool, kernels: Kernels) -> Iterator[Any]:
     """Lay the kernels over the batches without a cluster."""
-    decoder, encoder = embed._DecodeRow(embedding, kernels), embed._EncodeRow(embedding, kernels)
+    decoder, encoder = DecodeRow(embedding, kernels.decode), embed._EncodeRow(embedding, kernels)
     for batch in batches:
         row = decoder(batch.to_row())
         encoded = encoder({name: np.array([value]) for name, value in row.items()})

@@ -103,7 +103,7 @@ def test_every_setting_is_scored_by_the_head_under_three_spans_and_read_once(
     questions = [question("0", "a"), question("1", "a", "TN"), question("2", "b", duration_s=3.0)]
     backbone = load_backbone()
     trained = open_head(TaskConfig(head="temp_clip", temp_clip_checkpoint=saved), backbone, "{answer}")
-    exam = set_exam(clips, questions, backbone, "{answer}", trained)
+    exam = set_exam(clips, questions, backbone.embed_texts, "{answer}", trained)
     opened: list[str] = []
     read_table = pq.read_table
 
