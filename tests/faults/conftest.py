@@ -6,6 +6,7 @@ Nothing that was not started here is ever touched: victims are looked for among 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -24,6 +26,8 @@ RAY = Path(sys.executable).with_name("ray")
 DEADLINE_S = 600
 """For one step of a test on a busy machine; on an idle one it takes seconds."""
 STAGES = ("--stages", "transcode,sweep,embed", "--sweep.methods", "frame_skip", "cmc", "eventful")
+SPLITS = {"1": "train", "2": "val", "3": "test"}
+"""By the first digit of a clip's id in the synthetic world."""
 BATCHES = ("--embed.streams", "2")
 """Several batches of a few clips, so that there is something between the first and the last."""
 
@@ -49,6 +53,29 @@ class Bench:
         results = self.results(folder)
         shutil.copytree(done / "store", results / "store", ignore=shutil.ignore_patterns(*without))
         return results
+
+    def undone(self, done: Path, folder: Path, stage: str) -> Path:
+        """Return a new results folder with what another one has, but for what one stage made."""
+        results = self.copy(done, folder, *(("tune", "chosen.json") if stage == "sweep" else ()))
+        for path in self.made(results, stage):
+            path.unlink()
+        return results
+
+    def made(self, results: Path, stage: str) -> list[Path]:
+        """List the files that one stage has left in a store so far: `transcode`, `sweep` or `embed`."""
+        store = results / "store"
+        if stage == "transcode":
+            return [*store.glob("transcoded/*.json"), *store.glob("mp4/*.mp4")]
+        records = [json.loads(path.read_text()) for path in store.glob("transcoded/*.json")]
+        split = {record["content_id"]: SPLITS[record["clip_id"][0]] for record in records}
+        found = []
+        for note in store.glob("embeddings/*/setting.json"):
+            original = json.loads(note.read_text())["method"] == "original"
+            for shard in note.parent.glob("*.parquet"):
+                (of,) = {split[content_id] for content_id in _contents(shard)}
+                if of == "test" if stage == "embed" else (of == "val" and not original):
+                    found.append(shard)
+        return found
 
     def start(self, results: Path, *words: str, recipe: str = "tiny") -> subprocess.Popen[bytes]:
         """Start the job; what it prints goes to results/driver.log."""
@@ -109,6 +136,11 @@ class Bench:
         self.nodes.remove(node)
 
 
+@cache
+def _contents(shard: Path) -> frozenset[str]:
+    return frozenset(pq.read_table(shard, columns=["content_id"])["content_id"].to_pylist())
+
+
 def _family(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
@@ -126,10 +158,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
     folder = tmp_path_factory.mktemp("faults")
     world = make_world(folder / "world", RECIPES["tiny"][1].synthetic)
-    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     with submit.cluster(RAY, num_cpus=2) as cluster:
         settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        bench = Bench(cluster, kept | submit.environment(cluster.token) | settings, world)
+        settings["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"  # seconds to make: one for all runs
+        settings["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # that of production is 2 s
+        bench = Bench(cluster, dict(os.environ) | submit.environment(cluster.token) | settings, world)
         try:
             yield bench
         finally:

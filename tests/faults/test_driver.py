@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,6 @@ from dejavu.status import read_status
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-AFTER = ("embeddings", "tune", "chosen.json")
-"""What a store has of the stages after transcode."""
-
 
 def state(results: Path) -> str:
     """Return what `--status` says of a run."""
@@ -25,24 +22,19 @@ def state(results: Path) -> str:
     return status.judged(time.time())
 
 
-@pytest.mark.parametrize(
-    ("missing", "begun"),
-    [
-        pytest.param(("transcoded", "mp4", *AFTER), "transcoded/*.json", id="transcode"),
-        pytest.param(AFTER, "embeddings/*/*.parquet", id="embed"),
-    ],
-)
+@pytest.mark.parametrize("stage", ["transcode", "sweep", "embed"])
 def test_a_driver_that_is_killed_is_begun_again(
-    bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path, missing: Sequence[str], begun: str
+    bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path, stage: str
 ) -> None:
-    results = bench.copy(undisturbed, tmp_path / "results", *missing)
-    store = results / "store"
+    results = bench.undone(undisturbed, tmp_path / "results", stage)
     driver = bench.start(results)
-    bench.wait(driver, results, lambda: list(store.glob(begun)))
+    bench.wait(driver, results, lambda: bench.made(results, stage))
     driver.kill()
     driver.wait()
     assert state(results) == "died"
-    assert not (store / "chosen.json").exists(), "the kill came too late to show anything"
+    assert len(bench.made(results, stage)) < len(bench.made(undisturbed, stage)), (
+        "the kill came too late to show anything"
+    )
     bench.finish(bench.start(results), results)
     assert state(results) == "finished"
     same(results)
@@ -51,19 +43,19 @@ def test_a_driver_that_is_killed_is_begun_again(
 def test_a_notice_in_the_sweep_ends_the_run_with_one_line(
     bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    results = bench.copy(undisturbed, tmp_path / "results", *AFTER)
-    store = results / "store"
+    results = bench.undone(undisturbed, tmp_path / "results", "sweep")
     driver = bench.start(results)
-    bench.wait(driver, results, lambda: len(list(store.glob("embeddings/*"))) >= 2)
+    bench.wait(driver, results, lambda: bench.made(results, "sweep"))
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 128 + signal.SIGTERM
     assert state(results) == "stopped"
     printed = (results / "driver.log").read_text()
     assert "stopped: got SIGTERM or Ctrl-C before the end; run the same command again" in printed
     assert "Traceback" not in printed
-    assert not (store / "chosen.json").exists(), "the notice came too late to show anything"
-    kept = {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}
-    assert kept
+    assert len(bench.made(results, "sweep")) < len(bench.made(undisturbed, "sweep")), (
+        "the notice came too late to show anything"
+    )
+    kept = {path: path.stat().st_mtime_ns for path in (results / "store").rglob("*.parquet")}
     assert "transcoded 0 clips" in bench.finish(bench.start(results), results)
     same(results)
-    assert kept.items() <= {path: path.stat().st_mtime_ns for path in store.rglob("*.parquet")}.items()
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in kept}.items()

@@ -25,10 +25,12 @@ from tune_spaces.study import read_chosen
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_three_machines_give_the_same_bits_as_one(bench: Any, same: Callable[..., None], tmp_path: Path) -> None:
+def test_three_machines_give_the_same_bits_as_one(
+    bench: Any, undisturbed: Path, same: Callable[..., None], tmp_path: Path
+) -> None:
     """One machine made the undisturbed results; batches are composed by content, not by where they are encoded."""
     nodes = [bench.add_node(num_cpus=1) for _ in range(2)]
-    results = bench.results(tmp_path / "results")
+    results = bench.undone(undisturbed, tmp_path / "results", "embed")
     driver = bench.start(results)
     bench.wait(driver, results, lambda: any(bench.workers("_EncodeRow", node.pid) for node in nodes))
     bench.finish(driver, results)

@@ -11,10 +11,15 @@ import pytest
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-NUM_STEPS = 12
+NUM_STEPS = 6
 FIT = ("--stages", "transcode,train", "--sweep.methods", "reusevit", "--train.epochs", str(NUM_STEPS))
 FIT += ("--train.patience", str(NUM_STEPS), "--train.max-steps", str(NUM_STEPS), "--train.fit.clips-per-step", "16")
 """One step an epoch, so that there is a checkpoint after each."""
+for option in (
+    "warm-up.steps=20", "warm-up.num-clips=8", "warm-up.num-pairs=768", "warm-up.pairs-per-step=128",
+    "validation-windows=4", "calibration-clips=1", "calibrated-rates=0.8",
+):  # fmt: skip
+    FIT += tuple(f"--train.{option}".split("="))
 NOISE = 0.05
 """Of the loss on validation clips: a fit that goes on draws other windows than one that was never broken off."""
 
