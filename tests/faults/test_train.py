@@ -11,15 +11,12 @@ import pytest
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-NUM_STEPS = 6
+NUM_STEPS = 4
 FIT = ("--stages", "transcode,train", "--sweep.methods", "reusevit", "--train.epochs", str(NUM_STEPS))
 FIT += ("--train.patience", str(NUM_STEPS), "--train.max-steps", str(NUM_STEPS), "--train.fit.clips-per-step", "16")
 """One step an epoch, so that there is a checkpoint after each."""
-for option in (
-    "warm-up.steps=20", "warm-up.num-clips=8", "warm-up.num-pairs=768", "warm-up.pairs-per-step=128",
-    "validation-windows=4", "calibration-clips=1", "calibrated-rates=0.8",
-):  # fmt: skip
-    FIT += tuple(f"--train.{option}".split("="))
+FIT += ("--train.warm-up.steps", "50", "--train.warm-up.num-clips", "8", "--train.validation-windows", "8")
+FIT += ("--train.calibration-clips", "0")
 NOISE = 0.05
 """Of the loss on validation clips: a fit that goes on draws other windows than one that was never broken off."""
 
@@ -42,7 +39,7 @@ def check(results: Path, undisturbed: Path) -> None:
     ours, theirs = fit(results), fit(undisturbed)
     assert [entry["step"] for entry in ours["curve"]] == [entry["step"] for entry in theirs["curve"]]
     assert ours["curve"][-1]["val_loss"] == pytest.approx(theirs["curve"][-1]["val_loss"], abs=NOISE)
-    assert ours["achieved_rate"] == pytest.approx(theirs["achieved_rate"], abs=NOISE)
+    assert ours["curve"][-1]["val_rate"] == pytest.approx(theirs["curve"][-1]["val_rate"], abs=NOISE)
     # Each line is there several times, as Ray forwards it; the process that wrote it is named.
     firsts = re.findall(rf"pid=(\d+)\).*step 1 of {NUM_STEPS}", (results / "driver.log").read_text())
     assert len(set(firsts)) == 1, "the first epoch was trained again"
@@ -52,7 +49,7 @@ def check(results: Path, undisturbed: Path) -> None:
 def has_come_far(results: Path) -> bool:
     """Whether there is a checkpoint after the first: the last one may not have counted when its writer dies."""
     notes = (results / "store" / "train").glob("*/checkpoint_*/progress.json")
-    return any(json.loads(note.read_text())["step"] >= 3 for note in notes)
+    return any(json.loads(note.read_text())["step"] >= 2 for note in notes)
 
 
 def test_a_fit_that_loses_a_worker_goes_on(bench: Any, fitted: Path, tmp_path: Path) -> None:
@@ -64,11 +61,11 @@ def test_a_fit_that_loses_a_worker_goes_on(bench: Any, fitted: Path, tmp_path: P
     check(results, fitted)
 
 
-def test_a_fit_that_loses_a_machine_and_its_driver_goes_on_with_fewer_workers(
-    bench: Any, fitted: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def broken_off(bench: Any, fitted: Path, tmp_path: Path) -> Path:
+    """The results folder of a fit that has lost a machine, and then its driver."""
     node = bench.add_node(num_cpus=1)
-    results = bench.copy(fitted, tmp_path / "results", "addons", "train")
+    results: Path = bench.copy(fitted, tmp_path / "results", "addons", "train")
     driver = bench.start(results, *FIT, "--train.num-workers", "3")
     bench.wait(driver, results, lambda: has_come_far(results))
     assert bench.workers("RayTrainWorker", node.pid), "no worker of the fit is on the machine"
@@ -77,5 +74,11 @@ def test_a_fit_that_loses_a_machine_and_its_driver_goes_on_with_fewer_workers(
     bench.wait(driver, results, lambda: not bench.workers("RayTrainWorker"))
     driver.kill()
     driver.wait()
-    bench.finish(bench.start(results, *FIT), results)
-    check(results, fitted)
+    return results
+
+
+def test_a_fit_without_its_machine_and_driver_goes_on_with_fewer_workers(
+    bench: Any, fitted: Path, broken_off: Path
+) -> None:
+    bench.finish(bench.start(broken_off, *FIT), broken_off)
+    check(broken_off, fitted)
