@@ -25,11 +25,16 @@ PACKAGES_ROOT = Path(__file__).resolve().parents[2]
 
 NODE_GROUP_LABEL = "ray.io/node-group"
 """Ray's own label of a machine that a cluster launcher or KubeRay started as one of a type."""
-NODE_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
+NODE_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
 """Environment of Ray's own processes where we start them.
 
 A machine with more workers than CPUs ends those that were idle for a second, unless told otherwise: readers would start
-again, at some 4 s of processor each, for every batch that keeps the encoders busy for longer.
+again, at some 3 s of processor each, for every batch that keeps the encoders busy for longer. And a node that is told
+to end waits for 30 s until nothing is left on it, which some of Ray Data's actors, outliving their jobs, always are.
 """
 MACHINE_TIMEOUT_S = 1800
 """A cloud's GPU machine spends ten minutes or more on installing before it joins."""
