@@ -39,8 +39,8 @@ from dejavu.records import Transcoded
 from dejavu.setting import Setting, name_setting
 from dejavu.stages import embed
 from dejavu.stages.batch import EmbedConfig, Embedding, decode_batch, plan
-from dejavu.stages.reader import DecodeRow
 from dejavu.stages.encode import BatchEncoder
+from dejavu.stages.reader import DecodeRow
 from dejavu.stages.spread import Row
 from dejavu.store import Store, write_json
 from reuse_models.eventful import EventfulConfig

@@ -43,8 +43,8 @@ from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
-from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.texts import embed_texts
+from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.stages.transcode_apart import transcode_apart
 from dejavu.status import end_status, keep_status

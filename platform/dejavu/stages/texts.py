@@ -1,7 +1,7 @@
 """Embed texts once: what a backbone's text tower said of them is kept in the store.
 
-A data set asks tens of thousands of candidates, which take minutes on a CPU, and a run that goes on asks the same ones.
-T texts, E embedding width.
+A data set asks tens of thousands of candidates, and a run that goes on asks the same ones again. T texts, E embedding
+width.
 """
 
 from __future__ import annotations
