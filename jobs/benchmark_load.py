@@ -329,7 +329,8 @@ def fill_embeddings(store: Store, num_clips: int) -> None:
                 )
                 for segment in batch.segments
             ]
-            table = to_table(batch.segments, decode_nothing(batch, Embedding("none", store, config)).frames, encoded)
+            frames = decode_nothing(batch.segments, Embedding("none", store, config)).frames
+            table = to_table(batch.segments, frames, encoded)
             store.write_embeddings(setting.setting_id, table, [segment.unit_id for segment in batch.segments])
 
 
