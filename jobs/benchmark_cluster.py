@@ -78,15 +78,15 @@ def main(
             with submit.cluster(RAY, num_cpus=1) as started:
                 environment = submit.environment(started.token) | {"RAY_ADDRESS": started.address}
                 report = f"report_cluster({str(folder)!r}, 'cluster-{number}', {nodes}, {started.pid})"
-                row = {"plain_s": plain, "at_once_s": at_once} | call(report, environment)
+                row: dict[str, Any] = {"plain_s": plain, "at_once_s": at_once} | call(report, environment)
             row["more"] = row["cluster_s"] / plain - 1
             row["more_than_at_once"] = row["cluster_s"] / at_once - 1
             row["shards"], row["equal_shards"] = compare(folder / f"plain-{number}", folder / f"cluster-{number}")
             rows.append(row)
             seconds = [f"{row[column]:8.1f}" for column in ("plain_s", "at_once_s", "cluster_s")]
-            more = [f"{row['more']:+8.1%}", f"{row['more_than_at_once']:+12.1%}"]
+            extra = [f"{row['more']:+8.1%}", f"{row['more_than_at_once']:+12.1%}"]
             spent = [f"{row[column]:8.1f}" for column in ("driver_s", "ray_s")]
-            print(f"{number + 1:8}", *seconds, *more, *spent, flush=True)
+            print(f"{number + 1:8}", *seconds, *extra, *spent, flush=True)
     more, than_at_once = (statistics.median(row[name] for row in rows) for name in ("more", "more_than_at_once"))
     print(f"more, median: {more:+.1%} than one loop alone, {than_at_once:+.1%} than as many at once; aim +15 %")
     equal, shards = (sum(int(row[column]) for row in rows) for column in ("equal_shards", "shards"))
@@ -135,9 +135,9 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     """Embed everything on the cluster, whose other nodes are started first; print what that took as JSON."""
     # Workers do not see this file: what they need of it travels with the work.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    embed.DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc]
+    embed.DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc, attr-defined]
     clips, settings, embedding = work(Path(folder), name)
-    spans = embedding.store.root / SPANS
+    spans = Path(folder) / name / SPANS
     spans.mkdir()
     started = submit.Cluster(os.environ["RAY_ADDRESS"], "", Path(os.environ["RAY_AUTH_TOKEN_PATH"]), head_pid)
     node_pids = [submit.add_node(RAY, started, num_cpus=1).pid for _ in range(num_nodes - 1)]
@@ -184,7 +184,7 @@ class _Encode(embed._EncodeRow):
     """Encodes, and notes from when to when its process did."""
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        with _noted(self.encoder.embedding):
+        with _noted(self.encoder.embedding):  # type: ignore[attr-defined]
             return super().__call__(rows)
 
 

@@ -80,6 +80,8 @@ def draw(store: Store, index: int, num_frames: int, frame_px: int) -> Transcoded
     rng = np.random.default_rng(index)
     texture = rng.integers(0, 255, (frame_px, frame_px, 3), dtype=np.uint8)
     path = store.mp4_path(f"clip-{index}")
+    assert isinstance(path, Path)
+    assert isinstance(store.root, Path)
     write_video(path, (np.roll(texture, 2 * frame, axis=1) for frame in range(num_frames)), 2, 30)
     return Transcoded(
         clip_id=str(index),

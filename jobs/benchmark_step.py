@@ -31,6 +31,7 @@ from reuse_models.frame_order import PUBLISHED_PATTERN, FrameStep
 from reuse_models.gate import Features, Gate
 from reuse_models.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.masked import MaskedOutput
+from reuse_models.restore import Restoration
 from reuse_models.rules import Rules
 from reuse_models.training import Batch, Fit, FitConfig
 from reuse_models.vit import Vit
@@ -145,7 +146,8 @@ def plain_forward(vit: Vit, rules: Rules, pixels_CF3HW: Tensor, codec_CFA: Tenso
         used, g_CFA = plain_mix(rules, boundary, per_frame, codec_CFA)
         h_XND, qkv_XNC = (torch.stack(frames, dim=1).flatten(0, 1) for frames in zip(*used, strict=True))
         rates.append(F.pad(g_CFA, (1, 0)))
-    embeddings_XE = vit.finish(*vit.split_heads(qkv_XNC), h_XND)
+    q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
+    embeddings_XE = vit.finish(q_XhNd, k_XhNd, v_XhNd, h_XND)
     shape = (num_clips, num_frames)
     return MaskedOutput(
         embeddings_XE.unflatten(0, shape), torch.stack(rates, dim=2), second_last_XND.unflatten(0, shape), None
@@ -222,6 +224,7 @@ def make_fit(options: Options, side: Side) -> Fit:
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for restoration in fit.addon.restorations:
+            assert isinstance(restoration, Restoration)
             restoration.up_4DR.normal_(0.0, 0.01)
     return fit
 

@@ -26,6 +26,7 @@ from dejavu.looks import looks_of
 from dejavu.pareto_csv import read_pareto_csv
 from dejavu.place import Place, storage_errors
 
+ONE_LINE_ERRORS = (ValueError,)
 NEEDED = ("method", "setting", "split", "num_clips")
 """Columns without which a row names no setting; a pareto.csv of another version may lack others."""
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = tyro.cli(Compare, prog="python jobs/compare.py", args=arguments)
     try:
         run(job)
-    except (ValueError, *storage_errors()) as error:
+    except ONE_LINE_ERRORS + storage_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -86,7 +87,7 @@ def run_names(first: Place, second: Place) -> tuple[str, str]:
 def lines(found: list[Difference], *, scale: float) -> list[str]:
     """Return the table as lines of text: B's value beside A's, and B minus A or B over A."""
     heads = ("method", "setting", "quality A", "B", "B−A", "FLOPs A", "B", "speed A", "B", "ms A", "B", "A/B")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for one in found:
         change = None if one.quality_a is None or one.quality_b is None else one.quality_b - one.quality_a
         pace = one.ms_per_frame_a / one.ms_per_frame_b if one.ms_per_frame_a and one.ms_per_frame_b else None

@@ -244,7 +244,8 @@ def enter_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor | None, p
         patches_BMD = patches_BMD.gather(1, kept_BM[:, :, None].expand(-1, -1, patches_BMD.shape[-1]))
     cls_B1D = (embed.class_embedding + embed.position_embedding.weight[0]).expand(len(pixels_B3HW), 1, -1)
     hidden_BND = torch.cat([cls_B1D, patches_BMD + embed.position_embedding(place_BM + 1)], dim=1)
-    return tower.pre_layrnorm(hidden_BND)
+    normed_BND: Tensor = tower.pre_layrnorm(hidden_BND)
+    return normed_BND
 
 
 def run_layers(model: CLIPModel, hidden_BND: Tensor, layers: slice) -> Tensor:

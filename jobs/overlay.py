@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     job = tyro.cli(Overlay, prog="python jobs/overlay.py", args=arguments)
     try:
         run(job)
-    except (*ONE_LINE_ERRORS, *storage_errors()) as error:
+    except ONE_LINE_ERRORS + storage_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -130,7 +130,7 @@ def reusing_configs(results: Place) -> list[MethodConfig]:
         raise ValueError(f"chosen settings: got no {path}, expected what a sweep chose; run the sweep stage first")
     rows = json.loads(path.read_text(encoding="utf-8"))
     configs = [config_from_dict(at_home(row, results)) for row in rows]
-    found = [config for kind in REUSING for config in configs if isinstance(config, kind)]
+    found: list[MethodConfig] = [config for kind in REUSING for config in configs if isinstance(config, kind)]
     if not found:
         names = ", ".join(kind.method for kind in REUSING)
         raise ValueError(f"chosen settings: got none that reuses between frames, expected one of {names}; sweep one")

@@ -35,7 +35,7 @@ from dejavu.stages.embed import embed_clips
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.stages.live import Curve, LiveCurves, See, ending
-from dejavu.stages.measure import measure_settings
+from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
 from dejavu.stages.read import clips_identity
 from dejavu.stages.report import Scored, write_page
@@ -202,7 +202,7 @@ def run(job: Job) -> None:
         embedded = embed_clips(job.of_split("test"), [original, *chosen], job.embedding, pool, "test")
         job.say(f"embedded {embedded.num_clips} clips under {1 + len(chosen)} settings")
         job.check()
-    timings = {}
+    timings: Mapping[str, Timing] = {}
     if job.runs("measure"):
         cluster.bring_up(experiment.gpus_per_worker)
         timings, num_timed = measure_settings(
@@ -422,7 +422,7 @@ def attempt(read: Callable[[], Experiment]) -> int:
     """Run the experiment that is read; say in one line what ended it early; return the exit status."""
     try:
         run(start(read()))
-    except (*ONE_LINE_ERRORS, *storage_errors()) as error:
+    except ONE_LINE_ERRORS + storage_errors() as error:
         end_status("failed", str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -8,7 +8,7 @@ import _bootstrap  # noqa: F401
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SIZES_H = (1_000, 100_000, 1_000_000)
@@ -164,7 +164,7 @@ def tables(value: Mapping[str, float]) -> str:
     """Return the page's tables as Markdown."""
     scales = {hours: compute(hours, value) for hours in SIZES_H}
     fills = {hours: fill(hours, scale, value) for hours, scale in scales.items()}
-    rows = [
+    rows: list[tuple[str, Callable[[Scale], str]]] = [
         ("clips", lambda s: short(s.clips)),
         ("frames", lambda s: short(s.frames)),
         ("transcode, core hours", lambda s: short(s.transcode_core_h)),

@@ -318,7 +318,7 @@ def main() -> int:
     """Search; return the exit status."""
     try:
         search(parse(sys.argv[1:]))
-    except (*ONE_LINE_ERRORS, *storage_errors()) as error:
+    except ONE_LINE_ERRORS + storage_errors() as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

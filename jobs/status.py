@@ -19,6 +19,7 @@ from dejavu.status import describe, read_status
 from dejavu.store import StoreError
 
 NO_RUN, BROKEN = 1, 3
+ONE_LINE_ERRORS = (StoreError, ValueError)
 
 
 def main(words: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def main(words: Sequence[str]) -> int:
             print(json.dumps({**asdict(status), "state": state, "results": str(results)}, indent=2))
         else:
             print(describe(status, results, now))
-    except (StoreError, ValueError, *storage_errors()) as error:
+    except ONE_LINE_ERRORS + storage_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_RUN
     return 0 if state in ("running", "finished") else BROKEN
