@@ -13,16 +13,8 @@ import pytest
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 NUM_STEPS = 3
-SMALL = (
-    "--train.validation-windows",
-    "8",
-    "--train.warm-up.steps",
-    "20",
-    "--train.warm-up.num-clips",
-    "8",
-    "--train.calibration-clips",
-    "0",
-)
+SMALL = ("--train.warm-up.steps", "20", "--train.warm-up.num-clips", "8", "--train.calibration-clips", "0")
+SMALL += ("--train.validation-windows", "8")
 FIT = ("--stages", "transcode,train", "--sweep.methods", "reusevit", "--train.epochs", str(NUM_STEPS), *SMALL)
 FIT += ("--train.patience", str(NUM_STEPS), "--train.max-steps", str(NUM_STEPS), "--train.fit.clips-per-step", "16")
 """One step an epoch, so that there is a checkpoint after each."""
