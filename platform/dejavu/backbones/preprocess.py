@@ -70,7 +70,7 @@ class Preprocess:
                 "transcode the video first"
             )
         frames_F3HW = frames_FHW3.to(self.device).permute(0, 3, 1, 2)
-        if height != self.image_px and len(frames_F3HW):
+        if height != self.image_px:
             frames_F3HW = self._scale(frames_F3HW)
         pixels_F3SS = frames_F3HW.to(torch.float32, memory_format=torch.contiguous_format)
         mean_311, std_311 = (
@@ -80,6 +80,8 @@ class Preprocess:
 
     def _scale(self, frames_F3HW: Tensor) -> Tensor:
         size = (self.image_px, self.image_px)
+        if not len(frames_F3HW):  # a clip that ended before its neighbours in a batch; interpolate takes no empty ones
+            return frames_F3HW.new_zeros(0, 3, *size)
         if frames_F3HW.device.type == "cpu":
             return F.interpolate(frames_F3HW, size, mode="bicubic", antialias=True)
         # Other devices have no product on bytes: round as it does.

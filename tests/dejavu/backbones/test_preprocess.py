@@ -43,7 +43,8 @@ def test_the_frames_themselves_stay_as_they_are() -> None:
 
 
 def test_no_frames_give_no_pixels() -> None:
-    assert Preprocess(32)(np.zeros((0, 64, 64, 3), np.uint8)).shape[0] == 0
+    """A clip that ended before its neighbours in a batch: none of its frames, but of the tower's size."""
+    assert Preprocess(28)(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3, 28, 28)
 
 
 def test_mean_and_std_are_the_configs() -> None:
