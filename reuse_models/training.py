@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -36,7 +36,6 @@ from reuse_models.recorded import Fused
 from reuse_models.rules import Rules
 from reuse_models.token_memory import Semantics
 from reuse_models.vit import Vit
-
 
 PART_SEEDS = 100_000_007
 """Between the seeds of a step's parts: far beyond the steps of any fit, and within the 32 bits that torch takes."""
@@ -301,8 +300,11 @@ class Fit:
 @torch.no_grad()
 def dense_second_last(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
     """Return [C, F, N, D], the dense tower's output of layer L-2: made only where the loss wants it."""
-    last_CFND: Tensor = dense_inputs(vit, pixels_CF3HW)[:, :, -1]
-    return last_CFND
+    h_XND = vit.embed(pixels_CF3HW.flatten(0, 1))
+    for layer in range(vit.shape.num_layers - 1):
+        h_XND = vit.run_layer(layer, h_XND)
+    h_CFND: Tensor = h_XND.unflatten(0, pixels_CF3HW.shape[:2])
+    return h_CFND
 
 
 @torch.no_grad()
@@ -316,8 +318,11 @@ def dense_inputs(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
 
 
 def _detached(loss: Loss) -> Loss:
-    values = {one.name: getattr(loss, one.name) for one in fields(loss)}
-    return Loss(**{name: value if value is None else value.detach() for name, value in values.items()})
+    detached: dict[str, Any] = {}
+    for one in fields(loss):
+        value: Tensor | None = getattr(loss, one.name)
+        detached[one.name] = value if value is None else value.detach()
+    return Loss(**detached)
 
 
 def _report(loss: Loss, rates_b: Tensor) -> Report:

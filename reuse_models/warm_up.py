@@ -91,6 +91,7 @@ def warm_up(addons: Mapping[float, Addon], pairs_b: Iterable[Pairs], config: War
         for target, addon in addons.items():
             if boundary < addon.shape.num_boundaries:
                 explained[target].append(_start(addon, boundary, pairs, target, config))
+        del pairs  # not held beside the next boundary's
     for addon in addons.values():
         if num_given != addon.shape.num_boundaries:
             raise ValueError(
@@ -136,7 +137,10 @@ def gather_pairs(
             pairs, h_BXND[index] = _layer(vit, boundary, h_BXND[index], steps)
             parts.append(_take(pairs, chosen[(chosen >= start) & (chosen < end)] - start))
             del pairs
-        yield _join(parts)
+        sample = _join(parts)
+        del parts  # not held beside what is fitted to the sample
+        yield sample
+        del sample
 
 
 def _embed(vit: Vit, pixels: Iterable[Tensor], config: WarmUpConfig) -> list[Tensor]:
