@@ -27,6 +27,9 @@ from dejavu.backbones.image_processor import (
 )
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
 from dejavu.backbones.preprocess import Preprocess
+from dejavu.video.decode import decode_all
+from dejavu.video.mp4 import TranscodeConfig, transcode
+from dejavu.video.write import write_video
 
 VIDEOS = Path(__file__).resolve().parents[4] / "shared" / "data" / "natural" / "test"
 DINOV2 = {
@@ -108,6 +111,24 @@ def test_frames_are_processed_as_transformers_does(name: str, frames: list[NDArr
         else:  # the two rows at each border lack what the filter sees beyond the crop
             assert apart[:, 2:-2, 2:-2].max() < 2.01
             assert apart.mean() < 0.05
+
+
+def test_a_transcoded_video_shows_what_dinov2s_processor_sees(tmp_path: Path) -> None:
+    """The whole path: a wide video, transcoded to 256 px for 16 patches a side, against the processor on its frames."""
+    waves = np.linspace(0, 20, 320)
+    picture = 127 + 60 * np.sin(waves)[:192, None, None] + 60 * np.cos(1.3 * waves)[None, :, None] + np.zeros(3)
+    write_video(tmp_path / "wide.mp4", iter([picture.astype(np.uint8)] * 4), 2, 4)
+    with av.open(str(tmp_path / "wide.mp4")) as container:
+        whole = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    theirs = BitImageProcessorPil(**DINOV2)(whole)["pixel_values"][0]
+    preprocess = Preprocess.from_config(224, json.loads(BitImageProcessorPil(**DINOV2).to_json_string()), "dinov2")
+    apart = {}
+    for view in (preprocess.view, 1.0):
+        transcode(tmp_path / "wide.mp4", tmp_path / "out.mp4", frame_px=256, config=TranscodeConfig(crf=4), view=view)
+        ours = preprocess(decode_all(tmp_path / "out.mp4", count=1).rgb_FHWC)[0].numpy()
+        apart[view] = float(np.abs(ours - theirs).mean()) * 255 * 0.225
+    assert apart[preprocess.view] < 2
+    assert apart[1.0] > 8
 
 
 def test_dinov3_scales_real_numbers_bilinearly(frames: list[NDArray[np.uint8]]) -> None:

@@ -360,7 +360,7 @@ def test_a_view_keeps_the_middle_of_the_centre_square(
     picture = grey(20, 256, 192)
     picture[12:180, 44:212] = 230
     picture[84:108, 116:140] = 20
-    source = make_video([picture] * 4, source_video(256, 192))
+    source = make_video([picture] * 4, source_video())
     transcode(source, tmp_path / "out.mp4", frame_px=128, config=CONFIG, view=view)
     seen = shown(tmp_path / "out.mp4").mean(axis=-1)
     assert (seen[2] < 60).all() == is_bordered
