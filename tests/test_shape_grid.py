@@ -6,6 +6,7 @@ and with registers, on clips of 1 to 40 frames in one batch, in float32 and in b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -72,6 +73,15 @@ SHAPES: dict[str, VitShape] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Towers this narrow are slower on several threads, much slower where the machine is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Videos that are no multiple of anything: a square drifts over noise that stays."""
@@ -96,7 +106,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def backbone_of(shape: VitShape, name: str) -> Backbone:
     """Random weights of a shape behind its family's own image processor."""
-    family = name.split()[0].lower()
+    family = name.split(maxsplit=1)[0].lower()
     model_type = {"dinov3": "dinov3_vit"}.get(family, family)
     processor = read_image_processor(None, model_type)
     vit = Vit.random(shape, seed=1)
@@ -118,7 +128,7 @@ def methods(backbone: Backbone, frames: list[DecodedFrames]) -> dict[str, Method
     few = shape.num_patches // 4
     clip = backbone.preprocess(frames[0].rgb_FHWC[:4])
     (threshold,) = distance_quantiles(backbone.vit, [clip], [0.6])
-    prune_kept, merge_kept = uniform_schedule(shape, 0.7)
+    prune_kept, merge_kept = uniform_schedule(shape, 0.95)  # of a tower this narrow, much is the patches
     return {
         "original": OriginalConfig(),
         "frame_skip": FrameSkipConfig(every=3),
@@ -137,7 +147,7 @@ def check(encoded: list[EncodedSegment], frames: list[DecodedFrames], shape: Vit
         num_frames = len(clip.seconds_F)
         assert segment.embeddings_FE.shape == (num_frames, shape.embed_dim)
         assert np.isfinite(segment.embeddings_FE).all()
-        assert ((0 <= segment.reuse_rate_F) & (segment.reuse_rate_F <= 1)).all()
+        assert ((segment.reuse_rate_F >= 0) & (segment.reuse_rate_F <= 1)).all()
         assert (segment.flops_F >= 0).all()
 
 
@@ -153,12 +163,12 @@ def test_every_method_embeds_ragged_clips(name: str, sources: list[Path], tmp_pa
     alone = 3
     dense: list[EncodedSegment] = []
     for method_name, config in methods(backbone, frames).items():
-        method = config.build(backbone.vit)
-        with ExecutedFlops() as executed:
-            together = encode_batch(method, backbone, frames, 16)
+        together = encode_batch(config.build(backbone.vit), backbone, frames, 16)
         check(together, frames, backbone.vit.shape)
         dense = dense or together
-        counted = sum(float(segment.flops_F.sum()) for segment in together)
+        with ExecutedFlops() as executed:  # slow: on three clips
+            few = encode_batch(config.build(backbone.vit), backbone, frames[3:], 16)
+        counted = sum(float(segment.flops_F.sum()) for segment in few)
         assert executed.total == pytest.approx(counted, rel=0.01), method_name
         assert to_table(segments, frames, together).num_rows == sum(LENGTHS)
 
@@ -175,5 +185,5 @@ def test_every_method_embeds_ragged_clips(name: str, sources: list[Path], tmp_pa
             )
             assert float(cosine.min()) > 0.99
     with torch.inference_mode():
-        (pixels, *_), _ = cut_chunk(backbone, frames, 0, 40).pixels, None
+        pixels = cut_chunk(backbone, frames, 0, 40).pixels[0]
         assert dense[0].embeddings_FE == pytest.approx(backbone.vit(pixels).numpy(), abs=1e-4)
