@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -90,6 +91,14 @@ def test_at_another_size_positions_are_those_of_transformers(name: str, image_px
     same = Vit.from_hf(model).at_size(image_px)
     assert same.shape == vit.shape
     assert torch.equal(same(pixels), vit(pixels))
+
+
+@pytest.mark.skipif("DINOV2_SMALL" not in os.environ, reason="$DINOV2_SMALL, a copy of facebook/dinov2-small, is not set")
+@pytest.mark.parametrize("image_px", [224, 336, 518])
+def test_published_weights_give_what_transformers_makes_of_them(image_px: int) -> None:
+    model = Dinov2Model.from_pretrained(os.environ["DINOV2_SMALL"], local_files_only=True).eval()
+    pixels = torch.randn(2, 3, image_px, image_px)
+    torch.testing.assert_close(Vit.from_hf(model, image_px)(pixels), embedding(model, pixels), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("image_px", [13, 71, 0])
