@@ -93,7 +93,7 @@ def test_at_another_size_positions_are_those_of_transformers(name: str, image_px
     assert torch.equal(same(pixels), vit(pixels))
 
 
-@pytest.mark.skipif("DINOV2_SMALL" not in os.environ, reason="$DINOV2_SMALL, a copy of facebook/dinov2-small, is not set")
+@pytest.mark.skipif("DINOV2_SMALL" not in os.environ, reason="$DINOV2_SMALL names no copy of facebook/dinov2-small")
 @pytest.mark.parametrize("image_px", [224, 336, 518])
 def test_published_weights_give_what_transformers_makes_of_them(image_px: int) -> None:
     model = Dinov2Model.from_pretrained(os.environ["DINOV2_SMALL"], local_files_only=True).eval()
