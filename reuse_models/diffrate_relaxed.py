@@ -7,6 +7,9 @@ embedding becomes that of `DiffRate` under the rounded counts.
 Shapes: B frames, N tokens (CLS first), D width, h heads, d head width, M queries; l the L - 1 layers before the last.
 Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
 ours keeps them soft and narrows them.
+
+What the backward pass keeps of a frame is known from the tower's shape (`kept_values`), so that a caller can give as
+many frames at once as its memory takes; where one is too many, layers are computed again instead (`recompute`).
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reuse_models.vit import Vit
+from reuse_models.vit_shape import VitShape
 
 NARROWEST = 1e-3
 """Tokens: a window so narrow is a step."""
@@ -32,7 +37,19 @@ class RelaxedCounts:
     """At most those kept after pruning, which are at most those kept after merging in the layer before."""
 
 
-def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float) -> Tensor:
+def kept_values(shape: VitShape) -> int:
+    """Count the float32 that the backward pass keeps of one frame in one layer: h N (3 N + 2) + N (7 D + M + 14).
+
+    Attention is kept as exponentials, weighted and divided; D wide are q, k, v, the inputs of both norms, what is
+    merged and its sum; M wide is the MLP. The rest is a handful of numbers and indices a token.
+    """
+    tokens = shape.num_tokens
+    return shape.num_heads * tokens * (3 * tokens + 2) + tokens * (7 * shape.width + shape.mlp_width + 14)
+
+
+def relaxed_embed(
+    vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float, *, recompute: bool = False
+) -> Tensor:
     """Return embedding_BE.
 
     Args:
@@ -40,6 +57,8 @@ def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: 
         frames_B3HW: Normalised for the tower.
         counts: Tokens kept.
         window: Width of the fall as a share of the tokens that a layer takes away; 0 is a step.
+        recompute: Keep each layer's input alone and compute the rest again in the backward pass: a third more work, the
+            memory of one layer.
     """
     last = vit.shape.num_layers - 1
     h_BND = vit.embed(frames_B3HW)
@@ -47,20 +66,29 @@ def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: 
     entering = counts.pruned_l.new_tensor(float(vit.shape.num_tokens))
     for layer in range(last):
         pruned, merged = counts.pruned_l[layer], counts.merged_l[layer]
-        q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
-        attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
-        h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
-        rank_BN = _ranks(attention_BhNN[:, :, 0].detach().sum(1))
         # One width for both, so that nothing leaves where nothing is merged; narrow where little is taken away, since a
         # layer that keeps all tokens must keep the last one whole.
         width = (window * (entering - merged + 0.5)).clamp_min(NARROWEST)
-        staying_BN = _weight(rank_BN, merged, width)
-        leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
-        h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged))
-        there_BN, entering = there_BN * staying_BN, merged
+        values = vit, layer, h_BND, there_BN, pruned, merged, width
+        h_BND, there_BN = checkpoint(_layer, *values, use_reentrant=False) if recompute else _layer(*values)
+        entering = merged
     q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(last, h_BND))
     attention_Bh1N = _attention(q_BhNd[:, :, :1], k_BhNd, there_BN)
     return vit.head(vit.close(last, h_BND[:, :1], (attention_Bh1N @ v_BhNd).transpose(1, 2).flatten(2)))
+
+
+def _layer(  # noqa: PLR0913, PLR0917  torch's way: each tensor with a gradient is an argument
+    vit: Vit, layer: int, h_BND: Tensor, there_BN: Tensor, pruned: Tensor, merged: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's output and what is still there of each token."""
+    q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
+    attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
+    h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
+    rank_BN = _ranks(attention_BhNN[:, :, 0].detach().sum(1))
+    staying_BN = _weight(rank_BN, merged, width)
+    leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
+    h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged))
+    return h_BND, there_BN * staying_BN
 
 
 def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
@@ -69,7 +97,7 @@ def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
     Weights are multiplied rather than their logarithms added: those of 0 would have no gradient.
     """
     scores_BhMN = q_BhMd @ k_BhNd.mT * q_BhMd.shape[-1] ** -0.5
-    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.amax(-1, keepdim=True).detach()).exp() * there_BN[:, None, None]
+    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.detach().amax(-1, keepdim=True)).exp() * there_BN[:, None, None]
     return weights_BhMN / weights_BhMN.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
