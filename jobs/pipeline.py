@@ -42,7 +42,15 @@ from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
-from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
+from dejavu.stages.temp_clip import (
+    HeadFit,
+    TrainedHead,
+    check_fit_memory,
+    check_head,
+    check_lessons,
+    fit_head,
+    open_head,
+)
 from dejavu.stages.texts import embed_texts
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
@@ -246,6 +254,7 @@ def train_head(job: Job, original: Setting) -> TrainedHead | None:
     for split, some in clips.items():
         embed_clips(some, [original], job.embedding, pool, split)
     questions = [*job.questions("train"), *job.questions("val")]
+    check_fit_memory(task, job.backbone, sum(map(len, clips.values())))
     fitted = fit_head([*clips["train"], *clips["val"]], questions, original, job.embedding, task, experiment.prompt)
     job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
     log_once(job, fitted.weights, head_run(job, fitted))

@@ -84,12 +84,12 @@ def test_a_task_that_no_machine_has_the_memory_for_is_refused(
     monkeypatch.setattr(stage, "grows", lambda: False)
     monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**28, 2**29])
     with pytest.raises(
-        TrainError, match=r"got machines of 0\.5 GiB at most, expected 0\.\d GiB for a search"
+        TrainError, match=r"got machines of 0\.5 GiB at most, expected \d\.\d GiB for a search"
     ) as refusal:
         stage.check_memory(backbone, SchedulesConfig())
     assert "--schedules.search.kept-mib" in str(refusal.value)
     monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**28, 2**32])
-    assert 2**29 < stage.check_memory(backbone, SchedulesConfig()) < 2**30
+    assert 2**29 < stage.check_memory(backbone, SchedulesConfig()) < 1.5 * 2**30
 
 
 def test_a_search_of_the_largest_usual_tower_takes_less_than_4_gib() -> None:
