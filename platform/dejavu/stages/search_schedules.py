@@ -23,7 +23,7 @@ from dejavu.place import Place, is_file
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import kernel_version
 from dejavu.stages.batch import Embedding, Segment, decode_segment
-from dejavu.stages.meter import failed, watched
+from dejavu.stages.meter import Step, failed, metered, watched
 from dejavu.stages.read import clips_identity
 from dejavu.stages.spread import Row, report_progress
 from dejavu.stages.train import TrainError
@@ -182,6 +182,9 @@ def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, con
     backbone = load_backbone(embedding.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
     frames_F3HW, failures = gather_frames(clips, config.num_frames, backbone, embedding)
     try:
-        return search_schedule(backbone.vit, frames_F3HW, share, config.search), failures
+        with metered(Step(stage=STAGE, step="search", method=f"diffrate {share:g}")) as done:
+            result = search_schedule(backbone.vit, frames_F3HW, share, config.search)
+            done.num_frames = len(frames_F3HW)
+        return result, failures
     except ValueError as error:
         return first_line(error)
