@@ -23,7 +23,7 @@ from dejavu.video.write import write_video
 
 KINDS_OF_QUESTION = ("CW", "CH", "TC", "TN", "TP")
 ASKED = "what does the {} do after it leaves the {} near the end of the clip"
-WORDS = tuple(dict.fromkeys([*ASKED.replace("{}", "").split(), "an", *COLOURS, *SHAPES]))
+WORDS = tuple(dict.fromkeys([*ASKED.replace("{}", "").split(), "a", "an", *COLOURS, *SHAPES]))
 """All that questions and answers are made of."""
 NUM_ANSWERS = 5
 NUM_SPRITES = 6
