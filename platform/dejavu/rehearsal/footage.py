@@ -98,14 +98,17 @@ def draw_footage(root: Path, config: FootageConfig) -> None:
     clips: dict[Split, dict[str, Clip]] = {split: {} for split in splits}
     for place, split in enumerate(splits, 1):
         for index, num_frames in enumerate(config.lengths(split)):
-            path = root / "videos" / split / f"{place}{index:05d}.mp4"
-            write_video(
-                path, _frames(np.random.default_rng([config.seed, place, index]), num_frames, config), config.fps, CRF
-            )
-            clips[split][path.stem] = Clip(
-                path=path, num_frames=num_frames, width_px=config.width_px, height_px=config.height_px, fps=config.fps
-            )
+            name = f"{place}{index:05d}"
+            clips[split][name] = draw_clip(root / "videos" / split / f"{name}.mp4", num_frames, config)
     annotate(root, clips, config.questions_per_clip, config.seed)
+
+
+def draw_clip(path: Path, num_frames: int, config: FootageConfig) -> Clip:
+    """Draw one clip; its name and the seed decide what is seen."""
+    rng = np.random.default_rng([config.seed, int.from_bytes(path.stem.encode(), "big")])
+    write_video(path, _frames(rng, num_frames, config), config.fps, CRF)
+    sizes = {"width_px": config.width_px, "height_px": config.height_px, "fps": config.fps}
+    return Clip(path=path, num_frames=num_frames, **sizes)
 
 
 def annotate(root: Path, clips: Mapping[Split, Mapping[str, Clip]], questions_per_clip: int = 6, seed: int = 0) -> None:
