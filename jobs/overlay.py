@@ -101,7 +101,7 @@ def run(job: Overlay) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         mp4 = Path(folder) / "video.mp4"
-        transcode(job.video, mp4, frame_px=backbone.frame_px, config=wanted)
+        transcode(job.video, mp4, frame_px=backbone.frame_px, config=wanted, view=backbone.preprocess.view)
         num_frames = write_video(job.out, pictures(mp4), max(1, round(wanted.fps)), OVERLAY_CRF)
     print(f"{title}: {num_frames} frames, {100 * np.mean(rates):.1f} % of patches reused\n{job.out}")
 

@@ -179,7 +179,14 @@ def run(job: Job) -> None:
     job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
     encode = partial(transcode_apart, limit_s=experiment.clip_limit_s)
     make = partial(transcode_one, encode=encode) if job.runs("transcode") else None
-    transcoded = transcode_clips(job.dataset.clips, job.store, experiment.transcode, job.backbone.frame_px, make=make)
+    transcoded = transcode_clips(
+        job.dataset.clips,
+        job.store,
+        experiment.transcode,
+        job.backbone.frame_px,
+        view=job.backbone.preprocess.view,
+        make=make,
+    )
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
     job.check()

@@ -173,12 +173,13 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
 def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting]) -> None:
     """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
     clips = load_video_folder(videos).clips
-    px = load_backbone(collection.backbone).frame_px
-    known = transcode_clips(clips, collection.store, collection.transcode, px, make=None).clips
+    backbone = load_backbone(collection.backbone)
+    px, view = backbone.frame_px, backbone.preprocess.view
+    known = transcode_clips(clips, collection.store, collection.transcode, px, view=view, make=None).clips
     failures: list[Failure] = []
     if len(known) < len(clips):
         cluster.connect()
-        made = transcode_clips(clips, collection.store, collection.transcode, px)
+        made = transcode_clips(clips, collection.store, collection.transcode, px, view=view)
         known, failures = made.clips, [*made.failures]
     lacking = [clip for clip in known.values() if not is_embedded(clip, collection, settings)]
     if lacking:

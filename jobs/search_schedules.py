@@ -23,7 +23,7 @@ from dejavu.datasets.video_folder import load_video_folder
 from dejavu.records import Clip, Transcoded
 from dejavu.stages.batch import EmbedConfig, Embedding
 from dejavu.stages.search_schedules import FRAMES_PER_CLIP, SchedulesConfig, gather_frames
-from dejavu.stages.transcode import source_key, transcode_clips, transcode_one
+from dejavu.stages.transcode import geometry, source_key, transcode_clips, transcode_one
 from dejavu.store import Store, write_json
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.diffrate_schedule import schedule_json
@@ -79,17 +79,18 @@ def _transcode(
     """Transcode as many videos as frames are wanted of, spread over the folder."""
     wanted = max(1, config.schedules.num_frames // FRAMES_PER_CLIP)
     every = -(-len(clips) // wanted)
+    px, view = backbone.frame_px, backbone.preprocess.view
     for clip in clips[::every]:
         row = {
             "clip": asdict(clip),
-            "key": source_key(clip, config.transcode, backbone.frame_px),
+            "key": source_key(clip, config.transcode, px, view),
             "store": str(store.root),
-            "px": backbone.frame_px,
+            **geometry(px, view),
             "config": asdict(config.transcode),
         }
         if error := transcode_one(row)["error"]:
             print(f"left out: {clip.clip_id}: {error}", flush=True)
-    return list(transcode_clips(clips, store, config.transcode, backbone.frame_px, make=None).clips.values())
+    return list(transcode_clips(clips, store, config.transcode, px, view=view, make=None).clips.values())
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ Every token goes through every layer; how much of it is still there is a weight 
 count it with. A token's weight falls from 1 to 0 over a window of ranks around the count. As the window closes, the
 embedding becomes that of `DiffRate` under the rounded counts.
 
-Shapes: B frames, N tokens (CLS first), D width, h heads, d head width, M queries; l the L - 1 layers before the last.
+Shapes: B frames, N tokens (prefix first), D width, h heads, d head width, M queries; l the L - 1 layers before the last.
 Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
 ours keeps them soft and narrows them.
 """
@@ -17,15 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reuse_models.diffrate import rank_prefix_first
 from reuse_models.vit import Vit
 
 NARROWEST = 1e-3
 """Tokens: a window so narrow is a step."""
+LEAST_THERE = 1e-6
+"""Of a token that a head pools: what is gone altogether has a logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelaxedCounts:
-    """Tokens kept in each layer but the last, CLS counted, as real numbers."""
+    """Tokens kept in each layer but the last, the prefix counted, as real numbers."""
 
     pruned_l: Tensor
     merged_l: Tensor
@@ -36,12 +39,12 @@ def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: 
     """Return embedding_BE.
 
     Args:
-        vit: A tower with CLS.
+        vit: The tower, frozen.
         frames_B3HW: Normalised for the tower.
         counts: Tokens kept.
         window: Width of the fall as a share of the tokens that a layer takes away; 0 is a step.
     """
-    last = vit.shape.num_layers - 1
+    last, prefix = vit.shape.num_layers - 1, vit.shape.num_prefix
     h_BND = vit.embed(frames_B3HW)
     there_BN = h_BND.new_ones(h_BND.shape[:2])
     entering = counts.pruned_l.new_tensor(float(vit.shape.num_tokens))
@@ -50,17 +53,26 @@ def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: 
         q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
         attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
         h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
-        rank_BN = _ranks(attention_BhNN[:, :, 0].detach().sum(1))
+        rank_BN = _ranks(_received(vit, attention_BhNN.detach(), there_BN.detach()), prefix)
         # One width for both, so that nothing leaves where nothing is merged; narrow where little is taken away, since a
         # layer that keeps all tokens must keep the last one whole.
         width = (window * (entering - merged + 0.5)).clamp_min(NARROWEST)
         staying_BN = _weight(rank_BN, merged, width)
         leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
-        h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged))
+        h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged, prefix))
         there_BN, entering = there_BN * staying_BN, merged
     q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(last, h_BND))
-    attention_Bh1N = _attention(q_BhNd[:, :, :1], k_BhNd, there_BN)
-    return vit.head(vit.close(last, h_BND[:, :1], (attention_Bh1N @ v_BhNd).transpose(1, 2).flatten(2)))
+    asked = vit.shape.num_last_queries
+    attention_BhMN = _attention(q_BhNd[:, :, :asked], k_BhNd, there_BN)
+    h_BMD = vit.close(last, h_BND[:, :asked], (attention_BhMN @ v_BhNd).transpose(1, 2).flatten(2))
+    return vit.head(h_BMD, None if vit.shape.has_cls else there_BN.clamp_min(LEAST_THERE).log())
+
+
+def _received(vit: Vit, attention_BhNN: Tensor, there_BN: Tensor) -> Tensor:
+    """Return each token's importance: what CLS pays it, or the mean over the tokens that are there."""
+    if vit.shape.has_cls:
+        return attention_BhNN[:, :, 0].sum(1)
+    return torch.einsum("bhmn,bm->bn", attention_BhNN, there_BN) / there_BN.sum(1, keepdim=True)
 
 
 def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
@@ -73,9 +85,9 @@ def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
     return weights_BhMN / weights_BhMN.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-def _ranks(importance_BN: Tensor) -> Tensor:
-    """Return each token's place, 0 for CLS, then by the attention that CLS pays it, most first."""
-    importance_BN[:, 0] = torch.inf
+def _ranks(importance_BN: Tensor, prefix: int) -> Tensor:
+    """Return each token's place: the prefix in its order, then by importance, most first."""
+    rank_prefix_first(importance_BN, prefix)
     return importance_BN.argsort(-1, descending=True).argsort(-1).to(importance_BN.dtype)
 
 
@@ -84,12 +96,12 @@ def _weight(rank_BN: Tensor, kept: Tensor, width: Tensor) -> Tensor:
     return torch.sigmoid((kept - rank_BN - 0.5) / width)
 
 
-def _merge(h_BND: Tensor, leaving_BN: Tensor, kept_BN: Tensor) -> Tensor:
-    """Average what leaves each token into the most similar kept one, never CLS, by the weight that leaves."""
+def _merge(h_BND: Tensor, leaving_BN: Tensor, kept_BN: Tensor, prefix: int) -> Tensor:
+    """Average what leaves each token into the most similar kept one, never the prefix, by the weight that leaves."""
     unit_BND = F.normalize(h_BND.detach(), dim=-1)
     itself_NN = torch.eye(h_BND.shape[1], dtype=torch.bool, device=h_BND.device)
     similarity_BNN = (unit_BND @ unit_BND.mT).masked_fill(~kept_BN[:, None] | itself_NN, -torch.inf)
-    similarity_BNN[:, :, 0] = -torch.inf
+    similarity_BNN[:, :, :prefix] = -torch.inf
     into_BN = similarity_BNN.argmax(-1)
     size_BN = torch.ones_like(leaving_BN).scatter_add(1, into_BN, leaving_BN)
     sum_BND = h_BND.scatter_add(1, into_BN[..., None].expand_as(h_BND), h_BND * leaving_BN[..., None])

@@ -21,14 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.diffrate import DiffRate, DiffRateConfig, relaxed_work, uniform_schedule
+from reuse_models.diffrate import DiffRate, DiffRateConfig, fewest_kept, relaxed_work, uniform_schedule
 from reuse_models.diffrate_relaxed import RelaxedCounts, relaxed_embed
 from reuse_models.diffrate_schedule import Schedule, cost_share
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.vit import Vit, VitShape
 
-FEWEST = 2
-"""Tokens that stay: CLS and one to merge into."""
 UNIFORM_LOGIT = 2.5
 WHOLE_LOGIT = 6.0
 """Of a layer that a start leaves alone: all of 257 tokens stay."""
@@ -84,17 +82,15 @@ def search_schedule(
     """Search the schedule of one FLOP target; the same frames, config and threads give the same one.
 
     Args:
-        vit: A tower with CLS, frozen.
+        vit: The tower, frozen.
         frames_F3HW: Normalised for the tower, in no particular order; two steps' worth or more.
         flops_share: FLOPs as a share of `dense_flops`; the result costs at most this.
         config: The search's own settings.
 
     Raises:
-        ValueError: Too few frames, a share that no schedule reaches, or a tower without CLS.
+        ValueError: Too few frames, or a share that no schedule reaches.
     """
     config = config or SearchConfig()
-    if not vit.shape.has_cls:
-        raise ValueError("diffrate: got a tower without CLS, expected CLIP; tokens are ranked by CLS attention")
     if len(frames_F3HW) < 2 * config.frames_per_step:
         raise ValueError(
             f"schedule search: got {len(frames_F3HW)} frames, expected {2 * config.frames_per_step} or more; "
@@ -212,10 +208,11 @@ class _Search:
 def relaxed_counts(shape: VitShape, logits_2l: Tensor) -> RelaxedCounts:
     """Return the tokens kept under the rates' logits: first row pruning, second row merging."""
     entering = logits_2l.new_tensor(float(shape.num_tokens))
+    fewest = fewest_kept(shape)
     pruned, merged = [], []
     for after_pruning, after_merging in logits_2l.sigmoid().unbind(1):
-        pruned.append(FEWEST + (entering - FEWEST) * after_pruning)
-        entering = FEWEST + (pruned[-1] - FEWEST) * after_merging
+        pruned.append(fewest + (entering - fewest) * after_pruning)
+        entering = fewest + (pruned[-1] - fewest) * after_merging
         merged.append(entering)
     return RelaxedCounts(torch.stack(pruned), torch.stack(merged))
 
@@ -226,7 +223,7 @@ def hold_cost(
     """Return logits moved along a direction to where they cost the target, or as little above it as that reaches.
 
     Args:
-        shape: A tower with CLS.
+        shape: Of the tower.
         logits_2l: Where to begin.
         along_2l: Not negative, so that FLOPs grow along it.
         flops_share: The target; what is returned costs no more, if it can.

@@ -77,7 +77,8 @@ def kernel_version() -> str:
     """Hash the code that computes embeddings: the methods, the decoder and the preprocessing, comments left out."""
     here = Path(__file__).resolve().parent
     sources = [*Path(reuse_models.__file__).parent.glob("*.py"), *(here / "video").glob("*.py")]
-    sources += [here / "backbones" / "preprocess.py", *(here / "stages" / name for name in ("batch.py", "encode.py"))]
+    sources += [here / "backbones" / name for name in ("preprocess.py", "image_processor.py")]
+    sources += [here / "stages" / name for name in ("batch.py", "encode.py")]
     return code_version(sources)
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dejavu.backbones.image_processor import default_image_px
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
 from dejavu.backbones.plain import read_tower
 from dejavu.backbones.preprocess import Preprocess
@@ -77,7 +78,9 @@ def load_backbone(name: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dty
     if vit is None:
         vit = _vision_tower(name, files)
     try:
-        preprocess = Preprocess.from_config(vit.shape.image_px, files.preprocessor() or _default_norm(files), device)
+        config = files.preprocessor()
+        default_image_px(config, files.model_type, vit.shape.image_px)
+        preprocess = Preprocess.from_config(vit.shape.image_px, config, files.model_type, device)
     except ValueError as error:
         raise BackboneError(f"backbone {name}: {error}") from error
     return Backbone(
@@ -132,11 +135,6 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
             f"backbone {name}: got {reason}, expected the config and weights of one {files.model_type}; "
             "save or download it again"
         ) from error
-
-
-def _default_norm(files: BackboneFiles) -> dict[str, list[float]] | None:
-    """SigLIP's own mean and std, where a directory has no preprocessor config; CLIP's are the default."""
-    return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if "siglip" in files.model_type else None
 
 
 def _logit_scale(files: BackboneFiles) -> float | None:

@@ -33,7 +33,14 @@ class BackboneFiles:
         return str(self.config.get("model_type"))
 
     def preprocessor(self) -> dict[str, Any] | None:
-        """Return the preprocessor's config, None where there is none."""
+        """Return the image processor's config as transformers finds it, None where there is none.
+
+        Raises:
+            BackboneError: The file is damaged.
+        """
+        nested = self.directory / "processor_config.json"
+        if nested.is_file() and (processor := _read_json(nested).get("image_processor")) is not None:
+            return _object(nested, processor)
         path = self.directory / "preprocessor_config.json"
         return _read_json(path) if path.is_file() else None
 
@@ -114,6 +121,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (RecursionError, ValueError) as error:
         raise BackboneError(f"{path}: got {error}, expected JSON; download or save the backbone again") from error
+    return _object(path, value)
+
+
+def _object(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BackboneError(f"{path}: got {str(value)[:40]}, expected an object; download or save the backbone again")
     return value

@@ -103,7 +103,7 @@ def test_siglip_embeds_frames_and_padded_texts_as_hugging_face_does(siglip: tupl
         theirs = F.normalize(model.text_model(ids).pooler_output, dim=-1)
     torch.testing.assert_close(backbone.embed_texts(["a red circle"]), theirs, atol=1e-5, rtol=1e-5)
     assert not backbone.vit.shape.has_cls
-    assert backbone.preprocess.mean == (0.5, 0.5, 0.5)
+    assert backbone.preprocess.processor.mean == (0.5, 0.5, 0.5)
 
 
 def test_a_long_text_is_cut_to_what_the_tower_reads(clip: tuple[Path, CLIPModel]) -> None:
