@@ -14,7 +14,8 @@ from reuse_models.vit_shape import VitShape
 
 CLIP_TEXT_TOKENS = 77
 SIGLIP_TEXT_TOKENS = 64
-CLIP_TEXT_LAYERS = 12
+HUGE = 1024
+"""Width of the common space of ViT-H."""
 HEAD_DIM = 64
 BYTES_PER_WEIGHT = 4
 
@@ -22,15 +23,17 @@ BYTES_PER_WEIGHT = 4
 def text_sizes(shape: VitShape) -> dict[str, int]:
     """Return the sizes of the text tower that was published with a vision tower, its vocabulary apart.
 
-    CLIP's is as wide as the common space and has 12 layers, SigLIP's is as large as its vision tower.
+    CLIP's is as wide as the common space and has 12 layers, 24 in ViT-H; SigLIP's is as large as its vision tower.
 
     Raises:
         ValueError: The tower has none: it is neither CLIP's nor SigLIP's.
     """
     if shape.has_cls and shape.has_projection:
-        width, layers, positions = shape.embed_dim, CLIP_TEXT_LAYERS, CLIP_TEXT_TOKENS
-    elif not shape.has_cls and not shape.has_projection:
+        width, layers, positions = shape.embed_dim, 24 if shape.embed_dim >= HUGE else 12, CLIP_TEXT_TOKENS
+        mlp_width, heads = 4 * width, max(1, width // HEAD_DIM)
+    elif not shape.has_cls:
         width, layers, positions = shape.width, shape.num_layers, SIGLIP_TEXT_TOKENS
+        mlp_width, heads = shape.mlp_width, shape.num_heads
     else:
         raise ValueError(
             "backbone: got a tower without text tower, expected CLIP's or SigLIP's, since NExT-QA asks in words; "
@@ -38,9 +41,9 @@ def text_sizes(shape: VitShape) -> dict[str, int]:
         )
     return {
         "hidden_size": width,
-        "intermediate_size": 4 * width,
+        "intermediate_size": mlp_width,
         "num_hidden_layers": layers,
-        "num_attention_heads": max(1, width // HEAD_DIM),
+        "num_attention_heads": heads,
         "max_position_embeddings": positions,
     }
 
@@ -79,7 +82,7 @@ def write_weights(shape: VitShape, words: Sequence[str], folder: Path, seed: int
     tokenizer = word_tokenizer(words, text["max_position_embeddings"])
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     common: dict[str, Any] = {"layer_norm_eps": shape.layer_norm_eps, "hidden_act": shape.activation}
-    text_config = {**text, **ids, **common, "vocab_size": len(tokenizer), "projection_size": text["hidden_size"]}
+    text_config = {**text, **ids, **common, "vocab_size": len(tokenizer), "projection_size": shape.embed_dim}
     vision_config = {
         **common,
         "hidden_size": shape.width,
