@@ -11,6 +11,7 @@ import _bootstrap  # first: makes the packages importable
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +183,7 @@ def run(words: Sequence[str], results: Path, num_cpus: int) -> Spent:
             status = driver.wait()
         finally:
             driver.terminate()
+            driver.wait()
             samples = watch.stop()
         end = time.time()
     if status:
@@ -228,6 +230,9 @@ def main(words: Sequence[str]) -> int:
     except (RehearsalError, *ONE_LINE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        print("stopped: got Ctrl-C, expected the end; remove the results folder and begin anew", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
