@@ -43,8 +43,7 @@ class FootageConfig:
     num_test: int = 4
     min_s: float = 4
     max_s: float = 12
-    """Lengths of a split lie evenly between both. NExT-QA's clips are 10 to 180 s long, 40 on average; short ones cost as
-    much a frame."""
+    """Lengths of a split lie evenly between both. NExT-QA's are 10 to 180 s, 40 on average; a frame costs the same."""
     width_px: int = 640
     height_px: int = 360
     fps: int = 30

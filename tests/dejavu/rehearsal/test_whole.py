@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,12 +26,14 @@ from dejavu.stages.train import TrainConfig
 from reuse_models import diffrate_search
 from reuse_models.diffrate import DiffRate
 from reuse_models.diffrate_search import SearchConfig, search_schedule
+from reuse_models.flops import dense_flops
 from reuse_models.training import FitConfig
 from reuse_models.vit import Vit
 from reuse_models.vit_shape import KNOWN_SHAPES
 from reuse_models.warm_up import WarmUpConfig
 from tune_spaces.study import SweepConfig
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "nextqa.md"
 LARGE = KNOWN_SHAPES["openai/clip-vit-large-patch14"]
 DATA = DataSet(
     videos={"train": 100, "val": 10, "test": 20},
@@ -141,6 +144,25 @@ def test_every_stage_of_the_recipe_that_reads_video_is_a_line() -> None:
     }
     assert "diffrate" not in grid_sizes(KNOWN_SHAPES["google/siglip-base-patch16-224"], recipe)
     assert NEXT_QA.frames("val", 2) + NEXT_QA.frames("test", 2) == pytest.approx(126_000, rel=0.01)
+
+
+def test_the_page_says_what_follows_from_the_recipe() -> None:
+    recipe, page = RECIPES["nextqa"][1], PAGE.read_text(encoding="utf-8")
+    sizes = grid_sizes(LARGE, recipe)
+    chosen = sum(min(recipe.sweep.chosen_per_method, size) for size in sizes.values())
+    assert f"{sum(sizes.values())} settings on validation clips, {chosen} of them at most on test clips" in page
+    steps = recipe.train.epochs * (NEXT_QA.windows // recipe.train.fit.clips_per_step)
+    assert f"{len(recipe.train.targets)} targets, {steps:,} steps of {recipe.train.fit.clips_per_step} windows" in page
+    frames = {split: NEXT_QA.frames(split, 2) for split in ("train", "val", "test")}
+    embedded = sum(frames.values()) + frames["val"] * sum(sizes.values()) + frames["test"] * chosen
+    assert f"| {sum(frames.values()) / 1e3:.0f},000 |" in page
+    assert f"| {embedded / 1e6:.1f} million |" in page
+    assert f"| {embedded * 2 * LARGE.embed_dim / 1e9:.0f} GB |" in page
+    flops = dense_flops(LARGE)
+    settings = (embedded + sum(frames.values())) / 2  # Original is dense, the others half of that
+    assert f"| {settings * flops:.1e} FLOP |".replace("e+", "e") in page
+    fitted = steps * recipe.train.fit.clips_per_step * 6 * len(recipe.train.targets)
+    assert f"| {3 * fitted * flops:.1e} FLOP |".replace("e+", "e") in page
 
 
 def test_the_passes_of_a_search_are_those_that_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
