@@ -52,7 +52,7 @@ HANDFUL = {
     "--train.fit.clips-per-step": "2",
     "--train.warm-up.num-clips": "4",
     "--train.warm-up.steps": "20",
-    "--schedules.shares": "0.565",
+    "--schedules.shares": "0.627",
     "--schedules.num-frames": "16",
     "--schedules.search.steps": "2",
     "--schedules.search.frames-per-step": "4",

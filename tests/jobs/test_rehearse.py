@@ -1,4 +1,4 @@
-"""The rehearsal: what it refuses, and one of a tower of two layers from drawn clips to the table."""
+"""The rehearsal: what it refuses, and one of a tower of three layers from drawn clips to the table."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_is_given_after_two_dashes_replaces_our_own(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_small_tower_is_rehearsed_to_its_table(tmp_path: Path) -> None:
-    shape = replace(KNOWN_SHAPES[LARGE], image_px=56, width=64, num_heads=4, num_layers=2, mlp_width=128, embed_dim=64)
+    shape = replace(KNOWN_SHAPES[LARGE], image_px=56, width=64, num_heads=4, num_layers=3, mlp_width=128, embed_dim=64)
     write_weights(shape, WORDS, tmp_path / "backbone")
     words = ["--backbone", tmp_path / "backbone", "--results", tmp_path / "results", "--machines", "1", "10"]
     words += ["--clips.num-train", "2", "--clips.num-val", "2", "--clips.num-test", "2", "--clips.min-s", "7"]
