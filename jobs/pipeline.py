@@ -142,7 +142,7 @@ def start(experiment: Experiment) -> Job:
     here = local_folder(experiment.recipe, results)
     keep_status(results, experiment.recipe, here / LOGS)
     print(experiment.to_yaml(), flush=True)
-    backbone = load_backbone(experiment.backbone)
+    backbone = load_backbone(experiment.backbone, experiment.image_px)
     given_schedules(experiment, backbone)
     check_head(experiment.task, backbone, experiment.prompt)
     tracking = Tracking.open(here)
@@ -156,9 +156,8 @@ def start(experiment: Experiment) -> Job:
     if dataset.missing:
         names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")
-    return Job(
-        experiment, results, store, tracking, backbone, dataset, Embedding(experiment.backbone, store, experiment.embed)
-    )
+    embedding = Embedding(experiment.backbone, store, experiment.embed, experiment.image_px)
+    return Job(experiment, results, store, tracking, backbone, dataset, embedding)
 
 
 def load_dataset(experiment: Experiment, results: Place) -> Dataset:
@@ -316,16 +315,17 @@ def fit_run(job: Job, addon: TrainedAddon) -> Run:
         metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
         tags=tags(job),
         curves=curves,
-        addon=LoggedAddon(addon.weights, job.experiment.backbone, addon.semantics, addon.order),
+        addon=LoggedAddon(
+            addon.weights, job.experiment.backbone, job.experiment.image_px, addon.semantics, addon.order
+        ),
     )
 
 
 def fit_schedules(job: Job) -> None:
     """Search DiffRate's schedule for each FLOP target on training clips."""
     clips = job.of_split("train")
-    if not clips or not job.backbone.vit.shape.has_cls:
-        lacking = "a tower with CLS" if clips else "training clips"
-        job.say(f"no {lacking}: DiffRate's schedules are not searched")
+    if not clips:
+        job.say("no training clips: DiffRate's schedules are not searched")
         return
     cluster.bring_up(job.experiment.gpus_per_worker)
     result = search_schedules(clips, job.backbone, job.embedding, job.experiment.schedules)

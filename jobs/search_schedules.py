@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
@@ -40,6 +39,8 @@ class SearchSchedulesConfig:
     """Folder of the schedules."""
     backbone: str = EMBEDDED
     """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
+    image_px: int | None = None
+    """Side in pixels of the frames that the tower sees; its image processor's unless given."""
     schedules: SchedulesConfig = field(default_factory=SchedulesConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
 
@@ -49,13 +50,13 @@ def search(config: SearchSchedulesConfig) -> None:
 
     Raises:
         BackboneError: The backbone does not load.
-        ValueError: Too few videos can be read, a share is out of reach, or the tower has no CLS.
+        ValueError: Too few videos can be read, or a share is out of reach.
         OSError: The folder of videos is not there, or that of the schedules cannot be written.
     """
-    backbone = load_backbone(config.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(config.backbone, config.image_px, device="auto")
     clips = load_video_folder(config.videos).clips
     with tempfile.TemporaryDirectory() as folder:
-        embedding = Embedding(config.backbone, Store(Path(folder)), EmbedConfig())
+        embedding = Embedding(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
         transcoded = _transcode(clips, config, backbone, embedding.store)
         frames_F3HW, failures = gather_frames(transcoded, config.schedules.num_frames, backbone, embedding)
     for failure in failures:

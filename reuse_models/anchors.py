@@ -61,7 +61,7 @@ def start_anchors(vit: Vit, num_streams: int) -> tuple[BoundaryAnchors, ...]:
 
 
 def state_bytes_per_stream(shape: VitShape, bytes_per_value: int = 4) -> int:
-    """Return N · ((L - 1)(5 D + 1 + pad) - 2 D) values: with CLS, three of five tensors remain before the last layer."""
+    """Return N · ((L - 1)(5 D + 1 + pad) - 2 D) values: with CLS, 3 of 5 tensors are left before the last layer."""
     saved = 2 * shape.width if shape.has_cls and shape.num_layers > 1 else 0
     per_token = (shape.num_layers - 1) * (5 * shape.width + 1 + ROW_PAD) - saved
     return shape.num_tokens * per_token * bytes_per_value

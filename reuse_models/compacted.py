@@ -95,7 +95,8 @@ class Compacted:
             if at.h_BND is not None:
                 at.h_BND[streams_S] = h_SND
         if not vit.shape.has_cls:
-            return vit.finish(*vit.split_heads(projected_SNC), h_SND)
+            q_ShNd, k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
+            return vit.finish(q_ShNd, k_ShNd, v_ShNd, h_SND)
         (q_Sh1d,) = vit.split_heads(vit.query(last, h_SND[:, :1]))
         k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
         return vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_SND[:, :1])

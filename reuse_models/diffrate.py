@@ -25,7 +25,6 @@ from reuse_models.merging import merge_into, take_tokens
 from reuse_models.method import Method, Work
 from reuse_models.vit import Vit, VitShape
 
-
 BEYOND_ATTENTION = 1e30
 """More than any importance; torch's order of equal numbers, such as infinities, is none."""
 
@@ -200,7 +199,9 @@ def uniform_schedule(shape: VitShape, flops_share: float) -> tuple[tuple[int, ..
 
 
 def _uniform(shape: VitShape, kept_rate: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    merge_kept = [max(fewest_kept(shape), round(shape.num_tokens * kept_rate ** (layer + 1))) for layer in range(shape.num_layers)]
+    merge_kept = [
+        max(fewest_kept(shape), round(shape.num_tokens * kept_rate ** (layer + 1))) for layer in range(shape.num_layers)
+    ]
     entering = [shape.num_tokens, *merge_kept[:-1]]
     prune_kept = [before - (before - after) // 2 for before, after in zip(entering, merge_kept, strict=True)]
     return tuple(prune_kept), tuple(merge_kept)

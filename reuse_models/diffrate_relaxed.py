@@ -4,7 +4,7 @@ Every token goes through every layer; how much of it is still there is a weight 
 count it with. A token's weight falls from 1 to 0 over a window of ranks around the count. As the window closes, the
 embedding becomes that of `DiffRate` under the rounded counts.
 
-Shapes: B frames, N tokens (prefix first), D width, h heads, d head width, M queries; l the L - 1 layers before the last.
+Shapes: B frames, N tokens (prefix first), D width, h heads, d head width, M queries; l the layers before the last.
 Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
 ours keeps them soft and narrows them.
 """

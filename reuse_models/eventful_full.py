@@ -7,8 +7,9 @@ changed values and the changed columns of attention (the other columns keep what
 
 Shapes: B streams, S of them at a step, N tokens (CLS first where there is one), M of them with a query, K gated,
 h heads, d head width, D width, C channels.
-Source: Eventful Transformers (arXiv:2308.13494), sections 4.1 to 4.3, gates after the norm. Ours: CLS and registers pass every gate
-beside the k, in the last layer only CLS has a query, and a product is computed whole where its update would cost more.
+Source: Eventful Transformers (arXiv:2308.13494), sections 4.1 to 4.3, gates after the norm. Ours: CLS and
+registers pass every gate beside the k, in the last layer only CLS has a query where there is one, and a product is
+computed whole where its update would cost more.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class EventfulFull:
         return h_SMD.add_(state.mlp_out_BMD)
 
     def _gate(self, input_SMD: Tensor, last_SMD: Tensor, refreshed: int) -> Tensor:
-        """Return [S, K]: the prefix and the patches whose input moved furthest; their inputs are written down as last."""
+        """Return [S, K]: the prefix and the patches whose input moved furthest; their inputs are noted as last."""
         prefix = self.vit.shape.num_prefix
         candidates = input_SMD.shape[1] - prefix
         if refreshed >= candidates:

@@ -114,9 +114,7 @@ def tower_weights(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Ten
     return weights
 
 
-def at_size(
-    weights: Mapping[str, Tensor], shape: VitShape, image_px: int | None
-) -> tuple[dict[str, Tensor], VitShape]:
+def at_size(weights: Mapping[str, Tensor], shape: VitShape, image_px: int | None) -> tuple[dict[str, Tensor], VitShape]:
     """Return a tower's weights and shape at another size of frames, its own where that is None.
 
     Added positions are interpolated bicubically, in float32, with antialiasing where the model's own code does so
@@ -147,17 +145,17 @@ def at_size(
     return {**weights, **changed}, resized
 
 
-def _side(size: Any, name: str) -> int:
+def _side(size: Any, name: str) -> Any:
     """Return one side of what may be given as two."""
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or sides[0] != sides[1]:
         raise ValueError(f"backbone: got a {name} of {size}, expected a square; choose another backbone")
-    return sides[0]  # type: ignore[no-any-return]  its type is checked where a config is read from a file
+    return sides[0]
 
 
-def _mlp_width(config: Any, family: str, gated: bool) -> int:
+def _mlp_width(config: Any, family: str, gated: bool) -> Any:
     if family not in DINOV2:
-        return config.intermediate_size  # type: ignore[no-any-return]
+        return config.intermediate_size
     # DINOv2 has a ratio; its gated MLP takes two thirds of it, rounded up to a multiple of 8.
     width = int(config.hidden_size * config.mlp_ratio)
     return (int(width * 2 / 3) + 7) // 8 * 8 if gated else width

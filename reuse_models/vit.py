@@ -89,6 +89,22 @@ class Vit(nn.Module):
 
         return tower_of(model, image_px)
 
+    def at_size(self, image_px: int) -> Vit:
+        """Return the tower for frames of another size, sharing all weights but its positions.
+
+        Raises:
+            ValueError: The size is no multiple of the patches, and not the tower's own.
+        """
+        from reuse_models.hugging_face import at_size  # noqa: PLC0415  see above
+
+        if image_px == self.shape.image_px:
+            return self
+        weights, shape = at_size(self.state_dict(), self.shape, image_px)
+        with torch.device("meta"):
+            resized = Vit(shape)
+        resized.load_state_dict(weights, assign=True)
+        return resized
+
     @staticmethod
     def random(shape: VitShape, seed: int = 0) -> Vit:
         """Return a tower with random weights that keep activations of order one: for tests and benchmarks."""
@@ -329,9 +345,7 @@ class Vit(nn.Module):
             q_BhMd, h_BND = q_BhMd[:, :, :1], h_BND[:, :1]
         return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd, bias_BN)), bias_BN)
 
-    def finish_from_input(
-        self, h_BMD: Tensor, bias_BM: Tensor | None = None, token_BM: Tensor | None = None
-    ) -> Tensor:
+    def finish_from_input(self, h_BMD: Tensor, bias_BM: Tensor | None = None, token_BM: Tensor | None = None) -> Tensor:
         """Return embedding_BE from the last layer's input: only CLS gets a query, where there is one.
 
         Args:

@@ -1,4 +1,4 @@
-"""A small tower of every family, for tests that hold for all of them: 36 patches of 8 px, whatever stands before them."""
+"""A small tower of every family, for tests that hold for all of them: 36 patches of 8 px."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def merging_oracle(vit: Vit, frame_3HW: Tensor, merged_per_layer: int) -> Tensor
         proposers = behind[1::2] if shape.num_prefix else behind[::2]
         receivers = behind[::2] if shape.num_prefix else behind[1::2]
         proposals = sorted(
-            (max((float(key_Nd[n] @ key_Nd[m]), m) for m in receivers) + (n,) for n in proposers), reverse=True
+            ((*max((float(key_Nd[n] @ key_Nd[m]), m) for m in receivers), n) for n in proposers), reverse=True
         )
         carried = proposals[: min(merged_per_layer, len(behind) // 2)]
         into = {n: m for _, m, n in carried}
@@ -240,9 +240,9 @@ def test_a_stream_is_the_same_in_any_company(vit: Vit, run: Run) -> None:
 
 def test_training_goes_through_every_family(vit: Vit) -> None:
     """The soft forward has a gradient for every weight that inference reads."""
-    from reuse_models.frame_order import training_pattern  # noqa: PLC0415
-    from reuse_models.gate import StraightGate  # noqa: PLC0415
-    from reuse_models.masked import Clips, masked_forward  # noqa: PLC0415
+    from reuse_models.frame_order import training_pattern
+    from reuse_models.gate import StraightGate
+    from reuse_models.masked import Clips, masked_forward
 
     torch.manual_seed(0)
     addon = Addon(addon_shape(vit.shape)).double()

@@ -252,11 +252,6 @@ def test_what_does_not_fit_is_refused(vit: Vit, addon: Addon) -> None:
         ReuseVitConfig(semantics="magic")  # type: ignore[arg-type]
 
 
-def test_a_tower_without_cls_is_refused(siglip_vit: Vit) -> None:
-    with pytest.raises(ValueError, match="tower without CLS"):
-        ReuseVitConfig().build(siglip_vit)
-
-
 def test_untrained_weights_say_so() -> None:
     assert ReuseVitConfig().setting == "untrained"
     assert ReuseVitConfig(weights="a/b/r80.safetensors", refresh=8, decision_bias=0.5).setting == "r80 bias=+0.5 R=8"

@@ -29,7 +29,7 @@ class BackboneFiles:
 
     @property
     def model_type(self) -> str:
-        """As the config names it: clip, clip_vision_model, siglip, siglip_vision_model."""
+        """As the config names it: clip, siglip_vision_model, dinov2 and so on."""
         return str(self.config.get("model_type"))
 
     def preprocessor(self) -> dict[str, Any] | None:
@@ -44,9 +44,14 @@ class BackboneFiles:
         path = self.directory / "preprocessor_config.json"
         return _read_json(path) if path.is_file() else None
 
-    def identity(self) -> str:
-        """Return the SHA-256 of everything that decides an embedding: config, preprocessor and weights."""
-        digest = hashlib.sha256(json.dumps([self.config, self.preprocessor()], sort_keys=True).encode())
+    def identity(self, image_px: int | None = None) -> str:
+        """Return the SHA-256 of everything that decides an embedding: config, preprocessor, weights, and its size.
+
+        Args:
+            image_px: Side of the frames; None for the preprocessor's own.
+        """
+        parts = [self.config, self.preprocessor(), *([] if image_px is None else [image_px])]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for path in self.weights:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -141,7 +141,7 @@ class _Stopwatch:
         self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
         self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone: Backbone = load_backbone(embedding.backbone, device=self.device)
+        self.backbone: Backbone = load_backbone(embedding.backbone, embedding.image_px, device=self.device)
         self.frames: list[DecodedFrames] = []
 
     def _load(self) -> None:

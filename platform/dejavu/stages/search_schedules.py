@@ -179,7 +179,7 @@ def _start(
 
 
 def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig) -> Outcome:
-    backbone = load_backbone(embedding.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
     frames_F3HW, failures = gather_frames(clips, config.num_frames, backbone, embedding)
     try:
         with metered(Step(stage=STAGE, step="search", method=f"diffrate {share:g}")) as done:

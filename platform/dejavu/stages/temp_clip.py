@@ -306,7 +306,7 @@ def _worker(config: dict[str, Any]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     task: _Task = config["task"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    _Course(task, load_backbone(task.embedding.backbone), device).run()
+    _Course(task, load_backbone(task.embedding.backbone, task.embedding.image_px), device).run()
 
 
 class _Course:

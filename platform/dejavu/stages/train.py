@@ -347,7 +347,9 @@ def _worker(config: dict[str, Any]) -> None:
     if device == "cpu" and world > 1:
         torch.set_num_threads(1)
     dtype = task.config.tower_dtype(device)
-    _Course(task, load_backbone(task.embedding.backbone, device=device, dtype=dtype), rank, world).run()
+    _Course(
+        task, load_backbone(task.embedding.backbone, task.embedding.image_px, device=device, dtype=dtype), rank, world
+    ).run()
 
 
 class _Course:
@@ -418,7 +420,9 @@ class _Course:
             return
         backbone = self.backbone
         if backbone.vit.position.dtype != torch.float32:  # biases are for the tower that embeds
-            backbone = load_backbone(self.task.embedding.backbone, device=str(backbone.vit.position.device))
+            backbone = load_backbone(
+                self.task.embedding.backbone, self.task.embedding.image_px, device=str(backbone.vit.position.device)
+            )
         with tempfile.TemporaryDirectory() as folder:
             for target, (_, addon) in self.best.items():
                 weights = Path(folder) / f"target={target:g}.safetensors"
