@@ -87,6 +87,11 @@ class Batch:
         """C."""
         return len(self.pixels_CF3HW)
 
+    @property
+    def num_frames(self) -> int:
+        """C * F."""
+        return self.pixels_CF3HW.shape[:2].numel()
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -27,6 +27,7 @@ LEVELS = [
     ("dejavu.ablation",),
     ("tune_spaces",),
     ("dejavu.experiment",),
+    ("dejavu.rehearsal",),
     ("jobs",),
 ]
 HOMES = {

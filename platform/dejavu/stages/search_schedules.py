@@ -25,7 +25,7 @@ from dejavu.place import Place, is_file
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import kernel_version
 from dejavu.stages.batch import Embedding, Segment, decode_segment
-from dejavu.stages.meter import failed, watched
+from dejavu.stages.meter import Step, failed, metered, watched
 from dejavu.stages.read import clips_identity
 from dejavu.stages.spread import Row, report_progress
 from dejavu.stages.train import TrainError
@@ -214,6 +214,9 @@ def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, con
     backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
     frames_FHW3, failures = gather_frames(clips, config.num_frames, backbone.frame_px, embedding)
     try:
-        return search_schedule(backbone.vit, frames_FHW3, share, config.search, backbone.preprocess), failures
+        with metered(Step(stage=STAGE, step="search", method=f"diffrate {share:g}")) as done:
+            result = search_schedule(backbone.vit, frames_FHW3, share, config.search, backbone.preprocess)
+            done.num_frames = len(frames_FHW3)
+        return result, failures
     except ValueError as error:
         return first_line(error)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dejavu.backbones import text
 from dejavu.backbones.load import Backbone
+from dejavu.events import Work, telling
 from dejavu.setting import code_version
 from dejavu.store import Store, identity
 
@@ -35,6 +36,8 @@ def embed_texts(texts: Sequence[str], backbone: Backbone, store: Store) -> Tenso
     name = identity(parts)
     kept = store.read_texts(name)
     if kept is None:
-        kept = backbone.embed_texts(texts).numpy()
+        with telling(Work(stage="texts", total=len(texts), unit="texts")) as so_far:
+            kept = backbone.embed_texts(texts).numpy()
+            so_far(len(texts))
         store.write_texts(name, texts, kept)
     return torch.from_numpy(kept)

@@ -39,7 +39,7 @@ from dejavu.setting import Setting, kernel_version
 from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.stages.live import See, following
-from dejavu.stages.meter import failed
+from dejavu.stages.meter import Step, failed, metered
 from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
 from dejavu.store import atomic, identity, patiently, write_json
@@ -395,7 +395,9 @@ class _Course:
             self._warm_up(windows)
         began, sums = self.step, {target: _Means() for target in self.fits}
         while self.step < self.num_steps and len(self.stopped) < len(self.fits) and not self.broken:
-            batch = to_batch(next(batches), self.backbone)
+            with metered(Step(stage=STAGE, step="decode")) as done:
+                batch = to_batch(next(batches), self.backbone)
+                done.num_frames = batch.num_frames
             for target, fit in self.fits.items():
                 if target not in self.stopped:
                     self._take_step(target, fit, batch, sums[target])
@@ -426,7 +428,9 @@ class _Course:
                 weights = Path(folder) / f"target={target:g}.safetensors"
                 save_addon(addon, weights)
                 setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics, order=config.fit.order)
-                rates = rate_curve(setting, backbone, frames)
+                with metered(Step(stage=STAGE, step="calibrate")) as done:
+                    rates = rate_curve(setting, backbone, frames)
+                    done.num_frames = len(PROBED_BIASES) * sum(len(part.seconds_F) for part in frames)
                 self.biases[target] = {
                     f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
                 }
@@ -435,7 +439,9 @@ class _Course:
 
     def _take_step(self, target: float, fit: Fit, batch: Batch, means: _Means) -> None:
         try:
-            means.add(fit.step(batch, self._average if self.world > 1 else None))
+            with metered(Step(stage=STAGE, step="fit")) as done:
+                means.add(fit.step(batch, self._average if self.world > 1 else None))
+                done.num_frames = batch.num_frames
         except NotFiniteError as error:
             self.broken = f"target {target:g}, step {self.step}: {error}"
 
@@ -455,10 +461,13 @@ class _Course:
         size = self.per_rank
         some = ([next(windows) for _ in range(size)] for _ in range(-(-config.num_clips // size)))
         pixels = (to_batch(part, self.backbone).pixels_CF3HW for part in some)
-        pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
+        with metered(Step(stage=STAGE, step="gather")) as done:
+            pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
+            done.num_frames = -(-config.num_clips // size) * size * len(training_pattern(self.task.config.fit.order))
         first: Fit | None = None
         for target, fit in self.fits.items():
-            warm_up(fit.addon, pairs_b, target, config)
+            with metered(Step(stage=STAGE, step="warm_up")):
+                warm_up(fit.addon, pairs_b, target, config)
             first = first or fit
             if self.world > 1:
                 for value in fit.addon.state_dict().values():
@@ -485,7 +494,9 @@ class _Course:
             fit.end_epoch()
             entry = {"step": float(self.step), **sums[target].values()}
             if validation is not None:
-                entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(validation)).items()}
+                with metered(Step(stage=STAGE, step="validate")) as done:
+                    entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(validation)).items()}
+                    done.num_frames = validation.num_frames
             self.curves[target].append(entry)
             judged = entry.get("val_loss", entry.get("loss", float("inf")))
             if judged < self.best[target][0]:
