@@ -113,7 +113,7 @@ class Scoring:
 
 
 # --------------------------------------------------------------------------------------------- kernels that do nothing
-def make_nothing(_source: Path, target: Path, *, frame_px: int, config: TranscodeConfig) -> Mp4Info:
+def make_nothing(_source: Path, target: Path, *, frame_px: int, config: TranscodeConfig, view: float) -> Mp4Info:
     """Stand in for `transcode`."""
     write_text(target, "a video")
     return Mp4Info(

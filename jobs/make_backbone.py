@@ -25,11 +25,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
+from dejavu.backbones.words import word_tokenizer
 from dejavu.datasets.labelled_frames import BACKGROUND, CELL_PX, UNCLEAR, LabelledFrames, labelled_frames
 from dejavu.datasets.world import COLOURS, KINDS, SHAPES, Kind
 
@@ -109,20 +108,7 @@ def phrases() -> Phrases:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one id per word, the end-of-text id highest, as CLIP's pooling expects."""
     words = ["a", "an", "and", "the", "something", "of", "in", "with", "is", "photo", *COLOURS, *SHAPES]
-    names = ["[PAD]", "[UNK]", "[BOS]", *words, "[EOS]"]
-    tokenizer = Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [(name, names.index(name)) for name in ("[BOS]", "[EOS]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="[BOS]",
-        eos_token="[EOS]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        model_max_length=MAX_WORDS,
-    )
+    return word_tokenizer(words, MAX_WORDS)
 
 
 def make_model(config: MakeBackboneConfig, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:

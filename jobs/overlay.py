@@ -85,7 +85,7 @@ def run(job: Overlay) -> None:
     """
     resolved = read_config(job.results)
     config = choose(job.results, reusing_configs(job.results), job.setting)
-    backbone = load_backbone(resolved["backbone"])
+    backbone = load_backbone(resolved["backbone"], resolved.get("image_px"))
     method = with_local_weights(config).build(backbone.vit)
     given = TranscodeConfig(**resolved["transcode"])
     wanted = given if job.fps is None else replace(given, fps=job.fps)
@@ -94,14 +94,14 @@ def run(job: Overlay) -> None:
 
     def pictures(path: Path) -> Iterator[NDArray[np.uint8]]:
         pieces = decode(path, motion_binning=resolved["embed"]["motion_binning"], chunk_frames=16)
-        first_patch = int(backbone.vit.shape.has_cls)
+        first_patch = backbone.vit.shape.num_prefix
         for number, frame in enumerate(follow(method, backbone, pieces)):
             rates.append(float(frame.reuse_LN[:, first_patch:].mean()))
             yield draw_overlay(frame, number, title)
 
     with tempfile.TemporaryDirectory() as folder:
         mp4 = Path(folder) / "video.mp4"
-        transcode(job.video, mp4, frame_px=backbone.frame_px, config=wanted)
+        transcode(job.video, mp4, frame_px=backbone.frame_px, config=wanted, view=backbone.preprocess.view)
         num_frames = write_video(job.out, pictures(mp4), max(1, round(wanted.fps)), OVERLAY_CRF)
     print(f"{title}: {num_frames} frames, {100 * np.mean(rates):.1f} % of patches reused\n{job.out}")
 

@@ -32,6 +32,7 @@ from dejavu.results_folder import local_folder, results_folder
 from dejavu.setting import Setting, name_setting, with_local_weights
 from dejavu.stages.batch import Embedding
 from dejavu.stages.embed import embed_clips
+from dejavu.stages.embed_memory import fit_memory
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.stages.live import Curve, LiveCurves, See, ending
@@ -42,7 +43,15 @@ from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
-from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
+from dejavu.stages.temp_clip import (
+    HeadFit,
+    TrainedHead,
+    check_fit_memory,
+    check_head,
+    check_lessons,
+    fit_head,
+    open_head,
+)
 from dejavu.stages.texts import embed_texts
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
@@ -142,7 +151,7 @@ def start(experiment: Experiment) -> Job:
     here = local_folder(experiment.recipe, results)
     keep_status(results, experiment.recipe, here / LOGS)
     print(experiment.to_yaml(), flush=True)
-    backbone = load_backbone(experiment.backbone)
+    backbone = load_backbone(experiment.backbone, experiment.image_px)
     given_schedules(experiment, backbone)
     check_head(experiment.task, backbone, experiment.prompt)
     tracking = Tracking.open(here)
@@ -156,9 +165,8 @@ def start(experiment: Experiment) -> Job:
     if dataset.missing:
         names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")
-    return Job(
-        experiment, results, store, tracking, backbone, dataset, Embedding(experiment.backbone, store, experiment.embed)
-    )
+    embedding = Embedding(experiment.backbone, store, experiment.embed, experiment.image_px)
+    return Job(experiment, results, store, tracking, backbone, dataset, embedding)
 
 
 def load_dataset(experiment: Experiment, results: Place) -> Dataset:
@@ -179,7 +187,14 @@ def run(job: Job) -> None:
     job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
     encode = partial(transcode_apart, limit_s=experiment.clip_limit_s)
     make = partial(transcode_one, encode=encode) if job.runs("transcode") else None
-    transcoded = transcode_clips(job.dataset.clips, job.store, experiment.transcode, job.backbone.frame_px, make=make)
+    transcoded = transcode_clips(
+        job.dataset.clips,
+        job.store,
+        experiment.transcode,
+        job.backbone.frame_px,
+        view=job.backbone.preprocess.view,
+        make=make,
+    )
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
     job.check()
@@ -199,7 +214,8 @@ def run(job: Job) -> None:
     chosen += published
     if job.runs("embed"):
         pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-        embedded = embed_clips(job.of_split("test"), [original, *chosen], job.embedding, pool, "test")
+        embedding, pool = fit_memory(job.backbone, [original, *chosen], job.embedding, pool)
+        embedded = embed_clips(job.of_split("test"), [original, *chosen], embedding, pool, "test")
         job.say(f"embedded {embedded.num_clips} clips under {1 + len(chosen)} settings")
         job.check()
     timings: Mapping[str, Timing] = {}
@@ -235,10 +251,12 @@ def train_head(job: Job, original: Setting) -> TrainedHead | None:
     if not task.trains:
         return open_head(task, job.backbone, experiment.prompt)
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
     clips = {split: job.of_split(split) for split in ("train", "val")}
     for split, some in clips.items():
-        embed_clips(some, [original], job.embedding, pool, split)
+        embed_clips(some, [original], embedding, pool, split)
     questions = [*job.questions("train"), *job.questions("val")]
+    check_fit_memory(task, job.backbone, sum(map(len, clips.values())))
     fitted = fit_head([*clips["train"], *clips["val"]], questions, original, job.embedding, task, experiment.prompt)
     job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
     log_once(job, fitted.weights, head_run(job, fitted))
@@ -263,8 +281,9 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
         job.say("no training clips: ReuseViT is measured untrained")
         return ()
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
     for split, some in clips.items():
-        embed_clips(some, [original], job.embedding, pool, split)
+        embed_clips(some, [original], embedding, pool, split)
     with telling(Work(stage="train", total=experiment.train.epochs, unit="epochs")):
         result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
@@ -309,16 +328,17 @@ def fit_run(job: Job, addon: TrainedAddon) -> Run:
         metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
         tags=tags(job),
         curves=curves,
-        addon=LoggedAddon(addon.weights, job.experiment.backbone, addon.semantics, addon.order),
+        addon=LoggedAddon(
+            addon.weights, job.experiment.backbone, job.experiment.image_px, addon.semantics, addon.order
+        ),
     )
 
 
 def fit_schedules(job: Job) -> None:
     """Search DiffRate's schedule for each FLOP target on training clips."""
     clips = job.of_split("train")
-    if not clips or not job.backbone.vit.shape.has_cls:
-        lacking = "a tower with CLS" if clips else "training clips"
-        job.say(f"no {lacking}: DiffRate's schedules are not searched")
+    if not clips:
+        job.say("no training clips: DiffRate's schedules are not searched")
         return
     cluster.bring_up(job.experiment.gpus_per_worker)
     result = search_schedules(clips, job.backbone, job.embedding, job.experiment.schedules)
@@ -367,9 +387,10 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
         write_chosen(job.store, settings)
         return settings
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-    embed_clips(validation, [original], job.embedding, pool, "val")
+    embedding, pool = fit_memory(job.backbone, [original, *settings], job.embedding, pool)
+    embed_clips(validation, [original], embedding, pool, "val")
     exam = job.exam("val")
-    bench = Bench(original, exam, job.embedding, pool)
+    bench = Bench(original, exam, embedding, pool)
     num_trials = sweep(settings, bench)
     scores = score_settings(settings, original, exam, job.embedding)
     stopped: list[Tried] = []

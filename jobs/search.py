@@ -30,6 +30,7 @@ from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import EmbedConfig, Embedding, cut
 from dejavu.stages.collect import StoredSetting, list_settings, read_frames
 from dejavu.stages.embed import embed_clips
+from dejavu.stages.embed_memory import fit_memory
 from dejavu.stages.failed import write_failures_csv
 from dejavu.stages.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
@@ -58,11 +59,12 @@ class Collection:
     backbone: str
     transcode: TranscodeConfig
     embed: EmbedConfig
+    image_px: int | None
 
     @property
     def embedding(self) -> Embedding:
         """What the embed stage takes."""
-        return Embedding(self.backbone, self.store, self.embed)
+        return Embedding(self.backbone, self.store, self.embed, self.image_px)
 
 
 def say(text: str) -> None:
@@ -100,6 +102,7 @@ def open_collection(folder: Place, backbone: str | None, videos: Place | None) -
         backbone or config.get("backbone", EMBEDDED),
         TranscodeConfig(**config.get("transcode", {})),
         EmbedConfig(**config.get("embed", {})),
+        config.get("image_px"),
     )
 
 
@@ -113,7 +116,7 @@ def check_backbone(collection: Collection, backbone: Backbone) -> None:
     config = collection.results / "config.yaml"
     if not made_with and is_file(config):
         name = yaml.safe_load(config.read_text(encoding="utf-8")).get("backbone", EMBEDDED)
-        made_with = {backbone.identity if name == backbone.name else locate(name).identity(): name}
+        made_with = {backbone.identity if name == backbone.name else locate(name).identity(collection.image_px): name}
     if made_with and backbone.identity not in made_with:
         raise SearchError(
             f"--backbone: got {backbone.name}, expected {' or '.join(sorted(set(made_with.values())))}, with which the "
@@ -173,18 +176,20 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
 def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting]) -> None:
     """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
     clips = load_video_folder(videos).clips
-    px = load_backbone(collection.backbone).frame_px
-    known = transcode_clips(clips, collection.store, collection.transcode, px, make=None).clips
+    backbone = load_backbone(collection.backbone, collection.image_px)
+    px, view = backbone.frame_px, backbone.preprocess.view
+    known = transcode_clips(clips, collection.store, collection.transcode, px, view=view, make=None).clips
     failures: list[Failure] = []
     if len(known) < len(clips):
         cluster.connect()
-        made = transcode_clips(clips, collection.store, collection.transcode, px)
+        made = transcode_clips(clips, collection.store, collection.transcode, px, view=view)
         known, failures = made.clips, [*made.failures]
     lacking = [clip for clip in known.values() if not is_embedded(clip, collection, settings)]
     if lacking:
         cluster.connect()
         pool = cluster.actor_pool(None, None)
-        failures += embed_clips(lacking, settings[:1], collection.embedding, pool, "search").failures
+        embedding, pool = fit_memory(backbone, settings[:1], collection.embedding, pool)
+        failures += embed_clips(lacking, settings[:1], embedding, pool, "search").failures
     if failures:
         write_failures_csv(collection.store, collection.results / "failures.csv")
     failed = {failure.clip_id for failure in failures}
@@ -211,7 +216,7 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
         raise SearchError("query: got nothing, expected words; say what is to be seen, such as 'a red circle'")
     config = MomentConfig(top=arguments.top, merge_s=arguments.merge_s, usual_share=arguments.usual_share)
     collection = open_collection(arguments.store, arguments.backbone, arguments.videos)
-    backbone = load_backbone(collection.backbone)
+    backbone = load_backbone(collection.backbone, collection.image_px)
     check_backbone(collection, backbone)
     query_E = backbone.embed_texts([query])[0].numpy()
     stored = stored_settings(collection, backbone)

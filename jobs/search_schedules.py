@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
@@ -23,7 +22,7 @@ from dejavu.datasets.video_folder import load_video_folder
 from dejavu.records import Clip, Transcoded
 from dejavu.stages.batch import EmbedConfig, Embedding
 from dejavu.stages.search_schedules import FRAMES_PER_CLIP, SchedulesConfig, gather_frames
-from dejavu.stages.transcode import source_key, transcode_clips, transcode_one
+from dejavu.stages.transcode import geometry, source_key, transcode_clips, transcode_one
 from dejavu.store import Store, write_json
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.diffrate_schedule import schedule_json
@@ -40,6 +39,8 @@ class SearchSchedulesConfig:
     """Folder of the schedules."""
     backbone: str = EMBEDDED
     """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
+    image_px: int | None = None
+    """Side in pixels of the frames that the tower sees; its image processor's unless given."""
     schedules: SchedulesConfig = field(default_factory=SchedulesConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
 
@@ -49,21 +50,21 @@ def search(config: SearchSchedulesConfig) -> None:
 
     Raises:
         BackboneError: The backbone does not load.
-        ValueError: Too few videos can be read, a share is out of reach, or the tower has no CLS.
+        ValueError: Too few videos can be read, or a share is out of reach.
         OSError: The folder of videos is not there, or that of the schedules cannot be written.
     """
-    backbone = load_backbone(config.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(config.backbone, config.image_px, device="auto")
     clips = load_video_folder(config.videos).clips
     with tempfile.TemporaryDirectory() as folder:
-        embedding = Embedding(config.backbone, Store(Path(folder)), EmbedConfig())
+        embedding = Embedding(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
         transcoded = _transcode(clips, config, backbone, embedding.store)
-        frames_F3HW, failures = gather_frames(transcoded, config.schedules.num_frames, backbone, embedding)
+        frames_FHW3, failures = gather_frames(transcoded, config.schedules.num_frames, backbone.frame_px, embedding)
     for failure in failures:
         print(f"left out: {failure.clip_id}: {failure.reason}", flush=True)
-    print(f"{len(frames_F3HW)} frames of {len(transcoded)} videos", flush=True)
+    print(f"{len(frames_FHW3)} frames of {len(transcoded)} videos", flush=True)
     for share in config.schedules.shares:
         start = time.monotonic()
-        found = search_schedule(backbone.vit, frames_F3HW, share, config.schedules.search)
+        found = search_schedule(backbone.vit, frames_FHW3, share, config.schedules.search, backbone.preprocess)
         path = config.out / f"{share:g}.json"
         write_json(path, schedule_json(found.schedule))
         print(
@@ -79,17 +80,18 @@ def _transcode(
     """Transcode as many videos as frames are wanted of, spread over the folder."""
     wanted = max(1, config.schedules.num_frames // FRAMES_PER_CLIP)
     every = -(-len(clips) // wanted)
+    px, view = backbone.frame_px, backbone.preprocess.view
     for clip in clips[::every]:
         row = {
             "clip": asdict(clip),
-            "key": source_key(clip, config.transcode, backbone.frame_px),
+            "key": source_key(clip, config.transcode, px, view),
             "store": str(store.root),
-            "px": backbone.frame_px,
+            **geometry(px, view),
             "config": asdict(config.transcode),
         }
         if error := transcode_one(row)["error"]:
             print(f"left out: {clip.clip_id}: {error}", flush=True)
-    return list(transcode_clips(clips, store, config.transcode, backbone.frame_px, make=None).clips.values())
+    return list(transcode_clips(clips, store, config.transcode, px, view=view, make=None).clips.values())
 
 
 def main() -> int:

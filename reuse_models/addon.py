@@ -62,10 +62,8 @@ def addon_shape(shape: VitShape, decision_hidden: int | None = None, restoration
     """Return the add-on's sizes on a tower; hidden sizes not given are the published ones, or in proportion to it.
 
     Raises:
-        ValueError: The tower has no CLS token, from which importance is read, or a size is below 1.
+        ValueError: A size is below 1.
     """
-    if not shape.has_cls:
-        raise ValueError("reusevit: got a tower without CLS, expected one with CLS; use original, eventful or cmc")
     share = min(1.0, shape.width / PUBLISHED_WIDTH)
     return AddonShape(
         width=shape.width,

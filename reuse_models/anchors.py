@@ -29,9 +29,9 @@ class BoundaryAnchors:
     norm_BN: Tensor
     """Length of each pre_proj."""
     h_BND: Tensor | None
-    """None before the last layer, where only CLS's is needed and CLS is always computed."""
+    """None before the last layer of a tower with CLS: only CLS's is needed there, and CLS is always computed."""
     projected_BNC: Tensor
-    """q, k, v side by side; k, v alone before the last layer. Rows are ROW_PAD apart."""
+    """q, k, v side by side; k, v alone before the last layer of a tower with CLS. Rows are ROW_PAD apart."""
 
 
 def empty_projected(like: Tensor, num_frames: int, shape: VitShape, parts: int) -> Tensor:
@@ -47,22 +47,23 @@ def start_anchors(vit: Vit, num_streams: int) -> tuple[BoundaryAnchors, ...]:
     like = vit.position
     anchors = []
     for layer in range(1, shape.num_layers):
-        is_last = layer == shape.num_layers - 1
+        ends_in_cls = shape.has_cls and layer == shape.num_layers - 1
         tokens = (num_streams, shape.num_tokens)
         anchors.append(
             BoundaryAnchors(
                 pre_proj_BND=like.new_zeros(*tokens, shape.width),
                 norm_BN=like.new_zeros(tokens, dtype=cosine_dtype(like)),
-                h_BND=None if is_last else like.new_zeros(*tokens, shape.width),
-                projected_BNC=empty_projected(like, num_streams, shape, 2 if is_last else 3),
+                h_BND=None if ends_in_cls else like.new_zeros(*tokens, shape.width),
+                projected_BNC=empty_projected(like, num_streams, shape, 2 if ends_in_cls else 3),
             )
         )
     return tuple(anchors)
 
 
 def state_bytes_per_stream(shape: VitShape, bytes_per_value: int = 4) -> int:
-    """Return N · ((L - 1)(5 D + 1 + pad) - 2 D) values: three of five tensors remain before the last layer."""
-    per_token = (shape.num_layers - 1) * (5 * shape.width + 1 + ROW_PAD) - 2 * shape.width
+    """Return N · ((L - 1)(5 D + 1 + pad) - 2 D) values: with CLS, 3 of 5 tensors are left before the last layer."""
+    saved = 2 * shape.width if shape.has_cls and shape.num_layers > 1 else 0
+    per_token = (shape.num_layers - 1) * (5 * shape.width + 1 + ROW_PAD) - saved
     return shape.num_tokens * per_token * bytes_per_value
 
 

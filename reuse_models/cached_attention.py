@@ -4,7 +4,7 @@ Scores of attention are small numbers: exp is taken without the shift by each ro
 and the outputs, fewer than the scores, are divided by the sums. Where a sum leaves the range of the type the block is
 handed to the ordinary attention.
 
-Shapes: K frames, h heads, N tokens (CLS first), d head width, D width.
+Shapes: K frames, h heads, N tokens (prefix first), d head width, D width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CachedAttention:
         self.vit, self._scale = vit, shape.head_dim**-0.5
         scores = (shape.num_heads, shape.num_tokens, shape.num_tokens)
         on_cpu = vit.position.device.type == "cpu" and vit.position.dtype in (torch.float32, torch.float64)
-        self.is_used = on_cpu and shape.has_cls and shape.num_heads * shape.num_tokens**2 >= FEWEST_SCORES
+        self.is_used = on_cpu and shape.num_heads * shape.num_tokens**2 >= FEWEST_SCORES
         if self.is_used:
             self._scores_hNN = vit.position.new_empty(scores)
             self._sum_hN1 = vit.position.new_empty(*scores[:2], 1)
@@ -66,6 +66,12 @@ class CachedAttention:
         smallest, largest = torch.aminmax(sum_hN1)
         if not (float(smallest) > SMALLEST_SUM and float(largest) < LARGEST_SUM):
             return False
+        if not self.vit.shape.has_cls:
+            torch.bmm(scores_hNN.div_(sum_hN1), v_hNd, out=self._attended_hNd)
+            out_hNd.copy_(self._attended_hNd)
+            torch.sum(scores_hNN, (0, 1), out=importance_N)
+            importance_N.div_(len(importance_N))
+            return True
         torch.bmm(scores_hNN, v_hNd, out=self._attended_hNd)
         torch.div(self._attended_hNd, sum_hN1, out=out_hNd)
         torch.div(self._cls_scores_hN, self._cls_sum_h1, out=self._cls_hN)

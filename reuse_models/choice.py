@@ -3,7 +3,7 @@
 A *row* is frame · N + token among the frames of the pass. A patch's *source* is the row in which it was last computed,
 or ANCHOR for the stream's anchor; following sources replaces copying what was remembered.
 
-Shapes: F frames of the pass, K of them in a wave, N tokens (CLS first), A = N - 1 patches, X rows, D width.
+Shapes: F frames of the pass, K of them in a wave, N tokens (prefix first), A patches, X rows, D width.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Choice:
     """Who is reused, from where."""
 
     reused_FN: Tensor
-    """bool; False for CLS."""
+    """bool; False for the prefix."""
     source_FN: Tensor
     """Where the patch was last computed: its own row if it is computed now."""
     base_FN: Tensor
@@ -50,6 +50,7 @@ class Choice:
 def choose(boundary: int, seen: Seen, layout: GroupLayout, gate: Gate, chained: bool) -> Choice:
     """Decide for all frames of the pass, kind after kind."""
     num_frames, num_tokens = seen.norm_FN.shape
+    prefix = num_tokens - seen.codec_FA.shape[1]
     rows_FN = torch.arange(num_frames * num_tokens, device=seen.norm_FN.device).view(num_frames, num_tokens)
     source_FN = torch.full_like(rows_FN, ANCHOR)
     base_FN = torch.full_like(rows_FN, ANCHOR)
@@ -59,14 +60,14 @@ def choose(boundary: int, seen: Seen, layout: GroupLayout, gate: Gate, chained: 
         frames_K = wave.frames_K
         similarity_KN, found_KN, chosen_KN = _nearest(seen, wave, source_FN, num_pairs_F)
         features = Features(
-            importance_XA=seen.importance_FN[frames_K, 1:],
-            similarity_XA=similarity_KN[:, 1:],
+            importance_XA=seen.importance_FN[frames_K, prefix:],
+            similarity_XA=similarity_KN[:, prefix:],
             codec_XA=seen.codec_FA[frames_K],
             kind=wave.kind,
             frames=[seen.frames[index] for index in frames_K.tolist()] if seen.frames else (),
         )
         reused_KA = gate(boundary, features) > 0.5
-        reused_KN = torch.nn.functional.pad(reused_KA, (1, 0))
+        reused_KN = torch.nn.functional.pad(reused_KA, (prefix, 0))
         reused_FN[frames_K] = reused_KN
         source_FN[frames_K] = torch.where(reused_KN, found_KN, rows_FN[frames_K])
         if chained:
@@ -102,7 +103,7 @@ def _similarity(seen: Seen, frames_K: Tensor, source_KN: Tensor, num_pairs_F: Te
     """Compare with the sources: known already where that is the anchor."""
     similarity_KN = seen.to_anchor_FN[frames_K]
     to_row_KN = source_KN != ANCHOR
-    to_row_KN[:, 0] = False
+    to_row_KN[:, : seen.norm_FN.shape[1] - seen.codec_FA.shape[1]] = False
     place_X, token_X = to_row_KN.nonzero(as_tuple=True)
     if len(place_X):
         pre_proj_XD = seen.pre_proj_FND.flatten(0, 1)

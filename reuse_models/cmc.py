@@ -1,6 +1,6 @@
 """CMC(t): a token is reused while its attention output stays within t of what it was when last computed.
 
-Shapes: S streams at a step, F frames of a clip, A tokens that may be reused (all but CLS), D width.
+Shapes: S streams at a step, F frames of a clip, A patches, which alone may be reused, D width.
 Source: METHODS 6; CMC (ASPLOS 2024) as the Déjà Vu artifact runs it.
 """
 
@@ -100,7 +100,7 @@ def _consecutive_distances(vit: Vit, pixels_F3HW: Tensor) -> list[Tensor]:
         for layer in range(vit.shape.num_layers - 1):
             q, k, v = vit.split_heads(vit.qkv(layer, h_1ND))
             pre_proj_1ND = vit.attend(q, k, v)
-            now_LAD.append(pre_proj_1ND[0, int(vit.shape.has_cls) :].float())
+            now_LAD.append(pre_proj_1ND[0, vit.shape.num_prefix :].float())
             h_1ND = vit.close(layer, h_1ND, pre_proj_1ND)
         distances += [absolute_difference(a, b) for a, b in zip(now_LAD, before_LAD, strict=False)]
         before_LAD = now_LAD

@@ -11,7 +11,7 @@ A pass takes the next group of each of S streams through all layers together. A 
 
 A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py).
 
-Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (CLS first), A = N - 1 patches, L layers,
+Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
 b = L - 1 boundaries, D width, C channels of a projection, p of its parts q, k, v, E embedding width, X rows (frame · N
 + token), R rank of a correction, Q ranks of all parts side by side.
 """
@@ -94,6 +94,9 @@ class Compacted:
             at.projected_BNC[streams_S] = projected_SNC
             if at.h_BND is not None:
                 at.h_BND[streams_S] = h_SND
+        if not vit.shape.has_cls:
+            q_ShNd, k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
+            return vit.finish(q_ShNd, k_ShNd, v_ShNd, h_SND)
         (q_Sh1d,) = vit.split_heads(vit.query(last, h_SND[:, :1]))
         k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
         return vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_SND[:, :1])
@@ -313,7 +316,7 @@ class _GroupRun:
             pre_proj_KND = pre_proj_FND[block.frames]
             heads = workspace.heads_2F[boundary % 2][block.frames]
             if workspace.attention(projected_KNC, heads, workspace.importances[block.frames]):
-                self.weighed_Fb[block.frames, boundary] += self.num_tokens
+                self.weighed_Fb[block.frames, boundary] += self.num_tokens * self.vit.shape.num_last_queries
             difference_KND = workspace.difference_KND[: block.num_frames]
             torch.sub(pre_proj_KND, anchors[block.stream], out=difference_KND)
             norms(pre_proj_KND, out=workspace.norm_FN[block.frames])
@@ -329,15 +332,22 @@ class _GroupRun:
             self.restored_Fb[:, boundary] += down_DQ.shape[1] * self.num_tokens
 
     def _leave(self, held: _Held) -> Tensor:
-        """Return embeddings_FE: the last layer, for CLS alone."""
+        """Return embeddings_FE: the last layer, for CLS alone where there is one."""
+        vit = self.vit
+        if not vit.shape.has_cls:
+            pre_proj_FND = self._pre_proj(self.last)
+            for block, projected_KNC in self._filled(held):
+                pre_proj_FND[block.frames] = vit.attend(*vit.split_heads(projected_KNC))
+            every_X = torch.arange(self.num_rows, device=held.place_X.device)
+            h_FND = self._h_of(held, every_X).view_as(pre_proj_FND)
+            return vit.head(vit.close(self.last, h_FND, pre_proj_FND))
         h_F1D = held.stored_h_XD[held.place_X[:: self.num_tokens]][:, None]
         pre_proj_F1D = torch.empty_like(h_F1D)
-        query = None if held.choice is None else self.vit.split_heads(self.vit.query(self.last, h_F1D))[0]
+        (query_Fh1d,) = vit.split_heads(vit.query(self.last, h_F1D))
         for block, projected_KNC in self._filled(held):
-            *q, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
-            q_Kh1d = q[0][:, :, :1] if query is None else query[block.frames]
-            pre_proj_F1D[block.frames] = self.vit.attend(q_Kh1d, k_KhNd, v_KhNd)
-        return self.vit.head(self.vit.close(self.last, h_F1D, pre_proj_F1D))
+            k_KhNd, v_KhNd = vit.split_heads(projected_KNC)
+            pre_proj_F1D[block.frames] = vit.attend(query_Fh1d[block.frames], k_KhNd, v_KhNd)
+        return vit.head(vit.close(self.last, h_F1D, pre_proj_F1D))
 
     # Step 2: choose.
 
@@ -364,7 +374,8 @@ class _GroupRun:
         next_layer = vit.layer(boundary + 1)
         first = self.width if ends_into_last else 0
         weight_CD, bias_C = next_layer.qkv_weight[first:], next_layer.qkv_bias[first:]
-        num_stored = num_computed + self.num_rows * int(self.keeps_frames)
+        # One at least, to be read in vain where everything is reused: without CLS it may be.
+        num_stored = max(1, num_computed + self.num_rows * int(self.keeps_frames))
         stored_h_XD = workspace.stored(boundary, num_stored, self.width)
         stored_projected_XC = workspace.stored(boundary, num_stored, (2 if ends_into_last else 3) * self.width)
         pre_proj_XD = as_rows(self._pre_proj(boundary))

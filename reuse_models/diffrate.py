@@ -1,7 +1,10 @@
 """DiffRate: per frame, drop the tokens that CLS attends to least and merge some of the rest, layer by layer.
 
-Shapes: B frames, N tokens entering a layer (CLS first), p kept after pruning, m kept after merging (both with CLS),
-h heads, D width.
+Where there is no CLS, importance is the mean attention that a token receives. The prefix (CLS and registers) is neither
+dropped nor merged into; where positions are rotary, a kept token stays where it stands.
+
+Shapes: B frames, N tokens entering a layer (prefix first), p kept after pruning, m kept after merging (both with the
+prefix), h heads, D width.
 Source: METHODS 6; DiffRate (arXiv:2305.17997) with the fixed schedule and plain averaging of the Déjà Vu artifact. With
 `size_aware` as in its own paper: a merged token weighs as many tokens as it holds, in averages and in attention.
 """
@@ -22,6 +25,9 @@ from reuse_models.merging import merge_into, take_tokens
 from reuse_models.method import Method, Work
 from reuse_models.vit import Vit, VitShape
 
+BEYOND_ATTENTION = 1e30
+"""More than any importance; torch's order of equal numbers, such as infinities, is none."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffRateConfig:
@@ -29,9 +35,9 @@ class DiffRateConfig:
 
     method: ClassVar[str] = "diffrate"
     prune_kept: tuple[int, ...]
-    """Tokens kept after pruning in each layer, CLS counted; the last layer's number changes nothing."""
+    """Tokens kept after pruning in each layer, the prefix counted; the last layer's number changes nothing."""
     merge_kept: tuple[int, ...]
-    """Tokens kept after merging in each layer, CLS counted: at most those kept after pruning."""
+    """Tokens kept after merging in each layer, the prefix counted: at most those kept after pruning."""
     size_aware: bool = False
     """Weigh a merged token by the tokens it holds, as DiffRate's own paper does and the artifact does not."""
     label: str = ""
@@ -59,17 +65,20 @@ class DiffRateConfig:
         return name + (" sized" if self.size_aware else "")
 
     def build(self, vit: Vit) -> Method:
-        if not vit.shape.has_cls:
-            raise ValueError(
-                "diffrate: got a tower without CLS, expected CLIP; tokens are ranked by CLS attention, "
-                "choose another method"
-            )
         if len(self.prune_kept) != vit.shape.num_layers or self.prune_kept[0] > vit.shape.num_tokens:
             raise ValueError(
                 f"schedule: got {len(self.prune_kept)} layers from {self.prune_kept[0]} tokens, expected "
                 f"{vit.shape.num_layers} layers and at most {vit.shape.num_tokens} tokens; "
                 "take a schedule of this tower"
             )
+        prefix, last = vit.shape.num_prefix, vit.shape.num_layers - 1
+        for layer, (pruned, merged) in enumerate(zip(self.prune_kept[:last], self.merge_kept[:last], strict=True)):
+            if merged < prefix or (merged == prefix and pruned > merged):
+                raise ValueError(
+                    f"schedule of layer {layer}: got {pruned} kept and {merged} after merging, expected at least the "
+                    f"{prefix} tokens of CLS and registers, and one more where there is something to merge; take a "
+                    "schedule of this tower"
+                )
         return DiffRate(self, vit)
 
 
@@ -82,36 +91,46 @@ class DiffRate(FrameByFrame):
 
     def embed(self, frames_B3HW: Tensor) -> Tensor:
         vit, last = self.vit, self.vit.shape.num_layers - 1
+        prefix = vit.shape.num_prefix
         h_BND = vit.embed(frames_B3HW)
         size_BN = h_BND.new_ones(h_BND.shape[:2])
+        token_BN = torch.arange(h_BND.shape[1], device=h_BND.device).expand(len(h_BND), -1)
         for layer in range(last):
             bias_BN = size_BN.log() if self.config.size_aware else None
-            q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
+            q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND), token_BN)
             pre_proj_BND = vit.attend(q_BhNd, k_BhNd, v_BhNd, bias_BN)
-            importance_BN = vit.importance(q_BhNd, k_BhNd, bias_BN)
-            importance_BN[:, 0] = torch.inf
+            importance_BN = rank_prefix_first(vit.importance(q_BhNd, k_BhNd, bias_BN), prefix)
             # Dropped tokens are dropped before the projection: nothing reads it. The most important come first.
             kept_Bp = importance_BN.topk(self.config.prune_kept[layer], dim=1).indices
             h_BpD = vit.project(layer, take_tokens(h_BND, kept_Bp), take_tokens(pre_proj_BND, kept_Bp))
-            h_BND, size_BN = self._merge(h_BpD, size_BN.gather(1, kept_Bp), self.config.merge_kept[layer])
+            kept = self.config.merge_kept[layer]
+            h_BND, size_BN = self._merge(h_BpD, size_BN.gather(1, kept_Bp), kept)
+            token_BN = token_BN.gather(1, kept_Bp)[:, :kept]
             h_BND = vit.mlp(layer, h_BND)
         bias_BN = size_BN.log() if self.config.size_aware else None
-        return vit.finish_from_input(h_BND, bias_BN)
+        return vit.finish_from_input(h_BND, bias_BN, token_BN)
 
     def _merge(self, h_BpD: Tensor, size_Bp: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """Average each token beyond the first `kept` into the most similar of those, never CLS."""
+        """Average each token beyond the first `kept` into the most similar of those, never the prefix."""
         if kept == h_BpD.shape[1]:
             return h_BpD, size_Bp
+        prefix = self.vit.shape.num_prefix
         unit_BpD = F.normalize(h_BpD, dim=-1)
-        similarity_BXm = unit_BpD[:, kept:] @ unit_BpD[:, 1:kept].mT
-        into_BX = similarity_BXm.argmax(-1) + 1
+        similarity_BXm = unit_BpD[:, kept:] @ unit_BpD[:, prefix:kept].mT
+        into_BX = similarity_BXm.argmax(-1) + prefix
         if not self.config.size_aware:
             size_Bp = torch.ones_like(size_Bp)
         return merge_into(h_BpD[:, :kept], size_Bp[:, :kept], h_BpD[:, kept:], size_Bp[:, kept:], into_BX)
 
 
+def rank_prefix_first(importance_BN: Tensor, prefix: int) -> Tensor:
+    """Make the first `prefix` tokens the most important ones, in their order, in place; return the same tensor."""
+    importance_BN[:, :prefix] = torch.arange(prefix, 0, -1, device=importance_BN.device) * BEYOND_ATTENTION
+    return importance_BN
+
+
 def schedule_work(shape: VitShape, prune_kept: Sequence[int], merge_kept: Sequence[int]) -> Work:
-    """Return the work of one frame under a schedule; the last layer runs for CLS alone."""
+    """Return the work of one frame under a schedule; the last layer runs for CLS alone where there is one."""
     last = shape.num_layers - 1
     return relaxed_work(shape, torch.tensor(prune_kept[:last]), torch.tensor(merge_kept[:last]))
 
@@ -120,14 +139,17 @@ def relaxed_work(shape: VitShape, pruned_l: Tensor, merged_l: Tensor) -> Work:
     """Return the work of one frame from the tokens kept in each layer but the last; real numbers keep their gradient.
 
     Args:
-        shape: A tower with CLS.
+        shape: Of the tower.
         pruned_l: [L - 1], tokens kept after pruning.
         merged_l: [L - 1], tokens kept after merging.
     """
-    all_1, one_1 = pruned_l.new_full((1,), shape.num_tokens), pruned_l.new_ones(1)
+    all_1 = pruned_l.new_full((1,), shape.num_tokens)
     entering_L = torch.cat([all_1, merged_l])
-    queries_L = torch.cat([all_1, merged_l[:-1], one_1])
-    pruned_L, merged_L = torch.cat([pruned_l, one_1]), torch.cat([merged_l, one_1])
+    last_1 = pruned_l.new_ones(1) if shape.has_cls else entering_L[-1:]
+    queries_L = torch.cat([entering_L[:-1], last_1])
+    pruned_L, merged_L = torch.cat([pruned_l, last_1]), torch.cat([merged_l, last_1])
+    # In the last layer importance is not asked for: its number is 0.
+    ranking_L = torch.cat([entering_L[:-1] * (1 if shape.has_cls else entering_L[:-1]), 0 * last_1])
     one = torch.ones(1, 1, dtype=torch.int64)
     return Work(
         {
@@ -135,13 +157,19 @@ def relaxed_work(shape: VitShape, pruned_l: Tensor, merged_l: Tensor) -> Work:
             "query": queries_L[None],
             "key_value": entering_L[None],
             "attention": (queries_L * entering_L)[None],
-            "importance": torch.cat([entering_L[:-1], 0 * one_1])[None],
+            "importance": ranking_L[None],
             "projection": pruned_L[None],
-            "similarity": ((pruned_L - merged_L) * (merged_L - 1))[None],
+            "similarity": ((pruned_L - merged_L) * (merged_L - shape.num_prefix))[None],
             "mlp": merged_L[None],
+            "pooling": last_1[None],
             "head": one,
         }
     )
+
+
+def fewest_kept(shape: VitShape) -> int:
+    """Return the fewest tokens that a layer may keep: the prefix and a patch, and two where something may merge."""
+    return max(2, shape.num_prefix + 1)
 
 
 def uniform_schedule(shape: VitShape, flops_share: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -151,8 +179,8 @@ def uniform_schedule(shape: VitShape, flops_share: float) -> tuple[tuple[int, ..
     best one at its cost.
 
     Args:
-        shape: A tower with CLS.
-        flops_share: FLOPs as a share of `dense_flops`, above what keeping two tokens costs and up to 1.
+        shape: Of the tower.
+        flops_share: FLOPs as a share of `dense_flops`, above what keeping one patch costs and up to 1.
 
     Raises:
         ValueError: The share is out of that range.
@@ -171,7 +199,9 @@ def uniform_schedule(shape: VitShape, flops_share: float) -> tuple[tuple[int, ..
 
 
 def _uniform(shape: VitShape, kept_rate: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    merge_kept = [max(2, round(shape.num_tokens * kept_rate ** (layer + 1))) for layer in range(shape.num_layers)]
+    merge_kept = [
+        max(fewest_kept(shape), round(shape.num_tokens * kept_rate ** (layer + 1))) for layer in range(shape.num_layers)
+    ]
     entering = [shape.num_tokens, *merge_kept[:-1]]
     prune_kept = [before - (before - after) // 2 for before, after in zip(entering, merge_kept, strict=True)]
     return tuple(prune_kept), tuple(merge_kept)

@@ -4,9 +4,12 @@ Every token goes through every layer; how much of it is still there is a weight 
 count it with. A token's weight falls from 1 to 0 over a window of ranks around the count. As the window closes, the
 embedding becomes that of `DiffRate` under the rounded counts.
 
-Shapes: B frames, N tokens (CLS first), D width, h heads, d head width, M queries; l the L - 1 layers before the last.
+Shapes: B frames, N tokens (prefix first), D width, h heads, d head width, M queries; l the layers before the last.
 Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
 ours keeps them soft and narrows them.
+
+What the backward pass keeps of a frame is known from the tower's shape (`kept_values`), so that a caller can give as
+many frames at once as its memory takes; where one is too many, layers are computed again instead (`recompute`).
 """
 
 from __future__ import annotations
@@ -16,30 +19,49 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from reuse_models.diffrate import rank_prefix_first
 from reuse_models.vit import Vit
+from reuse_models.vit_shape import VitShape
 
 NARROWEST = 1e-3
 """Tokens: a window so narrow is a step."""
+LEAST_THERE = 1e-6
+"""Of a token that a head pools: what is gone altogether has a logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelaxedCounts:
-    """Tokens kept in each layer but the last, CLS counted, as real numbers."""
+    """Tokens kept in each layer but the last, the prefix counted, as real numbers."""
 
     pruned_l: Tensor
     merged_l: Tensor
     """At most those kept after pruning, which are at most those kept after merging in the layer before."""
 
 
-def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float) -> Tensor:
+def kept_values(shape: VitShape) -> int:
+    """Count the float32 that the backward pass keeps of one frame in one layer: h N (3 N + 2) + N (7 D + M + 14).
+
+    Attention is kept as exponentials, weighted and divided; D wide are q, k, v, the inputs of both norms, what is
+    merged and its sum; M wide is the MLP. The rest is a handful of numbers and indices a token.
+    """
+    tokens = shape.num_tokens
+    return shape.num_heads * tokens * (3 * tokens + 2) + tokens * (7 * shape.width + shape.mlp_width + 14)
+
+
+def relaxed_embed(
+    vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float, *, recompute: bool = False
+) -> Tensor:
     """Return embedding_BE.
 
     Args:
-        vit: A tower with CLS.
+        vit: The tower, frozen.
         frames_B3HW: Normalised for the tower.
         counts: Tokens kept.
         window: Width of the fall as a share of the tokens that a layer takes away; 0 is a step.
+        recompute: Keep each layer's input alone and compute the rest again in the backward pass: a third more work, the
+            memory of one layer.
     """
     last = vit.shape.num_layers - 1
     h_BND = vit.embed(frames_B3HW)
@@ -47,20 +69,38 @@ def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: 
     entering = counts.pruned_l.new_tensor(float(vit.shape.num_tokens))
     for layer in range(last):
         pruned, merged = counts.pruned_l[layer], counts.merged_l[layer]
-        q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
-        attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
-        h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
-        rank_BN = _ranks(attention_BhNN[:, :, 0].detach().sum(1))
         # One width for both, so that nothing leaves where nothing is merged; narrow where little is taken away, since a
         # layer that keeps all tokens must keep the last one whole.
         width = (window * (entering - merged + 0.5)).clamp_min(NARROWEST)
-        staying_BN = _weight(rank_BN, merged, width)
-        leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
-        h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged))
-        there_BN, entering = there_BN * staying_BN, merged
+        values = vit, layer, h_BND, there_BN, pruned, merged, width
+        h_BND, there_BN = checkpoint(_layer, *values, use_reentrant=False) if recompute else _layer(*values)
+        entering = merged
     q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(last, h_BND))
-    attention_Bh1N = _attention(q_BhNd[:, :, :1], k_BhNd, there_BN)
-    return vit.head(vit.close(last, h_BND[:, :1], (attention_Bh1N @ v_BhNd).transpose(1, 2).flatten(2)))
+    asked = vit.shape.num_last_queries
+    attention_BhMN = _attention(q_BhNd[:, :, :asked], k_BhNd, there_BN)
+    h_BMD = vit.close(last, h_BND[:, :asked], (attention_BhMN @ v_BhNd).transpose(1, 2).flatten(2))
+    return vit.head(h_BMD, None if vit.shape.has_cls else there_BN.clamp_min(LEAST_THERE).log())
+
+
+def _received(vit: Vit, attention_BhNN: Tensor, there_BN: Tensor) -> Tensor:
+    """Return each token's importance: what CLS pays it, or the mean over the tokens that are there."""
+    if vit.shape.has_cls:
+        return attention_BhNN[:, :, 0].sum(1)
+    return torch.einsum("bhmn,bm->bn", attention_BhNN, there_BN) / there_BN.sum(1, keepdim=True)
+
+
+def _layer(  # noqa: PLR0913, PLR0917  torch's way: each tensor with a gradient is an argument
+    vit: Vit, layer: int, h_BND: Tensor, there_BN: Tensor, pruned: Tensor, merged: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's output and what is still there of each token."""
+    q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
+    attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
+    h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
+    rank_BN = _ranks(_received(vit, attention_BhNN.detach(), there_BN.detach()), vit.shape.num_prefix)
+    staying_BN = _weight(rank_BN, merged, width)
+    leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
+    h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged, vit.shape.num_prefix))
+    return h_BND, there_BN * staying_BN
 
 
 def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
@@ -69,13 +109,13 @@ def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
     Weights are multiplied rather than their logarithms added: those of 0 would have no gradient.
     """
     scores_BhMN = q_BhMd @ k_BhNd.mT * q_BhMd.shape[-1] ** -0.5
-    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.amax(-1, keepdim=True).detach()).exp() * there_BN[:, None, None]
+    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.detach().amax(-1, keepdim=True)).exp() * there_BN[:, None, None]
     return weights_BhMN / weights_BhMN.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-def _ranks(importance_BN: Tensor) -> Tensor:
-    """Return each token's place, 0 for CLS, then by the attention that CLS pays it, most first."""
-    importance_BN[:, 0] = torch.inf
+def _ranks(importance_BN: Tensor, prefix: int) -> Tensor:
+    """Return each token's place: the prefix in its order, then by importance, most first."""
+    rank_prefix_first(importance_BN, prefix)
     return importance_BN.argsort(-1, descending=True).argsort(-1).to(importance_BN.dtype)
 
 
@@ -84,12 +124,12 @@ def _weight(rank_BN: Tensor, kept: Tensor, width: Tensor) -> Tensor:
     return torch.sigmoid((kept - rank_BN - 0.5) / width)
 
 
-def _merge(h_BND: Tensor, leaving_BN: Tensor, kept_BN: Tensor) -> Tensor:
-    """Average what leaves each token into the most similar kept one, never CLS, by the weight that leaves."""
+def _merge(h_BND: Tensor, leaving_BN: Tensor, kept_BN: Tensor, prefix: int) -> Tensor:
+    """Average what leaves each token into the most similar kept one, never the prefix, by the weight that leaves."""
     unit_BND = F.normalize(h_BND.detach(), dim=-1)
     itself_NN = torch.eye(h_BND.shape[1], dtype=torch.bool, device=h_BND.device)
     similarity_BNN = (unit_BND @ unit_BND.mT).masked_fill(~kept_BN[:, None] | itself_NN, -torch.inf)
-    similarity_BNN[:, :, 0] = -torch.inf
+    similarity_BNN[:, :, :prefix] = -torch.inf
     into_BN = similarity_BNN.argmax(-1)
     size_BN = torch.ones_like(leaving_BN).scatter_add(1, into_BN, leaving_BN)
     sum_BND = h_BND.scatter_add(1, into_BN[..., None].expand_as(h_BND), h_BND * leaving_BN[..., None])

@@ -1,6 +1,6 @@
 """Eventful(k): per frame and boundary, compute the k tokens that moved furthest since they were last computed.
 
-Shapes: S streams at a step, A tokens that may be reused (all but CLS), D width.
+Shapes: S streams at a step, A patches, which alone may be reused, D width.
 Source: METHODS 6; Eventful Transformers (arXiv:2308.13494) with the one gate that the Déjà Vu artifact gives it. The
 method of its own paper, with three gates and attention-value deltas, is `eventful_full`.
 """
@@ -24,7 +24,7 @@ class EventfulConfig:
 
     method: ClassVar[str] = "eventful"
     refreshed_tokens: int = 64
-    """Tokens computed per boundary and frame beside CLS: 0..tokens that may be reused."""
+    """Patches computed per boundary and frame beside the prefix: 0..patches."""
 
     def __post_init__(self) -> None:
         if self.refreshed_tokens < 0:

@@ -7,8 +7,9 @@ changed values and the changed columns of attention (the other columns keep what
 
 Shapes: B streams, S of them at a step, N tokens (CLS first where there is one), M of them with a query, K gated,
 h heads, d head width, D width, C channels.
-Source: Eventful Transformers (arXiv:2308.13494), sections 4.1 to 4.3, gates after the norm. Ours: CLS passes every gate
-beside the k, in the last layer only CLS has a query, and a product is computed whole where its update would cost more.
+Source: Eventful Transformers (arXiv:2308.13494), sections 4.1 to 4.3, gates after the norm. Ours: CLS and
+registers pass every gate beside the k, in the last layer only CLS has a query where there is one, and a product is
+computed whole where its update would cost more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class EventfulFullConfig:
 
     method: ClassVar[str] = "eventful_full"
     refreshed_tokens: int = 64
-    """Tokens through each gate per frame beside CLS: 0..tokens that may be reused."""
+    """Patches through each gate per frame beside CLS and registers: 0..patches."""
 
     def __post_init__(self) -> None:
         if self.refreshed_tokens < 0:
@@ -137,6 +138,7 @@ class EventfulFull:
     def _encode_group(self, step: Step, refreshed: int, memory: GateMemory, record: Record) -> None:
         vit, rows_S = self.vit, step.rows_S
         record.add_work("patch_embedding", rows_S, 1)
+        record.add_work("pooling", rows_S, vit.shape.num_last_queries)
         record.add_work("head", rows_S, 1)
         h_SND = vit.embed(step.frames_S3HW)
         for layer, whole_state in enumerate(memory.layers):
@@ -162,10 +164,10 @@ class EventfulFull:
         inputs_SKD = take_tokens(normed_SND, gated_SK)
         first = 3 * width - state.qkv_BNC.shape[2]  # no q in the last layer of a tower with CLS
         projected_SKC = F.linear(inputs_SKD, weights.qkv_weight[first:], weights.qkv_bias[first:])
-        old_v_ShKd = vit.split_heads(take_tokens(state.qkv_BNC, gated_SK))[-1]
-        new_k_ShKd, new_v_ShKd = vit.split_heads(projected_SKC)[-2:]
+        old_v_ShKd = vit.split_heads(take_tokens(state.qkv_BNC, gated_SK), gated_SK)[-1]
+        *new_q, new_k_ShKd, new_v_ShKd = vit.split_heads(projected_SKC, gated_SK)
         _put_tokens(state.qkv_BNC, gated_SK, projected_SKC)
-        k_ShNd, v_ShNd = vit.split_heads(state.qkv_BNC)[-2:]
+        *q, k_ShNd, v_ShNd = vit.split_heads(state.qkv_BNC)
 
         scale = vit.shape.head_dim**-0.5
         whole_is_cheaper = 2 * gated_SK.shape[1] >= num_tokens
@@ -175,13 +177,12 @@ class EventfulFull:
             q_SC = F.linear(inputs_SKD[:, :1], weights.qkv_weight[:width], weights.qkv_bias[:width])
             state.scores_BhMN.copy_((vit.split_heads(q_SC)[0] * scale) @ k_ShNd.mT)
         else:
-            q_ShNd = vit.split_heads(state.qkv_BNC)[0] * scale
+            q_ShNd = q[0] * scale
             if whole_is_cheaper:
                 state.scores_BhMN.copy_(q_ShNd @ k_ShNd.mT)
             else:
                 rows_ShKN = gated_SK[:, None, :, None].expand(-1, vit.shape.num_heads, -1, num_tokens)
-                new_q_ShKd = vit.split_heads(projected_SKC)[0] * scale
-                state.scores_BhMN.scatter_(2, rows_ShKN, new_q_ShKd @ k_ShNd.mT)
+                state.scores_BhMN.scatter_(2, rows_ShKN, (new_q[0] * scale) @ k_ShNd.mT)
                 state.scores_BhMN.scatter_(3, columns_ShMK, q_ShNd @ new_k_ShKd.mT)
         new_columns_ShMK = state.scores_BhMN.softmax(-1).gather(3, columns_ShMK)
         old_columns_ShMK = state.attention_BhMN.gather(3, columns_ShMK)
@@ -208,23 +209,24 @@ class EventfulFull:
         return h_SMD.add_(state.mlp_out_BMD)
 
     def _gate(self, input_SMD: Tensor, last_SMD: Tensor, refreshed: int) -> Tensor:
-        """Return [S, K]: CLS and the tokens whose input moved furthest; their inputs are written down as the last."""
-        num_cls = int(self.vit.shape.has_cls)
-        candidates = input_SMD.shape[1] - num_cls
+        """Return [S, K]: the prefix and the patches whose input moved furthest; their inputs are noted as last."""
+        prefix = self.vit.shape.num_prefix
+        candidates = input_SMD.shape[1] - prefix
         if refreshed >= candidates:
             everyone_M = torch.arange(input_SMD.shape[1], device=input_SMD.device)
             last_SMD.copy_(input_SMD)
             return everyone_M.expand(len(input_SMD), -1)
-        distance_SA = torch.linalg.vector_norm(input_SMD[:, num_cls:] - last_SMD[:, num_cls:], dim=-1)
-        furthest_SK = distance_SA.topk(refreshed, dim=1, sorted=False).indices + num_cls
-        gated_SK = F.pad(furthest_SK, (num_cls, 0))  # CLS is token 0
+        distance_SA = torch.linalg.vector_norm(input_SMD[:, prefix:] - last_SMD[:, prefix:], dim=-1)
+        furthest_SK = distance_SA.topk(refreshed, dim=1, sorted=False).indices + prefix
+        prefix_S = torch.arange(prefix, device=input_SMD.device).expand(len(input_SMD), -1)
+        gated_SK = torch.cat([prefix_S, furthest_SK], dim=1)
         _put_tokens(last_SMD, gated_SK, take_tokens(input_SMD, gated_SK))
         return gated_SK
 
     def _num_queries(self, layer: int) -> int:
         """M: in the last layer of a tower with CLS nothing but CLS is needed."""
         shape = self.vit.shape
-        return 1 if shape.has_cls and layer == shape.num_layers - 1 else shape.num_tokens
+        return shape.num_last_queries if layer == shape.num_layers - 1 else shape.num_tokens
 
     def _record_layer(self, layer: int, gated: int, rows_S: Tensor, record: Record) -> None:
         num_tokens, queries = self.vit.shape.num_tokens, self._num_queries(layer)

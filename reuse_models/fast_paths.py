@@ -79,7 +79,7 @@ def _world() -> tuple[Vit, Addon, list[Tensor], list[Tensor]]:
 
 def _gate(rate: float) -> ForcedGate:
     # Random masks: a path may round differently without choosing differently.
-    return ForcedGate(rate, "random", SHAPE.num_patches, SHAPE.num_layers - 1)
+    return ForcedGate(rate, "random", SHAPE)
 
 
 def _plain(semantics: Semantics) -> Tensor:

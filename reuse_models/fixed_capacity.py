@@ -16,7 +16,7 @@ A layer's step:
 What is computed is what `compacted` computes, to rounding. Of the corrections' first layers it takes the difference of
 the products, not the product of the differences: one reads each row once, the other gathers rows of width D twice.
 
-Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (CLS first), A = N - 1 patches, L layers,
+Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
 b = L - 1 boundaries, D width, C rows given, X = F · N rows, H = S · N rows of anchors, R rank of a correction, Q ranks
 of all corrections side by side (h, q, k, v; before the last layer k, v), p parts, h heads, E embedding width.
 """
@@ -204,6 +204,7 @@ class _FixedRun:
         self.vit, self.addon, self.semantics = engine.vit, engine.rules.addon, engine.rules.semantics
         shape = self.vit.shape
         self.num_tokens, self.width, self.last = shape.num_tokens, shape.width, shape.num_layers - 1
+        self.prefix = shape.num_prefix
         self.rank = self.addon.shape.restoration_rank
         self.num_rows = plan.num_frames * self.num_tokens
         self.num_anchors = plan.num_streams * self.num_tokens
@@ -236,8 +237,9 @@ class _FixedRun:
         pre_proj, importance = [], []
         for block in self.blocks:
             projected_KNC = self._filled(boundary - 1, block)
-            pre_proj.append(self.vit.attend(*self.vit.split_heads(projected_KNC)))
-            importance.append(self._importance(projected_KNC))
+            q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
+            pre_proj.append(self.vit.attend(q_KhNd, k_KhNd, v_KhNd))
+            importance.append(self._importance(projected_KNC, q_KhNd, k_KhNd))
         self._move_on(boundary - 1)
         pre_proj_FND, importance_FN = _joined(pre_proj), _joined(importance)
 
@@ -246,7 +248,7 @@ class _FixedRun:
         anchor_norm_SN = at.norm_BN.index_select(0, self.streams_S)
         norm_FN, similarity_FcN = self.engine.similarities(pre_proj_FND, anchor_SND, anchor_norm_SN, self.plan)
         decide = partial(self._decide, boundary, importance_FN)
-        codes = choose_codes(similarity_FcN, self.plan, decide, self.is_chained, self.engine.nearest)
+        codes = choose_codes(similarity_FcN, self.plan, decide, self.is_chained, self.engine.nearest, self.prefix)
         place = self.engine.addresses(codes, self.plan, num_given, self.is_chained)
         self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
 
@@ -266,15 +268,20 @@ class _FixedRun:
         at.norm_BN.index_copy_(0, self.streams_S, moved_SN)
 
     def leave(self) -> None:
-        """The last layer, for CLS alone."""
-        cls_F1D = self._stored_h(self.base_X[:: self.num_tokens])[:, None]
-        (query_Fh1d,) = self.vit.split_heads(self.vit.query(self.last, cls_F1D))
-        pre_proj = []
+        """The last layer, for CLS alone where there is one."""
+        vit, pre_proj = self.vit, []
+        if vit.shape.has_cls:
+            h_FMD = self._stored_h(self.base_X[:: self.num_tokens])[:, None]
+            (query_Fh1d,) = vit.split_heads(vit.query(self.last, h_FMD))
         for block in self.blocks:
-            key_KhNd, value_KhNd = self.vit.split_heads(self._filled(self.last - 1, block))
-            pre_proj.append(self.vit.attend(query_Fh1d[block], key_KhNd, value_KhNd))
+            *query, key_KhNd, value_KhNd = vit.split_heads(self._filled(self.last - 1, block))
+            query_KhMd = query[0] if query else query_Fh1d[block]
+            pre_proj.append(vit.attend(query_KhMd, key_KhNd, value_KhNd))
         self._move_on(self.last - 1)
-        embeddings_FE = self.vit.head(self.vit.close(self.last, cls_F1D, _joined(pre_proj)))
+        if not vit.shape.has_cls:
+            every_X = torch.arange(self.num_rows, device=self.base_X.device)
+            h_FMD = self._h_of(self.last - 1, every_X).unflatten(0, (-1, self.num_tokens))
+        embeddings_FE = vit.head(vit.close(self.last, h_FMD, _joined(pre_proj)))
         self.places.embeddings_FE[: self.plan.num_frames].copy_(embeddings_FE)
 
     def result(self, given: tuple[int, ...]) -> PassResult:
@@ -287,8 +294,9 @@ class _FixedRun:
             self.engine.work_of[self.plan.sizes] = work = self._known_work()
         restored_Fb = work.restored_Fb
         if not self.is_chained:
-            # h of what the next layer computes.
-            later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1))
+            # h of what the next layer computes; of all that the last one does, where that is more than CLS.
+            in_last = 0 if self.vit.shape.has_cls else self.num_tokens
+            later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1), value=in_last)
             restored_Fb = torch.add(restored_Fb, later_Fb, alpha=self.rank)
         return PassResult(
             embeddings_FE=self.places.embeddings_FE[:num_frames].clone(),
@@ -311,7 +319,7 @@ class _FixedRun:
         handed, every = self.plan.handed, range(self.plan.num_frames)
         restored = [[of_all + of_anchors * int(frame in handed) for of_all, of_anchors in ranks] for frame in every]
         compared = [[number] * self.last for number in self.plan.compared]
-        weighed = [[self.vit.shape.num_heads] * self.last for _ in every]
+        weighed = [[self._keys_weighed()] * self.last for _ in every]
         device = self.places.base_X.device
         return _KnownWork(
             *(self.num_tokens * torch.tensor(rows, device=device) for rows in (restored, compared, weighed))
@@ -355,12 +363,22 @@ class _FixedRun:
             x_pXD = x_XC.unflatten(1, (parts, self.width)).transpose(0, 1)
             x_pXD.baddbmm_(hidden_XQ.unflatten(1, (parts, self.rank)).transpose(0, 1), ups_pDR.mT)
 
-    def _importance(self, projected_KNC: Tensor) -> Tensor:
-        """Return [K, N]: the attention that CLS pays, summed over heads.
+    def _keys_weighed(self) -> int:
+        """Of each token: with how many queries `_importance` multiplies its key, a head of D numbers counting once."""
+        shape = self.vit.shape
+        if not shape.has_cls:
+            return shape.num_tokens
+        return shape.num_heads if shape.rope_theta is None else 1
 
-        One product a frame for all heads, with each head's query in a column of its own: k is read where it lies.
+    def _importance(self, projected_KNC: Tensor, q_KhNd: Tensor, k_KhNd: Tensor) -> Tensor:
+        """Return [K, N]: the attention that each token receives, summed over heads.
+
+        From CLS, one product a frame for all heads, with each head's query in a column of its own: k is read where it
+        lies, if it lies there as attention wants it.
         """
         shape = self.vit.shape
+        if not shape.has_cls or shape.rope_theta is not None:
+            return self.vit.importance(q_KhNd, k_KhNd)
         query_KhD = projected_KNC[:, 0, : self.width].unflatten(1, (shape.num_heads, shape.head_dim))
         query_KDh = (query_KhD[..., None] * self.engine.own_head_hh[:, None]).flatten(1, 2)
         scores_KNh = torch.bmm(projected_KNC[..., self.width : 2 * self.width], query_KDh * shape.head_dim**-0.5)
@@ -394,7 +412,7 @@ class _FixedRun:
         if self.engine.masks_RbA is not None:
             return self.engine.masks_RbA[:, boundary].index_select(0, self.places.draws_F.index_select(0, frames_K))
         features = Features(
-            importance_XA=importance_FN.index_select(0, frames_K)[:, 1:],
+            importance_XA=importance_FN.index_select(0, frames_K)[:, self.prefix :],
             similarity_XA=similarity_KA,
             codec_XA=self.places.codec_FA.index_select(0, frames_K),
             kind=wave.kind,
@@ -410,7 +428,7 @@ class _FixedRun:
         # Before the pool is written to.
         h_CD = self._h_of(boundary - 1, place.rows_C)
         out_CD = self.stored_h_XD[:num_given]
-        hidden_CM = h_CD.new_empty(num_given, vit.shape.mlp_width)
+        hidden_CM = h_CD.new_empty(num_given, vit.shape.fc1_width)
         vit.close_into(boundary, h_CD, pre_proj_XD.index_select(0, place.rows_C), hidden_CM, out_CD)
         channels = self._num_parts(boundary) * self.width
         following = vit.layer(boundary + 1)
@@ -440,11 +458,11 @@ class _FixedRun:
     # What restoration is made of.
 
     def _num_parts(self, boundary: int) -> int:
-        """Of q, k, v: before the last layer k, v alone."""
+        """Of q, k, v: before a last layer for CLS k, v alone."""
         return 2 if self.anchors[boundary].h_BND is None else 3
 
     def _num_ranks(self, boundary: int) -> int:
-        """Q: with h, but before the last layer k, v alone."""
+        """Q: with h, but before a last layer for CLS k, v alone."""
         return self.rank * (2 if self.anchors[boundary].h_BND is None else len(CORRECTED))
 
     def _down(self, boundary: int) -> Tensor:

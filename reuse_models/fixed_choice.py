@@ -4,7 +4,7 @@ Where `choice` names a patch's source by its row, here it has a *code*: 0 for th
 its group in computing order. A patch can only have been computed in the few frames that its frame may refer to, so
 that every similarity that may be asked for is computed beforehand, in one go.
 
-Shapes: S streams of the pass, F frames of the pass, K of them in a wave, N tokens (CLS first), A = N - 1 patches,
+Shapes: S streams of the pass, F frames of the pass, K of them in a wave, N tokens (prefix first), A patches,
 X = F · N rows, H = S · N rows of anchors, c codes, P pairs of frames, C rows given to a layer's products, D width.
 """
 
@@ -146,13 +146,15 @@ Decide = Callable[[FixedWave, Tensor], Tensor]
 Nearest = Callable[[Tensor, Tensor, FixedWave], tuple[Tensor, Tensor, Tensor]]
 
 
-def choose_codes(similarity_FcN: Tensor, plan: Plan, decide: Decide, chained: bool, nearest: Nearest) -> Codes:
-    """Decide for all frames of the pass, kind after kind."""
+def choose_codes(  # noqa: PLR0913, PLR0917  one call, in one place
+    similarity_FcN: Tensor, plan: Plan, decide: Decide, chained: bool, nearest: Nearest, prefix: int
+) -> Codes:
+    """Decide for all frames of the pass, kind after kind; the first `prefix` tokens are never reused."""
     source_FN = torch.zeros_like(plan.anchor_FN)
     base_FN = torch.zeros_like(source_FN) if chained else source_FN
     for wave in plan.waves:
         similarity_KN, found_KN, chosen_KN = nearest(similarity_FcN, source_FN, wave)
-        reused_KN = torch.nn.functional.pad(decide(wave, similarity_KN[:, 1:]) > 0.5, (1, 0))
+        reused_KN = torch.nn.functional.pad(decide(wave, similarity_KN[:, prefix:]) > 0.5, (prefix, 0))
         source_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, found_KN, wave.own_K1))
         if chained:
             base_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, chosen_KN, wave.own_K1))

@@ -34,8 +34,8 @@ class Part:
 def _head_macs(shape: VitShape) -> int:
     if shape.has_cls:
         return shape.width * shape.embed_dim if shape.has_projection else 0
-    # The pooling head: k and v of every token, one query, output projection and MLP of the pooled token.
-    return 2 * shape.num_tokens * shape.width * (shape.width + 1) + shape.width**2 + 2 * shape.width * shape.mlp_width
+    # The pooling head, apart from what it does with every token: output projection and MLP of the pooled one.
+    return shape.width**2 + 2 * shape.width * shape.mlp_width
 
 
 PARTS: dict[str, Part] = {
@@ -46,7 +46,11 @@ PARTS: dict[str, Part] = {
     "key_value": Part("tokens", lambda shape: 2 * shape.width**2, per_layer=True),
     "attention": Part("query-key pairs, scores and values, all heads", lambda shape: 2 * shape.width, per_layer=True),
     "projection": Part("tokens", lambda shape: shape.width**2, per_layer=True),
-    "mlp": Part("tokens", lambda shape: 2 * shape.width * shape.mlp_width, per_layer=True),
+    "mlp": Part("tokens", lambda shape: shape.width * (shape.fc1_width + shape.mlp_width), per_layer=True),
+    # k and v of every token that the last layer leaves, and the one query's scores and values: none in a head of CLS.
+    "pooling": Part(
+        "tokens", lambda shape: 0 if shape.has_cls else 2 * shape.width * (shape.width + 1), per_layer=False
+    ),
     "head": Part("frames", _head_macs, per_layer=False),
     # What methods add. K is a layer's index: the boundary l-1 -> l is filed under layer l.
     "importance": Part("query-key pairs, scores alone, all heads", lambda shape: shape.width, per_layer=True),
@@ -88,8 +92,7 @@ def dense_work(shape: VitShape, num_frames: int = 1) -> Work:
     """Return the work of `Vit.forward`: the strongest dense tower, which ends with CLS alone in its last layer."""
     tokens_GL = torch.full((num_frames, shape.num_layers), shape.num_tokens, dtype=torch.int64)
     queries_GL = tokens_GL.clone()
-    if shape.has_cls:
-        queries_GL[:, -1] = 1
+    queries_GL[:, -1] = shape.num_last_queries
     frames_G1 = torch.ones(num_frames, 1, dtype=torch.int64)
     return Work(
         {
@@ -99,6 +102,7 @@ def dense_work(shape: VitShape, num_frames: int = 1) -> Work:
             "attention": queries_GL * shape.num_tokens,
             "projection": queries_GL.clone(),
             "mlp": queries_GL.clone(),
+            "pooling": frames_G1 * shape.num_last_queries,
             "head": frames_G1.clone(),
         }
     )

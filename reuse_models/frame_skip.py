@@ -70,7 +70,7 @@ class FrameSkip:
                 memory.last_BE[stream] = record.embeddings_RE[row]
             else:
                 record.embeddings_RE[row] = memory.last_BE[stream]
-                record.reuse_RLN[row, :, int(self.vit.shape.has_cls) :] = True
+                record.reuse_RLN[row, :, self.vit.shape.num_prefix :] = True
             memory.num_seen[stream] = seen + 1
         return record.encoded(memory)
 

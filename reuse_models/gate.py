@@ -1,6 +1,6 @@
 """Who is reused: six numbers per patch, a small MLP on them, and the gate that turns its answer into reuse.
 
-Shapes: X stands for leading dimensions (clips or frames), A patches (all tokens but CLS), H hidden units.
+Shapes: X stands for leading dimensions (clips or frames), A patches (all tokens but the prefix), H hidden units.
 A gate returns g_XA in 0..1, 1 for reuse; the hard ones only 0 and 1.
 Source: paper, section on the decision layer; METHODS 2.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reuse_models.frame_order import NUM_KINDS
 from reuse_models.similarity import cosine_dtype
+from reuse_models.vit_shape import VitShape
 
 NUM_FEATURES = 3 + NUM_KINDS
 TEMPERATURE = 0.025
@@ -41,7 +42,7 @@ class Features:
     """What a decision is made from, for frames of one kind at one boundary."""
 
     importance_XA: Tensor
-    """Attention that CLS pays to the patch in the layer before, summed over heads."""
+    """Attention that CLS pays to the patch in the layer before, summed over heads; without CLS the mean over tokens."""
     similarity_XA: Tensor
     """Cosine of pre_proj with the most similar reference's."""
     codec_XA: Tensor
@@ -159,15 +160,16 @@ class ForcedGate:
 
     NUM_DRAWS = 31
 
-    def __init__(self, rate: float, choice: Choice, num_patches: int, num_boundaries: int, seed: int = 0) -> None:
-        """Draw the masks.
+    def __init__(self, rate: float, choice: Choice, shape: VitShape, seed: int = 0) -> None:
+        """Draw the masks for a tower.
 
         Raises:
             ValueError: The rate is outside 0..1.
         """
         check_rate(rate)
-        # CLS is never reused, so that a rate of 1 means all patches.
-        self.num_reused = min(round(rate * (num_patches + 1)), num_patches)
+        num_patches, num_boundaries = shape.num_patches, shape.num_layers - 1
+        # The prefix is never reused, so that a rate of 1 means all patches.
+        self.num_reused = min(round(rate * shape.num_tokens), num_patches)
         self.choice = choice
         generator = torch.Generator().manual_seed(seed)
         order = torch.rand(self.NUM_DRAWS, num_boundaries, num_patches, generator=generator).argsort(dim=-1)

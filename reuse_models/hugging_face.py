@@ -1,40 +1,68 @@
-"""Reading a Hugging Face CLIP or SigLIP vision tower into a `Vit`."""
+"""Reading a Hugging Face vision tower into a `Vit`: CLIP, SigLIP, DINOv2 with and without registers, DINOv3's ViTs.
+
+A family's own names stay in its reader here. Weights come under the names of a model's state or of its published files;
+where the two differ, both are read.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.vit import QUICK_GELU_SLOPE, Vit, VitShape
+from reuse_models.vit import QUICK_GELU_SLOPE, Vit, VitShape, rotary_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-READABLE = {"clip", "clip_vision_model", "siglip", "siglip_vision_model"}
+CLIP = ("clip", "clip_vision_model")
+SIGLIP = ("siglip", "siglip_vision_model")
+DINOV2 = ("dinov2", "dinov2_with_registers")
+DINOV3 = ("dinov3_vit",)
+READABLE = (*CLIP, *SIGLIP, *DINOV2, *DINOV3)
+"""Model types, as a config names them."""
+TWO_TOWERS = ("clip", "siglip")
+"""Models of which the vision tower is one half."""
 TOWER = "vision_model."
 """What the names of the tower's weights begin with, in a model that is more than the tower."""
+EXPECTED = "CLIP, SigLIP or SigLIP 2 of fixed size, DINOv2, or a ViT of DINOv3; choose another backbone"
 
 
-def tower_of(model: PreTrainedModel) -> Vit:
+def tower_of(model: PreTrainedModel, image_px: int | None = None) -> Vit:
     """Copy the vision tower of a Hugging Face model, as `Vit.from_hf` says.
 
     Raises:
-        ValueError: The model is not a CLIP or SigLIP tower, or one whose activation or head `Vit` does not have.
+        ValueError: The model is of another family, or one whose activation or head `Vit` does not have, or it cannot
+            run at this size.
     """
-    model_type = getattr(model.config, "model_type", type(model).__name__)
-    if model_type not in READABLE:
-        raise ValueError(f"backbone: got a {model_type!r} model, expected CLIP or SigLIP; choose another backbone")
+    check_family(getattr(model.config, "model_type", type(model).__name__))
     projection = getattr(model, "visual_projection", None)
-    shape = shape_of(
-        getattr(model.config, "vision_config", model.config), None if projection is None else projection.out_features
-    )
+    config = getattr(model.config, "vision_config", model.config)
+    shape = shape_of(config, None if projection is None else projection.out_features)
+    weights, shape = at_size(tower_weights(model.state_dict(), shape), shape, image_px)
     weight = next(model.parameters())
     vit = Vit(shape).to(weight.dtype)
-    vit.load_state_dict(tower_weights(model.state_dict(), shape))
+    vit.load_state_dict(weights)
     return vit.to(weight.device)
+
+
+def check_family(model_type: str) -> None:
+    """Refuse what is not read here.
+
+    Raises:
+        ValueError: It is of another family.
+    """
+    if model_type in ("siglip2", "siglip2_vision_model"):
+        raise ValueError(
+            f"backbone: got a {model_type!r} model, whose frames may have any shape (NaFlex), expected a SigLIP 2 of "
+            "fixed size such as google/siglip2-base-patch16-224; choose one"
+        )
+    if model_type not in READABLE:
+        raise ValueError(f"backbone: got a {model_type!r} model, expected {EXPECTED}")
 
 
 def shape_of(config: Any, embed_dim: int | None) -> VitShape:
@@ -47,22 +75,27 @@ def shape_of(config: Any, embed_dim: int | None) -> VitShape:
     Raises:
         ValueError: A size or activation is one that `Vit` does not have.
     """
-    has_cls = "siglip" not in str(config.model_type)
-    if not has_cls and not getattr(config, "vision_use_head", True):
+    family = str(config.model_type)
+    if family in SIGLIP and not getattr(config, "vision_use_head", True):
         raise ValueError("backbone: got a SigLIP tower without its pooling head, expected one; choose another backbone")
     if getattr(config, "num_channels", 3) != 3:
         raise ValueError(f"backbone: got {config.num_channels} colour channels, expected 3; choose another backbone")
+    gated = bool(getattr(config, "use_swiglu_ffn", False) or getattr(config, "use_gated_mlp", False))
     return VitShape(
-        image_px=config.image_size,
-        patch_px=config.patch_size,
+        image_px=_side(config.image_size, "image_size"),
+        patch_px=_side(config.patch_size, "patch_size"),
         width=config.hidden_size,
         num_heads=config.num_attention_heads,
         num_layers=config.num_hidden_layers,
-        mlp_width=config.intermediate_size,
+        mlp_width=_mlp_width(config, family, gated),
         embed_dim=config.hidden_size if embed_dim is None else embed_dim,
-        has_cls=has_cls,
+        has_cls=family not in SIGLIP,
+        num_registers=getattr(config, "num_register_tokens", 0) if family in ("dinov2_with_registers", *DINOV3) else 0,
+        has_pre_norm=family in CLIP,
         has_projection=embed_dim is not None,
-        activation=config.hidden_act,
+        activation="silu" if gated and family in DINOV2 else config.hidden_act,
+        gated_mlp=gated,
+        rope_theta=float(config.rope_theta) if family in DINOV3 else None,
         layer_norm_eps=config.layer_norm_eps,
     )
 
@@ -74,17 +107,75 @@ def tower_weights(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Ten
         KeyError: One is not there.
     """
     tower = {name.removeprefix(TOWER): weight for name, weight in state.items()}
+    is_dino = "embeddings.cls_token" in tower
+    weights = _dino_weights(tower, shape) if is_dino else _clip_weights(tower, shape)
+    if shape.rope_theta is not None:
+        weights["rotary_2Nd"] = rotary_table(shape)
+    return weights
+
+
+def at_size(weights: Mapping[str, Tensor], shape: VitShape, image_px: int | None) -> tuple[dict[str, Tensor], VitShape]:
+    """Return a tower's weights and shape at another size of frames, its own where that is None.
+
+    Added positions are interpolated bicubically, in float32, with antialiasing where the model's own code does so
+    (DINOv2 with registers); rotary ones are computed anew.
+
+    Raises:
+        ValueError: The size is no multiple of the tower's patches.
+    """
+    if image_px is None or image_px == shape.image_px:
+        return dict(weights), shape
+    if image_px < shape.patch_px or image_px % shape.patch_px:
+        nearest = max(1, round(image_px / shape.patch_px)) * shape.patch_px
+        raise ValueError(
+            f"image_px: got {image_px}, expected a multiple of the tower's patches of {shape.patch_px} px; "
+            f"the nearest is {nearest}"
+        )
+    resized = dataclasses.replace(shape, image_px=image_px)
+    position_ND, prefix = weights["position"], shape.num_prefix
+    own_side, side = shape.patches_per_side, resized.patches_per_side
+    # The bias of patches lies on their positions: interpolation, whose weights sum to 1, leaves it as it is.
+    grid_1DPP = position_ND[prefix:].float().unflatten(0, (own_side, own_side)).permute(2, 0, 1)[None]
+    antialias = shape.num_registers > 0
+    scaled_1DPP = F.interpolate(grid_1DPP, (side, side), mode="bicubic", align_corners=False, antialias=antialias)
+    patches_AD = scaled_1DPP[0].permute(1, 2, 0).flatten(0, 1).to(position_ND.dtype)
+    changed = {"position": torch.cat([position_ND[:prefix], patches_AD])}
+    if shape.rope_theta is not None:
+        changed["rotary_2Nd"] = rotary_table(resized)
+    return {**weights, **changed}, resized
+
+
+def _side(size: Any, name: str) -> Any:
+    """Return one side of what may be given as two."""
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(f"backbone: got a {name} of {size}, expected a square; choose another backbone")
+    return sides[0]
+
+
+def _mlp_width(config: Any, family: str, gated: bool) -> Any:
+    if family not in DINOV2:
+        return config.intermediate_size
+    # DINOv2 has a ratio; its gated MLP takes two thirds of it, rounded up to a multiple of 8.
+    width = int(config.hidden_size * config.mlp_ratio)
+    return (int(width * 2 / 3) + 7) // 8 * 8 if gated else width
+
+
+# CLIP and SigLIP.
+
+
+def _clip_weights(tower: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
     slope = QUICK_GELU_SLOPE if shape.activation == "quick_gelu" else 1.0
     weights = {
         "patch_weight": tower["embeddings.patch_embedding.weight"],
-        "position": tower["embeddings.position_embedding.weight"],
         **_pair(tower, "post_layernorm", "post_norm"),
     }
+    position_ND = tower["embeddings.position_embedding.weight"]
     if shape.has_cls:
-        weights["cls"] = tower["embeddings.class_embedding"]
+        weights["position"] = torch.cat([tower["embeddings.class_embedding"] + position_ND[:1], position_ND[1:]])
         weights |= _pair(tower, "pre_layrnorm", "pre_norm")
     else:
-        weights["patch_bias"] = tower["embeddings.patch_embedding.bias"]
+        weights["position"] = position_ND + tower["embeddings.patch_embedding.bias"]
         weights |= {f"pool.{name}": weight for name, weight in _pooling(tower, shape, slope).items()}
     if shape.has_projection:
         weights["projection"] = tower["visual_projection.weight"]
@@ -124,6 +215,82 @@ def _mlp(tower: Mapping[str, Tensor], name: str, slope: float) -> dict[str, Tens
         "fc2_weight": tower[f"{name}.fc2.weight"] / slope,
         "fc2_bias": tower[f"{name}.fc2.bias"],
     }
+
+
+# DINOv2 and DINOv3.
+
+DINO_NAMES = (
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("embeddings.patch_embeddings.projection", "embeddings.patch_embeddings"),
+    ("mlp.fc1", "mlp.up_proj"),
+    ("mlp.fc2", "mlp.down_proj"),
+    ("mlp.weights_out", "mlp.down_proj"),
+)
+"""Names of DINOv2's files and models, and what they are read as: those of DINOv3's ViTs."""
+
+
+def _dino_weights(state: Mapping[str, Tensor], shape: VitShape) -> dict[str, Tensor]:
+    tower: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        for theirs, ours in DINO_NAMES:
+            name = name.replace(theirs, ours)  # noqa: PLW2901
+        tower[name.removeprefix("encoder.").removeprefix("model.")] = weight
+    cls_1D = tower["embeddings.cls_token"][0]
+    patch_bias_D = tower["embeddings.patch_embeddings.bias"]
+    if shape.rope_theta is None:
+        position_ND = tower["embeddings.position_embeddings"][0]
+        cls_1D = cls_1D + position_ND[:1]
+        patches_AD = position_ND[1:] + patch_bias_D
+    else:
+        patches_AD = patch_bias_D.expand(shape.num_patches, -1)
+    registers = [tower["embeddings.register_tokens"][0]] if shape.num_registers else []
+    norm = "layernorm" if "layernorm.weight" in tower else "norm"
+    weights = {
+        "patch_weight": tower["embeddings.patch_embeddings.weight"],
+        "position": torch.cat([cls_1D, *registers, patches_AD]),
+        **_pair(tower, norm, "post_norm"),
+    }
+    for index in range(shape.num_layers):
+        of_layer = _dino_layer(tower, f"layer.{index}", shape)
+        weights |= {f"layers.{index}.{name}": weight for name, weight in of_layer.items()}
+    return weights
+
+
+def _dino_layer(tower: Mapping[str, Tensor], layer: str, shape: VitShape) -> dict[str, Tensor]:
+    """What a layer adds is scaled channel by channel: the scales move into its last products."""
+    attention, mlp = f"{layer}.attention", f"{layer}.mlp"
+    if f"{mlp}.weights_in.weight" in tower:
+        fc1 = {kind: tower[f"{mlp}.weights_in.{kind}"] for kind in ("weight", "bias")}
+    elif shape.gated_mlp:
+        halves = [_biased(tower, f"{mlp}.{name}") for name in ("gate_proj", "up_proj")]
+        fc1 = {kind: torch.cat([half[kind] for half in halves]) for kind in ("weight", "bias")}
+    else:
+        fc1 = _biased(tower, f"{mlp}.up_proj")
+    qkv = [_biased(tower, f"{attention}.{part}_proj") for part in "qkv"]
+    return {
+        "qkv_weight": torch.cat([one["weight"] for one in qkv]),
+        "qkv_bias": torch.cat([one["bias"] for one in qkv]),
+        **_scaled(_biased(tower, f"{attention}.o_proj"), tower[f"{layer}.layer_scale1.lambda1"], "out"),
+        **_pair(tower, f"{layer}.norm1", "norm1"),
+        **_pair(tower, f"{layer}.norm2", "norm2"),
+        "fc1_weight": fc1["weight"],
+        "fc1_bias": fc1["bias"],
+        **_scaled(_biased(tower, f"{mlp}.down_proj"), tower[f"{layer}.layer_scale2.lambda1"], "fc2"),
+    }
+
+
+def _biased(tower: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return a product's weight and bias, zeros where it has none (DINOv3's keys)."""
+    weight = tower[f"{name}.weight"]
+    bias = tower.get(f"{name}.bias")
+    return {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}
+
+
+def _scaled(product: Mapping[str, Tensor], scale_D: Tensor, name: str) -> dict[str, Tensor]:
+    return {f"{name}_weight": product["weight"] * scale_D[:, None], f"{name}_bias": product["bias"] * scale_D}
 
 
 def _pair(tower: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """ReuseViT with every token computed and reuse mixed in by a gate: the training forward, and the oracle of inference.
 
-Shapes: C clips, F frames of a clip in computing order, N tokens (CLS first), A = N - 1 patches, L layers, b = L - 1
+Shapes: C clips, F frames of a clip in computing order, N tokens (prefix first), A patches, L layers, b = L - 1
 boundaries, D width, E embedding width, P patches a side.
 
 Layers outside, frames inside: nothing that a boundary computes depends on its own gate, so that all frames of all
@@ -36,7 +36,7 @@ class MaskedOutput:
     embeddings_CFE: Tensor
     """Not normalised."""
     reuse_CFbN: Tensor
-    """The gate's g, 0..1; 0 for CLS and for dense frames."""
+    """The gate's g, 0..1; 0 for the prefix and for dense frames."""
     second_last_CFND: Tensor
     """Output of layer L-2 as computed for every token, before the last boundary replaces reused ones."""
     last_CFND: Tensor | None
@@ -117,7 +117,7 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, wanted: Sequence[Wanted
     reuse_CFbA = torch.stack(gates).permute(2, 1, 0, 3)
     return MaskedOutput(
         embeddings_CFE=_frames(embeddings_XE, num_frames).transpose(0, 1),
-        reuse_CFbN=torch.nn.functional.pad(reuse_CFbA, (1, 0)),
+        reuse_CFbN=torch.nn.functional.pad(reuse_CFbA, (vit.shape.num_prefix, 0)),
         second_last_CFND=_frames(second_last, num_frames).transpose(0, 1),
         last_CFND=last_CFND,
         inputs_CFLND=torch.stack([_frames(one.h_CAD, num_frames) for one in inputs], 2).transpose(0, 1)
@@ -187,11 +187,12 @@ def _mix(
             candidates = tuple(traces[frame] for frame in step.candidates)
             reference = choose_reference(frame.pre_proj_CND, candidates, rules.semantics, step.group)
             clip_ids = [(clip, step.frame) for clip in range(len(codec_CA))]
-            similarity_CA, importance_CA = reference.similarity_CA[:, 1:], frame.importance_CN[:, 1:]
+            prefix = frame.importance_CN.shape[1] - codec_CA.shape[1]
+            similarity_CA, importance_CA = reference.similarity_CA[:, prefix:], frame.importance_CN[:, prefix:]
             features = Features(importance_CA, similarity_CA, codec_CA, step.kind, clip_ids)
             g_CA = rules.gate(boundary, features).to(frame.pre_proj_CND.dtype)
-            # CLS is mixed as well, none of it reused: patches would have to be cut out and put back otherwise.
-            g_CN = torch.nn.functional.pad(g_CA, (1, 0))
+            # The prefix is mixed as well, none of it reused: patches would have to be cut out and put back otherwise.
+            g_CN = torch.nn.functional.pad(g_CA, (prefix, 0))
             remembers = rules.semantics != "chained" and step.frame in referred
             trace = mix(g_CN, trace, reference, rules.addon.restoration(boundary), remembers=remembers)
         traces[step.frame] = trace

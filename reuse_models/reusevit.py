@@ -1,6 +1,6 @@
 """ReuseViT behind the interface of all methods: streams in, groups through the engine, frames out in display order.
 
-Shapes: B streams, F frames, L layers, N tokens (CLS first), A = N - 1 patches, E embedding width, P patches a side.
+Shapes: B streams, F frames, L layers, N tokens (prefix first), A patches, E embedding width, P patches a side.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ReuseVitConfig:
     semantics: Semantics = "anchor"
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
-    """Added to every reuse logit: the runtime knob, see calibrate."""
+    """Added to every reuse logit: the runtime knob, calibrated on validation clips."""
     forced_rate: float | None = None
     """Reuse this share of tokens whatever the decision says, for measuring speed apart from training."""
     forced_choice: Choice = "similar"
@@ -134,7 +134,7 @@ class ReuseVitConfig:
         """Return the weights on the tower's device and type.
 
         Raises:
-            ValueError: The tower has no CLS, or the weights are missing, broken or another tower's.
+            ValueError: The weights are missing, broken or another tower's.
         """
         shape = addon_shape(vit.shape, self.decision_hidden, self.restoration_rank)
         if self.weights is None:
@@ -219,8 +219,7 @@ class ReuseVit:
         self.vit, self.addon, self.refresh = vit, addon, config.refresh
         self.adaptive, self.group_size = config.adaptive_refresh(), group_size(config.order)
         if gate is None and config.forced_rate is not None:
-            boundaries = vit.shape.num_layers - 1
-            gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape.num_patches, boundaries)
+            gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape)
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
         self.meter = None if self.adaptive.error is None else ErrorMeter(gate)
@@ -378,7 +377,7 @@ class ReuseVit:
     def _group_work(self, results: Sequence[PassResult]) -> dict[str, Tensor]:
         """Return [F, K] units of each part; a boundary is filed under the layer that it leads into."""
         shape = self.vit.shape
-        last, num_tokens = shape.num_layers - 1, shape.num_tokens
+        num_tokens = shape.num_tokens
         computed_Fb, restored_Fb, compared_Fb, weighed_Fb = (
             torch.cat(columns).cpu()
             for columns in zip(
@@ -387,20 +386,23 @@ class ReuseVit:
         )
         one_F1 = torch.ones(len(computed_Fb), 1, dtype=torch.int64)
         none_F1 = torch.zeros_like(one_F1)
+        asked_F1 = shape.num_last_queries * one_F1
         entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
-        closed_FL = torch.cat([computed_Fb, one_F1], 1)
+        closed_FL = torch.cat([computed_Fb, asked_F1], 1)
         tokens_Fb = torch.full_like(computed_Fb, num_tokens)
         return {
             "patch_embedding": one_F1,
-            "query": torch.cat([entered_FL[:, :-1], one_F1], 1) if last else one_F1,
+            # In the last layer of CLS alone; where it runs for all tokens, of those that are not reused.
+            "query": torch.cat([entered_FL[:, :-1], one_F1 if shape.has_cls else entered_FL[:, -1:]], 1),
             "key_value": entered_FL,
-            "attention": torch.cat([tokens_Fb * num_tokens, num_tokens * one_F1], 1),
+            "attention": torch.cat([tokens_Fb * num_tokens, num_tokens * asked_F1], 1),
             "projection": closed_FL,
             "mlp": closed_FL,
+            "pooling": asked_F1,
             "head": one_F1,
             "importance": torch.cat([none_F1, weighed_Fb], 1),
             "similarity": torch.cat([none_F1, compared_Fb], 1),
-            "decision": torch.cat([none_F1, (tokens_Fb - 1) * self._decision_units()], 1),
+            "decision": torch.cat([none_F1, (tokens_Fb - shape.num_prefix) * self._decision_units()], 1),
             "restoration": torch.cat([none_F1, restored_Fb], 1),
             "codec_net": one_F1 * codec_net_macs(shape.patches_per_side) * int(self.addon.shape.codec),
         }

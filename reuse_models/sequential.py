@@ -4,8 +4,8 @@ At each boundary l-1 -> l a token keeps what it had when it was last computed th
 and h, q, k, v of layer l. A reused token stands for its anchor as it is. So the state of a stream *is* the input of
 its next attention, and a frame overwrites the rows that it computes.
 
-Shapes: B streams, S of them at a step, T packed tokens of all of these, N tokens (CLS first where there is one),
-A of them that may be reused (all but CLS), L layers, D width, C channels of a projection.
+Shapes: B streams, S of them at a step, T packed tokens of all of these, N tokens (prefix first: CLS where there is one,
+then registers), A patches, which alone may be reused, L layers, D width, C channels of a projection.
 Source: METHODS 6; Eventful Transformers (arXiv:2308.13494) and CMC (ASPLOS 2024) as the Déjà Vu artifact runs them.
 """
 
@@ -22,7 +22,7 @@ from reuse_models.method import Chunk, Encoded
 from reuse_models.vit import Vit
 
 Choose = Callable[[Tensor, Tensor], Tensor]
-"""(pre_proj_SAD, anchor_SAD) -> bool [S, A]: tokens to compute. CLS is not among them: it always is."""
+"""(pre_proj_SAD, anchor_SAD) -> bool [S, A]: patches to compute. The prefix is not among them: it always is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def start_anchors(vit: Vit, num_streams: int) -> Anchors:
 
 @torch.no_grad()
 def encode_sequential(vit: Vit, choose: Choose, chunk: Chunk, memory: Anchors) -> Encoded:
-    """Embed a chunk, computing at every boundary CLS and the tokens that `choose` names.
+    """Embed a chunk, computing at every boundary the prefix and the patches that `choose` names.
 
     Raises:
         ValueError: The chunk does not fit the tower or the memory.
@@ -103,8 +103,8 @@ def _encode_step(vit: Vit, choose: Choose, step: Step, memory: Anchors, record: 
         anchor = memory.boundaries[layer - 1]
         q_ShNd, k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
         pre_proj_SND = vit.attend(q_ShNd, k_ShNd, v_ShNd)
-        first = int(shape.has_cls)
-        computed_SA = fresh_S1.expand(-1, shape.num_tokens - first)
+        first = shape.num_prefix
+        computed_SA = fresh_S1.expand(-1, shape.num_patches)
         if has_old:
             known_SND = _of_step(anchor.pre_proj_BND, step)
             computed_SA = computed_SA | choose(pre_proj_SND[:, first:], known_SND[:, first:])
@@ -147,12 +147,12 @@ def _of_step(state_BNC: Tensor, step: Step) -> Tensor:
 
 def _packed_rows(computed_SA: Tensor, step: Step, num_tokens: int) -> tuple[Tensor, Tensor]:
     """Return rows of the tokens to compute, in the step's [S * N] and in the memory's [B * N]: all CLS first."""
-    first = num_tokens - computed_SA.shape[1]
-    here_S = torch.arange(len(step.streams_S), device=computed_SA.device)
+    prefix = num_tokens - computed_SA.shape[1]
+    num_streams, device = len(step.streams_S), computed_SA.device
     stream_X, token_X = computed_SA.nonzero(as_tuple=True)
-    if first:
-        stream_X = torch.cat([here_S, stream_X])
-        token_X = torch.cat([torch.zeros_like(here_S), token_X + first])
+    if prefix:
+        stream_X = torch.cat([torch.arange(num_streams, device=device).repeat(prefix), stream_X])
+        token_X = torch.cat([torch.arange(prefix, device=device).repeat_interleave(num_streams), token_X + prefix])
     here_T = stream_X * num_tokens + token_X
     return here_T, here_T if step.whole else step.streams_S[stream_X] * num_tokens + token_X
 
@@ -161,7 +161,7 @@ def _record_fixed_work(vit: Vit, step: Step, record: Record) -> None:
     """What does not depend on the choice: the ends of the tower, and attention, which runs over all tokens."""
     shape, rows_S = vit.shape, step.rows_S
     last, num_tokens = shape.num_layers - 1, shape.num_tokens
-    num_queries = 1 if shape.has_cls else num_tokens
+    num_queries = shape.num_last_queries
     record.add_work("patch_embedding", rows_S, 1)
     record.add_work("query", rows_S, num_tokens if last else num_queries)
     record.add_work("key_value", rows_S, num_tokens)
@@ -170,4 +170,5 @@ def _record_fixed_work(vit: Vit, step: Step, record: Record) -> None:
     record.add_work("attention", rows_S, num_queries * num_tokens, last)
     record.add_work("projection", rows_S, num_queries, last)
     record.add_work("mlp", rows_S, num_queries, last)
+    record.add_work("pooling", rows_S, num_queries)
     record.add_work("head", rows_S, 1)

@@ -1,13 +1,16 @@
 """ToMe(r): per frame, merge r pairs of similar tokens in every layer, between attention and MLP.
 
-Shapes: B frames, N tokens entering a layer (CLS first), h heads, d head width, D width; X tokens of one side.
+Shapes: B frames, N tokens entering a layer (prefix first: CLS where there is one, then registers), h heads, d head
+width, D width; X tokens of one side.
 Source: Token Merging (arXiv:2210.09461), section 3: bipartite soft matching on keys averaged over heads, sizes tracked,
-averages and attention weighted by size; CLS is never merged.
+averages and attention weighted by size; CLS is never merged. Ours, where the paper has no such tower: registers are not
+merged either, a head that pools weighs tokens by size, and where positions are rotary a merged token stands where the
+one that it was merged into stands (keys are compared turned, as attention sees them).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -37,11 +40,6 @@ class ToMeConfig:
         return f"r={self.merged_per_layer}"
 
     def build(self, vit: Vit) -> Method:
-        if not vit.shape.has_cls:
-            raise ValueError(
-                "tome: got a tower without CLS, expected CLIP; its pooling head is not defined for merged "
-                "tokens, choose another method"
-            )
         return ToMe(self, vit)
 
 
@@ -55,62 +53,94 @@ class ToMe(FrameByFrame):
     def embed(self, frames_B3HW: Tensor) -> Tensor:
         vit = self.vit
         h_BND = vit.embed(frames_B3HW)
-        size_BN = h_BND.new_ones(h_BND.shape[:2])
+        merged, prefix = self.config.merged_per_layer, vit.shape.num_prefix
+        tokens = MergedTokens.whole(h_BND)
         for layer in range(vit.shape.num_layers - 1):
-            q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
-            h_BND = vit.project(layer, h_BND, vit.attend(q_BhNd, k_BhNd, v_BhNd, size_BN.log()))
-            h_BND, size_BN = match_and_merge(h_BND, size_BN, k_BhNd.mean(1), self.config.merged_per_layer)
-            h_BND = vit.mlp(layer, h_BND)
-        return vit.finish_from_input(h_BND, size_BN.log())
+            q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, tokens.h_BND), tokens.token_BN)
+            pre_proj_BND = vit.attend(q_BhNd, k_BhNd, v_BhNd, tokens.size_BN.log())
+            h_BND = vit.project(layer, tokens.h_BND, pre_proj_BND)
+            tokens = match_and_merge(replace(tokens, h_BND=h_BND), k_BhNd.mean(1), merged, prefix)
+            tokens = replace(tokens, h_BND=vit.mlp(layer, tokens.h_BND))
+        return vit.finish_from_input(tokens.h_BND, tokens.size_BN.log(), tokens.token_BN)
 
 
-def match_and_merge(h_BND: Tensor, size_BN: Tensor, key_BNd: Tensor, merged: int) -> tuple[Tensor, Tensor]:
-    """Merge the `merged` most similar pairs of an even-numbered and an odd-numbered token; return tokens and sizes.
+@dataclass(frozen=True, slots=True)
+class MergedTokens:
+    """What is left of a frame's tokens."""
 
-    Every even token proposes its most similar odd one; the best proposals are carried out. The order after it, the
-    unmerged even tokens and then the odd ones, decides who may meet in the next layer, and is the paper's.
+    h_BND: Tensor
+    size_BN: Tensor
+    """Tokens that each one stands for."""
+    token_BN: Tensor
+    """int64: where each one stands among the tower's tokens."""
+
+    @staticmethod
+    def whole(h_BND: Tensor) -> MergedTokens:
+        """Return all of them, nothing merged."""
+        num_frames, num_tokens, _ = h_BND.shape
+        token_BN = torch.arange(num_tokens, device=h_BND.device).expand(num_frames, -1)
+        return MergedTokens(h_BND, h_BND.new_ones(num_frames, num_tokens), token_BN)
+
+
+def match_and_merge(tokens: MergedTokens, key_BNd: Tensor, merged: int, prefix: int) -> MergedTokens:
+    """Merge the `merged` most similar pairs of a proposing and a receiving token.
+
+    Behind the prefix, which is left alone, tokens propose and receive in turn; those of even place among all propose,
+    as in the paper, or of odd place among what is no prefix where that is more than CLS. Each proposes its most similar
+    receiver; the best proposals are carried out. The order after it, unmerged proposers and then receivers, decides who
+    may meet in the next layer, and is the paper's.
+
+    Args:
+        tokens: After attention.
+        key_BNd: Their keys, averaged over heads.
+        merged: Pairs, at most.
+        prefix: The first tokens, never merged.
     """
-    merged = num_merged(h_BND.shape[1], merged)
+    merged = num_merged(key_BNd.shape[1], merged, prefix)
     if merged == 0:
-        return h_BND, size_BN
+        return tokens
+    first = prefix + int(prefix > 0)
+    second = prefix + int(prefix == 0)
     unit_BNd = F.normalize(key_BNd, dim=-1)
-    similarity_BXY = unit_BNd[:, ::2] @ unit_BNd[:, 1::2].mT
-    similarity_BXY[:, 0] = -torch.inf  # CLS proposes to nobody; being even, nobody proposes to it
-    best_BX = similarity_BXY.max(-1)
+    best_BX = (unit_BNd[:, first::2] @ unit_BNd[:, second::2].mT).max(-1)
     order_BX = best_BX.values.argsort(dim=-1, descending=True)
     merged_Br = order_BX[:, :merged]
     rest_BX = order_BX[:, merged:].sort(dim=1).values
-    even_BXD, even_size_BX = h_BND[:, ::2], size_BN[:, ::2]
-    odd_BYD, odd_size_BY = merge_into(
-        h_BND[:, 1::2],
-        size_BN[:, 1::2],
-        take_tokens(even_BXD, merged_Br),
-        even_size_BX.gather(1, merged_Br),
+    h_BND, size_BN, token_BN = tokens.h_BND, tokens.size_BN, tokens.token_BN
+    proposing_BXD, proposing_size_BX = h_BND[:, first::2], size_BN[:, first::2]
+    received_BYD, received_size_BY = merge_into(
+        h_BND[:, second::2],
+        size_BN[:, second::2],
+        take_tokens(proposing_BXD, merged_Br),
+        proposing_size_BX.gather(1, merged_Br),
         best_BX.indices.gather(1, merged_Br),
     )
-    return (
-        torch.cat([take_tokens(even_BXD, rest_BX), odd_BYD], dim=1),
-        torch.cat([even_size_BX.gather(1, rest_BX), odd_size_BY], dim=1),
+    return MergedTokens(
+        torch.cat([h_BND[:, :prefix], take_tokens(proposing_BXD, rest_BX), received_BYD], dim=1),
+        torch.cat([size_BN[:, :prefix], proposing_size_BX.gather(1, rest_BX), received_size_BY], dim=1),
+        torch.cat([token_BN[:, :prefix], token_BN[:, first::2].gather(1, rest_BX), token_BN[:, second::2]], dim=1),
     )
 
 
-def num_merged(num_tokens: int, merged: int) -> int:
-    """Return how many tokens a layer really loses: no more than half of its patches can propose."""
-    return min(merged, (num_tokens - 1) // 2)
+def num_merged(num_tokens: int, merged: int, prefix: int) -> int:
+    """Return how many tokens a layer really loses: no more than half of those behind the prefix can propose."""
+    return max(0, min(merged, (num_tokens - prefix) // 2))
 
 
 def merging_work(shape: VitShape, merged_per_layer: int) -> Work:
-    """Return the work of one frame; the last layer runs for CLS alone."""
+    """Return the work of one frame; the last layer runs for CLS alone where there is one."""
     entering, kept, pairs = [], [], []
     tokens = shape.num_tokens
     for _ in range(shape.num_layers - 1):
-        merged = num_merged(tokens, merged_per_layer)
+        merged = num_merged(tokens, merged_per_layer, shape.num_prefix)
         entering.append(tokens)
-        pairs.append(((tokens + 1) // 2) * (tokens // 2) if merged else 0)
+        patches = tokens - shape.num_prefix
+        pairs.append((patches // 2) * ((patches + 1) // 2) if merged else 0)
         tokens -= merged
         kept.append(tokens)
     keys = torch.tensor([*entering, tokens])
-    queries = torch.tensor([*entering, 1])
+    last_queries = 1 if shape.has_cls else tokens
+    queries = torch.tensor([*entering, last_queries])
     one = torch.ones(1, 1, dtype=torch.int64)
     return Work(
         {
@@ -120,7 +150,8 @@ def merging_work(shape: VitShape, merged_per_layer: int) -> Work:
             "attention": (queries * keys)[None],
             "projection": queries[None],
             "key_similarity": torch.tensor([[*pairs, 0]]),
-            "mlp": torch.tensor([[*kept, 1]]),
+            "mlp": torch.tensor([[*kept, last_queries]]),
+            "pooling": one * last_queries,
             "head": one,
         }
     )

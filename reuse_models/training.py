@@ -97,6 +97,11 @@ class Batch:
         """C."""
         return len(self.pixels_CF3HW)
 
+    @property
+    def num_frames(self) -> int:
+        """C * F."""
+        return self.pixels_CF3HW.shape[:2].numel()
+
     def parts(self, clips_at_once: int | None) -> list[Batch]:
         """Return views of some clips each, at most so many, sizes as equal as they can be; itself for None."""
         if clips_at_once is None or clips_at_once >= self.num_clips:

@@ -12,10 +12,12 @@
 
 Of a boundary are kept: q, k, v (3), both outputs of attention (2), h before and after the MLP (2), reference minus own
 (4), and the chosen outputs of two frames in five (0.4); the restoration's 4 R and the decision's H hidden units; and
-the MLP's M where they are not computed again. 12 U come and go within a layer.
+the MLP's M (3 M where it is gated) where they are not computed again. Rotary positions add q and k as turned (2). 12 U
+come and go within a layer. Without CLS, 3 N / d more do, since importance is read from the whole matrix of attention, and
+the last layer is kept too (8 + M / D, of six frames).
 
-Shapes: N tokens, D width, L layers, R rank, H hidden units of a decision, M of an MLP, F frames of a clip, P patches a
-side.
+Shapes: N tokens, D width, L layers, R rank, H hidden units of a decision, M of an MLP, d width of a head, F frames of a
+clip, P patches a side.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ CPU_LOSS, CUDA_LOSS = 1.5, 1.2
 """What the allocator holds over what lives: measured 1.3 to 1.5 with glibc's; torch's on a GPU is an assumption."""
 KEPT_INPUTS = 11.4
 PASSING_INPUTS = 12
+LAST_LAYER_INPUTS = 8
+"""Beside the MLP's hidden units."""
 HIDDEN_TERM_INPUTS = 8
 """More, where the loss compares hidden states: the teacher's, the student's, and what their cosine takes."""
 GATHERED_INPUTS = 24
@@ -114,14 +118,23 @@ class TrainingMemory:
         """U: one layer's input of the frames of a clip that are recorded."""
         return RECORDED_FRAMES * self.shape.num_tokens * self.shape.width * self.dtype.itemsize
 
+    @property
+    def passing_inputs(self) -> float:
+        """What comes and goes within a layer, in U: without CLS the whole matrix of attention, and its gradient."""
+        return PASSING_INPUTS + (0 if self.shape.has_cls else 3 * self.shape.num_tokens / self.shape.head_dim)
+
     def step_bytes(self, clips: int) -> int:
         """Forward and backward pass over so many clips."""
         shape, addon = self.shape, self.addon
         boundaries = addon.num_boundaries
         recomputed = min(boundaries, math.ceil(RECOMPUTED_SHARE * shape.num_layers))
         beside = (4 * addon.restoration_rank + addon.decision_hidden) / shape.width
-        inputs = boundaries * (KEPT_INPUTS + beside) + (boundaries - recomputed) * shape.mlp_width / shape.width
-        inputs += PASSING_INPUTS + HIDDEN_TERM_INPUTS * self.hidden_terms
+        rotary = 2 if shape.rope_theta is not None else 0  # q and k turned, beside v among those that are not
+        mlp = (3 if shape.gated_mlp else 1) * shape.mlp_width / shape.width
+        inputs = boundaries * (KEPT_INPUTS + rotary + beside) + (boundaries - recomputed) * mlp
+        if not shape.has_cls:  # the last layer and the head work on all tokens of all frames
+            inputs += (LAST_LAYER_INPUTS + mlp) * FRAMES / RECORDED_FRAMES
+        inputs += self.passing_inputs + HIDDEN_TERM_INPUTS * self.hidden_terms
         return int(clips * inputs * self.input_bytes * self._loss)
 
     def warm_up_bytes(self, clips: int) -> int:

@@ -1,7 +1,7 @@
 """A frozen vision tower cut at its joints, so that a method may enter and leave a layer where reuse needs it.
 
-Shapes: B frames (of any streams), N tokens (CLS first where there is one), M of them, L layers, D width, h heads,
-d head width, E embedding width, P patches a side; X stands for any leading dimensions.
+Shapes: B frames (of any streams), N tokens (prefix first: CLS where there is one, then registers), M of them, L layers,
+D width, h heads, d head width, E embedding width, P patches a side; X stands for any leading dimensions.
 
 One layer is `qkv` → `split_heads` → `attend` → `project` → `mlp`; `close` is the last two. Methods that gather tokens
 put a packed [tokens, D] through `qkv` and `close`, since nothing but `attend` mixes tokens.
@@ -9,11 +9,13 @@ put a packed [tokens, D] through `qkv` and `close`, since nothing but `attend` m
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reuse_models.vit_shape import KNOWN_SHAPES, VitShape
 
@@ -39,9 +41,10 @@ class VitLayer(nn.Module):
         self.out_bias = _frozen(width)
         self.norm2_weight = _frozen(width)
         self.norm2_bias = _frozen(width)
-        # Where the activation is quick_gelu, fc1 carries its slope and fc2 the inverse: see Vit.mlp.
-        self.fc1_weight = _frozen(mlp_width, width)
-        self.fc1_bias = _frozen(mlp_width)
+        # Where the activation is quick_gelu, fc1 carries its slope and fc2 the inverse: see Vit.activate. Where the
+        # tower scales what a layer adds (DINO's LayerScale), out and fc2 carry the scales.
+        self.fc1_weight = _frozen(shape.fc1_width, width)
+        self.fc1_bias = _frozen(shape.fc1_width)
         self.fc2_weight = _frozen(width, mlp_width)
         self.fc2_bias = _frozen(width)
 
@@ -54,11 +57,12 @@ class Vit(nn.Module):
         self.shape = shape
         width, embed_dim = shape.width, shape.embed_dim
         self.patch_weight = _frozen(width, 3, shape.patch_px, shape.patch_px)
-        self.patch_bias = None if shape.has_cls else _frozen(width)
-        self.cls = _frozen(width) if shape.has_cls else None
+        # Of the prefix the whole tokens, CLS and registers; of patches what is added to them, patch bias included.
         self.position = _frozen(shape.num_tokens, width)
-        self.pre_norm_weight = _frozen(width) if shape.has_cls else None
-        self.pre_norm_bias = _frozen(width) if shape.has_cls else None
+        self.pre_norm_weight = _frozen(width) if shape.has_pre_norm else None
+        self.pre_norm_bias = _frozen(width) if shape.has_pre_norm else None
+        # cos and sin of rotary positions, sin's sign as `_rotate` wants it; the prefix is not turned.
+        self.rotary_2Nd = None if shape.rope_theta is None else nn.Parameter(rotary_table(shape), requires_grad=False)
         self.layers = nn.ModuleList(VitLayer(shape) for _ in range(shape.num_layers))
         self.post_norm_weight = _frozen(width)
         self.post_norm_bias = _frozen(width)
@@ -67,19 +71,39 @@ class Vit(nn.Module):
         self.eval()
 
     @staticmethod
-    def from_hf(model: PreTrainedModel) -> Vit:
-        """Copy the vision tower of a Hugging Face CLIP or SigLIP model.
+    def from_hf(model: PreTrainedModel, image_px: int | None = None) -> Vit:
+        """Copy the vision tower of a Hugging Face model.
 
         Args:
-            model: CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, SiglipModel or SiglipVisionModel.
+            model: CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, SiglipModel, SiglipVisionModel,
+                Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel.
+            image_px: Side of the frames that it will see; that of its config unless given. Positions are interpolated
+                as the model's own code does.
 
         Raises:
-            ValueError: It is another model, or its activation or head is one this tower does not have.
+            ValueError: It is another model, its activation or head is one this tower does not have, or it cannot run
+                at this size.
         """
         # Imported here because that module builds on this one.
         from reuse_models.hugging_face import tower_of  # noqa: PLC0415
 
-        return tower_of(model)
+        return tower_of(model, image_px)
+
+    def at_size(self, image_px: int) -> Vit:
+        """Return the tower for frames of another size, sharing all weights but its positions.
+
+        Raises:
+            ValueError: The size is no multiple of the patches, and not the tower's own.
+        """
+        from reuse_models.hugging_face import at_size  # noqa: PLC0415  see above
+
+        if image_px == self.shape.image_px:
+            return self
+        weights, shape = at_size(self.state_dict(), self.shape, image_px)
+        with torch.device("meta"):
+            resized = Vit(shape)
+        resized.load_state_dict(weights, assign=True)
+        return resized
 
     @staticmethod
     def random(shape: VitShape, seed: int = 0) -> Vit:
@@ -87,6 +111,8 @@ class Vit(nn.Module):
         vit = Vit(shape)
         generator = torch.Generator().manual_seed(seed)
         for name, weight in vit.named_parameters():
+            if name == "rotary_2Nd":
+                continue
             if name.endswith(("norm1_weight", "norm2_weight", "norm_weight")):
                 weight.fill_(1.0)
             elif weight.ndim > 1 and name != "position":
@@ -122,15 +148,15 @@ class Vit(nn.Module):
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
         """Return h_BND, the input of layer 0. No gradient reaches the pixels: the tower is frozen."""
         pixels_B3HW = pixels_B3HW.detach()
-        patches_BND = F.linear(
-            self._cut(pixels_B3HW.to(self.patch_weight)), self.patch_weight.flatten(1), self.patch_bias
-        )
-        if self.cls is None:
-            return patches_BND + self.position
-        h_BND = patches_BND.new_empty(len(patches_BND), self.shape.num_tokens, self.shape.width)
-        h_BND[:, 0] = self.cls + self.position[0]
-        h_BND[:, 1:] = patches_BND.add_(self.position[1:])
-        return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias)
+        patches_BAD = F.linear(self._cut(pixels_B3HW.to(self.patch_weight)), self.patch_weight.flatten(1))
+        prefix = self.shape.num_prefix
+        if not prefix:
+            h_BND = patches_BAD.add_(self.position)
+        else:
+            h_BND = patches_BAD.new_empty(len(patches_BAD), self.shape.num_tokens, self.shape.width)
+            h_BND[:, :prefix] = self.position[:prefix]
+            h_BND[:, prefix:] = patches_BAD.add_(self.position[prefix:])
+        return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias) if self.shape.has_pre_norm else h_BND
 
     def _cut(self, pixels_B3HW: Tensor) -> Tensor:
         """Return [B, P * P, 3 * patch_px ** 2]: rows whose product with the patch weights is already in token order."""
@@ -165,13 +191,30 @@ class Vit(nn.Module):
         layer, width = self.layer(index), self.shape.width
         return F.linear(self.norm1(index, h_XD), layer.qkv_weight[width:], layer.qkv_bias[width:])
 
-    def split_heads(self, x_BNC: Tensor) -> tuple[Tensor, ...]:
-        """Return C / D views [B, h, N, d] of tensors that lie side by side: (q, k, v) of qkv's result, and so on."""
-        num_frames, num_tokens, channels = x_BNC.shape
-        parts = x_BNC.view(
-            num_frames, num_tokens, channels // self.shape.width, self.shape.num_heads, self.shape.head_dim
-        )
-        return torch.unbind(parts.permute(2, 0, 3, 1, 4))
+    def split_heads(self, x_BMC: Tensor, token_BM: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return C / D tensors [B, h, M, d] that lie side by side: (q, k, v), (k, v), or q of CLS alone.
+
+        They are views, but that q and k come turned where positions are rotary: what is stored, compared and restored
+        knows no position.
+
+        Args:
+            x_BMC: Projections of all tokens, or of some.
+            token_BM: Where some tokens stand among all N; None for all in their order. CLS is never turned.
+        """
+        num_frames, num_tokens, channels = x_BMC.shape
+        num_parts = channels // self.shape.width
+        parts = x_BMC.view(num_frames, num_tokens, num_parts, self.shape.num_heads, self.shape.head_dim)
+        split = torch.unbind(parts.permute(2, 0, 3, 1, 4))
+        if self.rotary_2Nd is None or num_parts == 1:
+            return split
+        turned = [self._rotate(one_BhMd, self.rotary_2Nd, token_BM) for one_BhMd in split[:-1]]
+        return (*turned, split[-1])
+
+    @staticmethod
+    def _rotate(x_BhMd: Tensor, rotary_2Nd: Tensor, token_BM: Tensor | None) -> Tensor:
+        """Turn each pair (i, i + d / 2) of a head's numbers by its token's angle."""
+        cos_Md, sin_Md = rotary_2Nd if token_BM is None else rotary_2Nd[:, token_BM][:, :, None]
+        return torch.addcmul(x_BhMd * cos_Md, x_BhMd.roll(x_BhMd.shape[-1] // 2, -1), sin_Md)
 
     def attend(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
         """Return pre_proj_BMD: the heads' outputs side by side, before the output projection.
@@ -187,6 +230,15 @@ class Vit(nn.Module):
         From CLS where there is one; else the mean over all tokens' rows, which needs the whole matrix. The bias is that
         of `attend`.
         """
+        if not self.shape.has_cls and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Two [h, N, N] a frame are not kept for the backward pass but made again.
+            received_BN: Tensor = checkpoint(
+                self._importance, q_BhNd, k_BhNd, bias_BN, use_reentrant=False, preserve_rng_state=False
+            )
+            return received_BN
+        return self._importance(q_BhNd, k_BhNd, bias_BN)
+
+    def _importance(self, q_BhNd: Tensor, k_BhNd: Tensor, bias_BN: Tensor | None) -> Tensor:
         rows_BhMd = (q_BhNd[:, :, :1] if self.shape.has_cls else q_BhNd) * self.shape.head_dim**-0.5
         if rows_BhMd.is_cuda:
             scores_BhMN = rows_BhMd @ k_BhNd.mT
@@ -219,13 +271,20 @@ class Vit(nn.Module):
         return F.linear(self.activate(hidden_XM), layer.fc2_weight, layer.fc2_bias)
 
     def activate(self, x_X: Tensor) -> Tensor:
-        """Apply the activation between fc1 and fc2, in place unless gradients are recorded.
+        """Apply what stands between fc1 and fc2, in place unless gradients are recorded; a gated MLP halves the width.
 
         quick_gelu(x) = x * sigmoid(s x) = silu(s x) / s with s = 1.702: fc1 carries s and fc2 carries 1 / s, so that
         one pass over the widest buffer of the tower is left.
         """
+        if self.shape.gated_mlp:
+            gate_X, up_X = x_X.chunk(2, dim=-1)
+            activated_X = self._activate(gate_X)
+            return activated_X * up_X if torch.is_grad_enabled() else activated_X.mul_(up_X)
+        return self._activate(x_X)
+
+    def _activate(self, x_X: Tensor) -> Tensor:
         in_place = not torch.is_grad_enabled()
-        if self.shape.activation == "quick_gelu":
+        if self.shape.activation in ("quick_gelu", "silu"):
             return F.silu(x_X, inplace=in_place)
         approximate = "tanh" if self.shape.activation == "gelu_pytorch_tanh" else "none"
         if in_place:
@@ -254,10 +313,13 @@ class Vit(nn.Module):
         torch.addmm(layer.fc2_bias, self.activate(hidden_XM), layer.fc2_weight.mT, out=h_XD)
         out_XD.add_(h_XD)
 
-    def head(self, h_BMD: Tensor) -> Tensor:
-        """Return embedding_BE from the last layer's output: of CLS alone ([B, 1, D] will do) or of all tokens."""
+    def head(self, h_BMD: Tensor, bias_BM: Tensor | None = None) -> Tensor:
+        """Return embedding_BE from the last layer's output: of CLS alone ([B, 1, D] will do) or of all tokens.
+
+        The bias is that of `attend`, for a head that pools.
+        """
         if self.pool is not None:
-            pooled_BE: Tensor = self.pool(self._norm(h_BMD, self.post_norm_weight, self.post_norm_bias), self)
+            pooled_BE: Tensor = self.pool(self._norm(h_BMD, self.post_norm_weight, self.post_norm_bias), self, bias_BM)
             return pooled_BE
         cls_BD = self._norm(h_BMD[:, 0], self.post_norm_weight, self.post_norm_bias)
         return cls_BD if self.projection is None else F.linear(cls_BD, self.projection)
@@ -281,17 +343,23 @@ class Vit(nn.Module):
         last = self.shape.num_layers - 1
         if self.shape.has_cls:
             q_BhMd, h_BND = q_BhMd[:, :, :1], h_BND[:, :1]
-        return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd, bias_BN)))
+        return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd, bias_BN)), bias_BN)
 
-    def finish_from_input(self, h_BND: Tensor, bias_BN: Tensor | None = None) -> Tensor:
-        """Return embedding_BE from the last layer's input: only CLS gets a query, where there is one."""
+    def finish_from_input(self, h_BMD: Tensor, bias_BM: Tensor | None = None, token_BM: Tensor | None = None) -> Tensor:
+        """Return embedding_BE from the last layer's input: only CLS gets a query, where there is one.
+
+        Args:
+            h_BMD: Of all tokens, or of those that are left.
+            bias_BM: As in `attend`.
+            token_BM: As in `split_heads`.
+        """
         last = self.shape.num_layers - 1
         if not self.shape.has_cls:
-            q_BhNd, k_BhNd, v_BhNd = self.split_heads(self.qkv(last, h_BND))
-            return self.finish(q_BhNd, k_BhNd, v_BhNd, h_BND, bias_BN)
-        (q_Bh1d,) = self.split_heads(self.query(last, h_BND[:, :1]))
-        k_BhNd, v_BhNd = self.split_heads(self.key_value(last, h_BND))
-        return self.finish(q_Bh1d, k_BhNd, v_BhNd, h_BND, bias_BN)
+            q_BhMd, k_BhMd, v_BhMd = self.split_heads(self.qkv(last, h_BMD), token_BM)
+            return self.finish(q_BhMd, k_BhMd, v_BhMd, h_BMD, bias_BM)
+        (q_Bh1d,) = self.split_heads(self.query(last, h_BMD[:, :1]))
+        k_BhMd, v_BhMd = self.split_heads(self.key_value(last, h_BMD), token_BM)
+        return self.finish(q_Bh1d, k_BhMd, v_BhMd, h_BMD, bias_BM)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Return embedding_BE of every frame, dense.
@@ -331,13 +399,33 @@ class _PoolingHead(nn.Module):
         self.fc2_weight = _frozen(width, mlp_width)
         self.fc2_bias = _frozen(width)
 
-    def forward(self, x_BND: Tensor, vit: Vit) -> Tensor:
-        k_BhNd, v_BhNd = vit.split_heads(F.linear(x_BND, self.key_value_weight, self.key_value_bias))
-        (q_Bh1d,) = vit.split_heads(self.query.expand(len(x_BND), 1, -1))
-        pooled_BD = F.linear(vit.attend(q_Bh1d, k_BhNd, v_BhNd)[:, 0], self.out_weight, self.out_bias)
+    def forward(self, x_BMD: Tensor, vit: Vit, bias_BM: Tensor | None) -> Tensor:
+        k_BhMd, v_BhMd = vit.split_heads(F.linear(x_BMD, self.key_value_weight, self.key_value_bias))
+        (q_Bh1d,) = vit.split_heads(self.query.expand(len(x_BMD), 1, -1))
+        pooled_BD = F.linear(vit.attend(q_Bh1d, k_BhMd, v_BhMd, bias_BM)[:, 0], self.out_weight, self.out_bias)
         normed_BD = vit._norm(pooled_BD, self.norm_weight, self.norm_bias)
         hidden_BM = vit.activate(F.linear(normed_BD, self.fc1_weight, self.fc1_bias))
         return F.linear(hidden_BM, self.fc2_weight, self.fc2_bias).add_(pooled_BD)
+
+
+def rotary_table(shape: VitShape) -> Tensor:
+    """Return [2, N, d]: cos and sin of the angles by which q and k of each token are turned (DINOv3).
+
+    A patch's angles are 2 pi times the coordinates of its centre in -1..1, y and then x, over rope_theta's powers; both
+    halves of a head have the same. A turn is x cos + (-second half, first half) sin: the sign is that of sin here.
+
+    Source: DINOv3 (arXiv:2508.10104); equal to transformers' DINOv3ViTRopePositionEmbedding.
+    """
+    assert shape.rope_theta is not None
+    side, head_dim = shape.patches_per_side, shape.head_dim
+    frequencies = 1 / shape.rope_theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32)
+    centres_P = 2 * torch.arange(0.5, side, dtype=torch.float32) / side - 1
+    centres_A2 = torch.stack(torch.meshgrid(centres_P, centres_P, indexing="ij"), dim=-1).flatten(0, 1)
+    angles_Ad = (2 * math.pi * centres_A2[:, :, None] * frequencies).flatten(1).tile(2)
+    sign_d = torch.ones(head_dim)
+    sign_d[: head_dim // 2] = -1.0
+    prefix_2Sd = torch.stack([torch.ones(shape.num_prefix, head_dim), torch.zeros(shape.num_prefix, head_dim)])
+    return torch.cat([prefix_2Sd, torch.stack([angles_Ad.cos(), angles_Ad.sin() * sign_d])], dim=1)
 
 
 def _frozen(*size: int) -> nn.Parameter:

@@ -1,6 +1,6 @@
 """Sizes of a vision tower, and those of towers that are published.
 
-Shapes: N tokens (CLS first where there is one), P patches a side, d head width.
+Shapes: N tokens (prefix first: CLS where there is one, then registers), P patches a side, d head width.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
-ACTIVATIONS: tuple[Activation, ...] = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+Activation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VitShape:
     """Sizes of a tower. `embed_dim` is the projection's width, or `width` where there is no projection.
 
-    A tower with CLS is CLIP's: normalised before the first layer, its embedding is CLS, normalised and projected.
-    One without is SigLIP's: its embedding is pooled from all tokens by one attention layer.
+    A tower with CLS is CLIP's or DINO's: its embedding is CLS after the last layer, normalised, and projected where
+    there is a projection. One without is SigLIP's: its embedding is pooled from all tokens by one attention layer.
     """
 
     image_px: int
@@ -28,9 +28,17 @@ class VitShape:
     mlp_width: int
     embed_dim: int
     has_cls: bool
+    num_registers: int = 0
+    """Tokens beside CLS that stand for no patch. As CLS, they are never reused."""
+    has_pre_norm: bool = True
+    """A norm before the first layer, as in CLIP."""
     has_projection: bool = True
-    """A linear map from width to embed_dim ends the tower. False in SigLIP and in a CLIP tower without projection."""
+    """A linear map from width to embed_dim ends the tower. False in SigLIP, DINO and CLIP towers without projection."""
     activation: Activation = "quick_gelu"
+    gated_mlp: bool = False
+    """The activated half of fc1's outputs multiplies the other half (SwiGLU), mlp_width of each."""
+    rope_theta: float | None = None
+    """Base of rotary positions, which turn q and k of patches (DINOv3); None where positions are added to tokens."""
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -48,6 +56,15 @@ class VitShape:
                 f"tower activation: got {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}; "
                 "choose another backbone"
             )
+        if self.num_registers and not self.has_cls:
+            raise ValueError(
+                f"tower: got {self.num_registers} registers without CLS, expected CLS before them; check the config"
+            )
+        if self.rope_theta is not None and self.head_dim % 4:
+            raise ValueError(
+                f"tower: got rotary positions on heads of width {self.head_dim}, expected a multiple of 4; "
+                "check the config"
+            )
         if not self.has_projection and self.embed_dim != self.width:
             raise ValueError(
                 f"tower: got embed_dim {self.embed_dim} without a projection, expected the width {self.width}; "
@@ -60,9 +77,19 @@ class VitShape:
         return self.image_px // self.patch_px
 
     @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches, never reused: CLS and registers."""
+        return int(self.has_cls) + self.num_registers
+
+    @property
     def num_tokens(self) -> int:
-        """N: P * P patches, and CLS where there is one."""
-        return self.patches_per_side**2 + int(self.has_cls)
+        """N: the prefix and P * P patches."""
+        return self.num_prefix + self.num_patches
+
+    @property
+    def num_last_queries(self) -> int:
+        """Tokens that the last layer is computed for, and whose attention is importance: CLS, or all without it."""
+        return 1 if self.has_cls else self.num_tokens
 
     @property
     def num_patches(self) -> int:
@@ -74,33 +101,63 @@ class VitShape:
         """Width of one head, d."""
         return self.width // self.num_heads
 
+    @property
+    def fc1_width(self) -> int:
+        """Outputs of an MLP's first product."""
+        return (2 if self.gated_mlp else 1) * self.mlp_width
 
-def _clip(image_px: int, patch_px: int, width: int, num_layers: int, embed_dim: int) -> VitShape:
+
+def _clip(  # noqa: PLR0913, PLR0917  a row of the table below
+    image_px: int, patch_px: int, width: int, num_layers: int, embed_dim: int, activation: Activation = "quick_gelu"
+) -> VitShape:
     return VitShape(
         image_px=image_px,
         patch_px=patch_px,
         width=width,
-        num_heads=width // 64,
+        num_heads=16 if width > 1024 else width // 64,
         num_layers=num_layers,
         mlp_width=4 * width,
         embed_dim=embed_dim,
         has_cls=True,
+        activation=activation,
     )
 
 
-def _siglip(image_px: int, patch_px: int, width: int, num_layers: int) -> VitShape:
+def _siglip(image_px: int, patch_px: int, width: int, num_layers: int, mlp_width: int | None = None) -> VitShape:
     return VitShape(
         image_px=image_px,
         patch_px=patch_px,
         width=width,
-        num_heads=width // 64,
+        num_heads=16 if width > 1024 else width // 64,
         num_layers=num_layers,
-        mlp_width=4 * width,
+        mlp_width=mlp_width or 4 * width,
         embed_dim=width,
         has_cls=False,
+        has_pre_norm=False,
         has_projection=False,
         activation="gelu_pytorch_tanh",
         layer_norm_eps=1e-6,
+    )
+
+
+def _dino(version: int, width: int, num_layers: int, *, num_registers: int = 0, swiglu: int | None = None) -> VitShape:
+    """Return a DINO tower at 224 px; `swiglu` is the width of a gated MLP."""
+    return VitShape(
+        image_px=224,
+        patch_px=14 if version == 2 else 16,
+        width=width,
+        num_heads=width // 64,
+        num_layers=num_layers,
+        mlp_width=swiglu or 4 * width,
+        embed_dim=width,
+        has_cls=True,
+        num_registers=num_registers,
+        has_pre_norm=False,
+        has_projection=False,
+        activation="silu" if swiglu else "gelu",
+        gated_mlp=swiglu is not None,
+        rope_theta=None if version == 2 else 100.0,
+        layer_norm_eps=1e-6 if version == 2 else 1e-5,
     )
 
 
@@ -109,7 +166,28 @@ KNOWN_SHAPES: dict[str, VitShape] = {
     "openai/clip-vit-base-patch16": _clip(224, 16, 768, 12, 512),
     "openai/clip-vit-large-patch14": _clip(224, 14, 1024, 24, 768),
     "openai/clip-vit-large-patch14-336": _clip(336, 14, 1024, 24, 768),
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": _clip(224, 32, 768, 12, 512, "gelu"),
+    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": _clip(224, 14, 1024, 24, 768, "gelu"),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _clip(224, 14, 1280, 32, 1024, "gelu"),
+    "apple/DFN5B-CLIP-ViT-H-14": _clip(224, 14, 1280, 32, 1024),
     "google/siglip-base-patch16-224": _siglip(224, 16, 768, 12),
     "google/siglip-large-patch16-256": _siglip(256, 16, 1024, 24),
+    "google/siglip-so400m-patch14-384": _siglip(384, 14, 1152, 27, 4304),
+    "google/siglip2-base-patch16-224": _siglip(224, 16, 768, 12),
+    "google/siglip2-large-patch16-256": _siglip(256, 16, 1024, 24),
+    "google/siglip2-so400m-patch14-384": _siglip(384, 14, 1152, 27, 4304),
+    "facebook/dinov2-small": _dino(2, 384, 12),
+    "facebook/dinov2-base": _dino(2, 768, 12),
+    "facebook/dinov2-large": _dino(2, 1024, 24),
+    "facebook/dinov2-giant": _dino(2, 1536, 40, swiglu=4096),
+    "facebook/dinov2-with-registers-small": _dino(2, 384, 12, num_registers=4),
+    "facebook/dinov2-with-registers-base": _dino(2, 768, 12, num_registers=4),
+    "facebook/dinov2-with-registers-large": _dino(2, 1024, 24, num_registers=4),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": _dino(3, 384, 12, num_registers=4),
+    "facebook/dinov3-vits16plus-pretrain-lvd1689m": _dino(3, 384, 12, num_registers=4, swiglu=1536),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": _dino(3, 768, 12, num_registers=4),
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": _dino(3, 1024, 24, num_registers=4),
+    "facebook/dinov3-vith16plus-pretrain-lvd1689m": _dino(3, 1280, 32, num_registers=4, swiglu=5120),
 }
-"""Published towers whose sizes are known here, so that a benchmark on random weights needs no hub."""
+"""Published towers whose sizes are known here, so that a benchmark on random weights needs no hub. DINO's, which run at
+any size, are given at that of their preprocessor."""

@@ -121,16 +121,21 @@ def gather_pairs(
         steps: That order.
         config: How many clips and pairs.
 
-    Yields:
+    Returns:
         The pairs of each boundary, spread evenly over all clips; the same clips in the same batches give the same ones.
+        All clips are taken now, a boundary's layer is run when its pairs are asked for.
 
     Raises:
         ValueError: There is no clip.
     """
-    h_BXND = _embed(vit, pixels, config)
+    return _by_boundary(vit, _embed(vit, pixels, config), steps, config.num_pairs)
+
+
+@torch.no_grad()
+def _by_boundary(vit: Vit, h_BXND: list[Tensor], steps: Sequence[FrameStep], num_pairs: int) -> Iterator[Pairs]:
     pairs_in_clip = sum(bool(step.candidates) for step in steps) * vit.shape.num_patches
     ends = list(accumulate(len(h_XND) // len(steps) * pairs_in_clip for h_XND in h_BXND))
-    chosen = torch.linspace(0, ends[-1] - 1, min(config.num_pairs, ends[-1])).long()
+    chosen = torch.linspace(0, ends[-1] - 1, min(num_pairs, ends[-1])).long()
     for boundary in range(vit.shape.num_layers - 1):
         parts = []
         for index, (start, end) in enumerate(pairwise([0, *ends])):
@@ -165,7 +170,8 @@ def _layer(vit: Vit, boundary: int, h_XND: Tensor, steps: Sequence[FrameStep]) -
     importance_XN = vit.importance(q_XhNd, k_XhNd)
     h_XND = vit.close(boundary, h_XND, pre_proj_XND)
     every = (pre_proj_XND, h_XND, vit.qkv(boundary + 1, h_XND), importance_XN)
-    return _pair([x.unflatten(0, (len(steps), -1))[:, :, 1:] for x in every], steps), h_XND
+    prefix = vit.shape.num_prefix
+    return _pair([x.unflatten(0, (len(steps), -1))[:, :, prefix:] for x in every], steps), h_XND
 
 
 def _pair(split: Sequence[Tensor], steps: Sequence[FrameStep]) -> Pairs:

@@ -1,6 +1,6 @@
 """Buffers of one pass of compacted inference. Not state: written anew by every layer, kept since fresh memory is slow.
 
-Shapes: F frames of the pass, K of them in a block, N tokens (CLS first), A patches, D width, C channels of a
+Shapes: F frames of the pass, K of them in a block, N tokens (prefix first), A patches, D width, C channels of a
 projection, Q ranks of the corrections of q, k, v side by side, X rows (frame · N + token).
 """
 
@@ -57,7 +57,7 @@ class Workspace:
         """pre_proj again, frame by frame and as [h, N, d]."""
         self.hidden_2XQ = [like.new_empty(num_frames * shape.num_tokens, num_ranks) for _ in range(2)]
         rows = min(ROWS_PER_PRODUCT, num_frames * shape.num_tokens)
-        self._room = Room(*(like.new_empty(rows, channels) for channels in (shape.width, shape.width, shape.mlp_width)))
+        self._room = Room(*(like.new_empty(rows, channels) for channels in (shape.width, shape.width, shape.fc1_width)))
         self._stored: dict[tuple[int, int], Tensor] = {}
         self.expects_reuse = [True] * (shape.num_layers - 1)
         """By boundary: most tokens were reused last time, so that it pays to prepare all of them."""

@@ -47,7 +47,8 @@ class Tower:
     @property
     def in_paper(self) -> bool:
         """Whether the paper's grids apply as they are."""
-        return self.shape.has_cls and self.shape.width in PAPER_WIDTHS and self.shape.num_tokens in (197, 257)
+        is_clip = self.shape.has_cls and self.shape.has_pre_norm
+        return is_clip and self.shape.width in PAPER_WIDTHS and self.shape.num_tokens in (197, 257)
 
 
 def thin(values: Sequence[float], density: Density) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
         config = ReuseVitConfig(
             weights=context.artifacts["weights"], semantics=trained["semantics"], order=trained["order"]
         )
-        self.method = config.build(load_backbone(trained["backbone"]).vit)
+        self.method = config.build(load_backbone(trained["backbone"], trained["image_px"]).vit)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Embed one whole video. Without annotations, from which MLflow would guess a signature: it has one."""

@@ -77,6 +77,9 @@ class Experiment:
     """How the decisions of a published checkpoint are laid to boundaries."""
     backbone: str = "embedded"
     """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
+    image_px: int | None = None
+    """Side in pixels of the frames that the tower sees, a multiple of its patches (positions are interpolated); that of
+    its image processor unless given."""
     results: GivenPlace | None = None
     """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
     submitted job."""

@@ -26,12 +26,12 @@ class LayerRates:
     method: str
     setting: str
     rate_L: NDArray[np.float64]
-    """[L - 1]: share of patches reused at the boundary into layers 1..L-1, counted from 0; CLS left out."""
+    """[L - 1]: share of patches reused at the boundary into layers 1..L-1, counted from 0."""
 
 
-def layer_rates(reuse_FLN: NDArray[np.bool_], *, has_cls: bool) -> NDArray[np.float64]:
-    """Return [L], the share of patches reused at each boundary over all frames, CLS left out."""
-    rate_L: NDArray[np.float64] = reuse_FLN[:, :, int(has_cls) :].mean(axis=(0, 2), dtype=np.float64)
+def layer_rates(reuse_FLN: NDArray[np.bool_], num_prefix: int) -> NDArray[np.float64]:
+    """Return [L], the share of patches reused at each boundary over all frames; the prefix is left out."""
+    rate_L: NDArray[np.float64] = reuse_FLN[:, :, num_prefix:].mean(axis=(0, 2), dtype=np.float64)
     return rate_L
 
 

@@ -203,7 +203,8 @@ class LoggedAddon:
     weights: Place
     """A .safetensors with its .json beside it."""
     backbone: str
-    """As load_backbone takes it."""
+    """As load_backbone takes it; likewise the size of frames."""
+    image_px: int | None
     semantics: Semantics
     order: Order
 
@@ -275,7 +276,12 @@ def _log_model(run_id: str, addon: LoggedAddon) -> None:
             name="addon",
             python_model=str(Path(__file__).with_name("addon_model.py")),  # as code: nothing is pickled
             artifacts={"weights": str(weights), "shape": str(shape)},
-            model_config={"backbone": addon.backbone, "semantics": addon.semantics, "order": addon.order},
+            model_config={
+                "backbone": addon.backbone,
+                "image_px": addon.image_px,
+                "semantics": addon.semantics,
+                "order": addon.order,
+            },
             signature=signature,
             pip_requirements=["dejavu-platform"],
         )

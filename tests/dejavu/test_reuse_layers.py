@@ -13,8 +13,8 @@ def test_a_rate_is_the_share_of_patches_at_one_boundary() -> None:
     reuse_FLN = np.zeros((2, 3, 5), dtype=bool)
     reuse_FLN[0, 0, 1:] = True  # all four patches of one frame in two
     reuse_FLN[:, 1, 2] = True  # one patch of four in both
-    assert layer_rates(reuse_FLN, has_cls=True).tolist() == [0.5, 0.25, 0.0]
-    assert layer_rates(reuse_FLN, has_cls=False) == pytest.approx([0.4, 0.2, 0.0])
+    assert layer_rates(reuse_FLN, 1).tolist() == [0.5, 0.25, 0.0]
+    assert layer_rates(reuse_FLN, 0) == pytest.approx([0.4, 0.2, 0.0])
 
 
 def test_more_settings_make_a_higher_picture(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_curves_keep_their_steps_and_an_addon_is_a_model_that_runs(
     weights = tmp_path / "target=0.8.safetensors"
     save_addon(Addon(addon_shape(vit.shape)), weights)
     tracking = Tracking.open(tmp_path)
-    addon = LoggedAddon(weights, "embedded", "chained", "nested")
+    addon = LoggedAddon(weights, "embedded", None, "chained", "nested")
     run_id = tracking.log(
         Run(name="fit", params={}, metrics={}, tags={}, curves={"loss": [(5, 0.5), (10, 0.25)]}, addon=addon), []
     )

@@ -213,3 +213,10 @@ def checkpoint_seeds(folder: Path) -> Iterator[Seed]:
     files = {path.name: path.read_bytes() for path in locate(EMBEDDED).directory.iterdir() if path.is_file()}
     for name in ("model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"):
         yield Seed("checkpoint", f"backbone-{name}", name, files)
+    nested = json.dumps({"image_processor": json.loads(files["preprocessor_config.json"])}, indent=2).encode()
+    yield Seed(
+        "checkpoint",
+        "backbone-processor_config.json",
+        "processor_config.json",
+        {**files, "processor_config.json": nested},
+    )

@@ -33,7 +33,7 @@ def vit() -> Vit:
 
 
 def forced(rate: float, choice: Any = "similar") -> ForcedGate:
-    return ForcedGate(rate, choice, SHAPE.num_patches, SHAPE.num_layers - 1)
+    return ForcedGate(rate, choice, SHAPE)
 
 
 def streams(lengths: tuple[int, ...] = LENGTHS) -> tuple[list[Tensor], list[Tensor]]:

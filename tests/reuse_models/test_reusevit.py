@@ -91,7 +91,7 @@ def test_compacted_inference_equals_computing_every_token(
 ) -> None:
     lengths = [19, 1, 12, 7, 22]
     pixels, codec = streams_of(lengths)
-    gate = ForcedGate(rate, choice, SHAPE.num_patches, SHAPE.num_layers - 1)
+    gate = ForcedGate(rate, choice, SHAPE)
     method = ReuseVit(ReuseVitConfig(semantics=semantics), vit, addon, gate)
     encoded = encode_in_chunks(method, pixels, codec, [3, 9, 1, 10])
     for stream in range(len(lengths)):
@@ -104,7 +104,7 @@ def test_compacted_inference_equals_computing_every_token(
 @pytest.mark.parametrize("refresh", [1, 4, 6])
 def test_segments_begin_again_with_a_dense_frame(vit: Vit, addon: Addon, refresh: int) -> None:
     pixels, codec = streams_of([17, 8])
-    gate = ForcedGate(0.6, "random", SHAPE.num_patches, SHAPE.num_layers - 1)
+    gate = ForcedGate(0.6, "random", SHAPE)
     method = ReuseVit(ReuseVitConfig(refresh=refresh), vit, addon, gate)
     encoded = encode_in_chunks(method, pixels, codec, [5, 20])
     for stream in range(2):
@@ -149,7 +149,7 @@ def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, 
 def test_an_addon_without_codec_net_and_restoration_is_the_same_in_both_forms(vit: Vit, rate: float) -> None:
     pixels, codec = streams_of([9, 6])
     bare = Addon(dataclasses.replace(addon_shape(vit.shape, restoration_rank=0), codec=False)).double()
-    gate = ForcedGate(rate, "similar", SHAPE.num_patches, SHAPE.num_layers - 1)
+    gate = ForcedGate(rate, "similar", SHAPE)
     encoded = encode_in_chunks(ReuseVit(ReuseVitConfig(), vit, bare, gate), pixels, codec, [4, 9])
     for stream in range(2):
         expected = oracle(vit, Rules(bare, gate), (stream, pixels[stream], codec[stream]), None)
@@ -250,11 +250,6 @@ def test_what_does_not_fit_is_refused(vit: Vit, addon: Addon) -> None:
         ReuseVitConfig(refresh=0)
     with pytest.raises(ValueError, match="semantics: got 'magic'"):
         ReuseVitConfig(semantics="magic")  # type: ignore[arg-type]
-
-
-def test_a_tower_without_cls_is_refused(siglip_vit: Vit) -> None:
-    with pytest.raises(ValueError, match="tower without CLS"):
-        ReuseVitConfig().build(siglip_vit)
 
 
 def test_untrained_weights_say_so() -> None:

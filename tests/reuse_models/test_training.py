@@ -123,7 +123,9 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole_on_either_side_of_the_tar
         assert ours.grad is not None, name
         assert theirs.grad is not None, name
         scale = float(theirs.grad.abs().max())
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5 * scale, msg=lambda found, name=name: f"{name}: {found}")
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, rtol=1e-5, atol=1e-5 * scale, msg=lambda found, name=name: f"{name}: {found}"
+        )
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5)
     assert reports[1].rate == pytest.approx(reports[0].rate, rel=1e-6)
     assert reports[1].rate_per_boundary == pytest.approx(reports[0].rate_per_boundary, rel=1e-5)

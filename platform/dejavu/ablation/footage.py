@@ -21,7 +21,7 @@ from dejavu.datasets.next_qa import load_next_qa
 from dejavu.datasets.synthetic import SyntheticConfig, make_world
 from dejavu.records import Clip, Question, Split, Transcoded
 from dejavu.stages.encode import encode_batch
-from dejavu.stages.transcode import source_key, transcode_one
+from dejavu.stages.transcode import geometry, source_key, transcode_one
 from dejavu.stages.windows import Window
 from dejavu.store import Store, atomic, identity, local_copy
 from dejavu.video.codec_grid import MotionBinning
@@ -89,7 +89,7 @@ def open_world(folder: Path, drawn: Path | None, config: SyntheticConfig, backbo
     store = Store.open(folder / "store")
     by_split: dict[Split, list[Footage]] = {"train": [], "val": []}
     for clip in sorted(dataset.clips, key=lambda clip: clip.clip_id):
-        transcoded = _transcoded(clip, store, backbone.frame_px)
+        transcoded = _transcoded(clip, store, backbone)
         if clip.split == "val" or transcoded.num_frames >= PATTERN_SPAN:
             by_split[clip.split].append(_footage(transcoded, store, folder / "footage", backbone))
     questions = tuple(question for question in dataset.questions if question.split == "val")
@@ -105,11 +105,12 @@ def windows(clips: Sequence[Footage], steps: Sequence[FrameStep], motion: Motion
             yield clip.window(int(rng.integers(0, clip.clip.num_frames - PATTERN_SPAN + 1)), steps, motion)
 
 
-def _transcoded(clip: Clip, store: Store, frame_px: int) -> Transcoded:
-    config = TranscodeConfig()
-    key = source_key(clip, config, frame_px)
+def _transcoded(clip: Clip, store: Store, backbone: Backbone) -> Transcoded:
+    config, frame_px, view = TranscodeConfig(), backbone.frame_px, backbone.preprocess.view
+    key = source_key(clip, config, frame_px, view)
     if not store.transcoded_path(key).is_file():
-        row = {"clip": asdict(clip), "key": key, "store": str(store.root), "px": frame_px, "config": asdict(config)}
+        row = {"clip": asdict(clip), "key": key, "store": str(store.root), "config": asdict(config)}
+        row |= geometry(frame_px, view)
         if error := transcode_one(row)["error"]:
             raise ValueError(f"clip {clip.clip_id}: got {error}, expected a video; draw the world again")
     return Transcoded(**json.loads(store.transcoded_path(key).read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Load a CLIP or SigLIP backbone: the embedded one, a local directory or the hub, all the same way.
+"""Load a backbone: the embedded one, a local directory or the hub, all the same way.
 
 Shapes: F frames, T phrases, E embedding width, P patches a side.
 """
@@ -14,11 +14,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dejavu.backbones.image_processor import default_image_px
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
 from dejavu.backbones.plain import read_tower
 from dejavu.backbones.preprocess import Preprocess
 from dejavu.backbones.quiet import quiet
 from dejavu.backbones.text import TextTower, find_text, part_config
+from reuse_models.hugging_face import check_family
 from reuse_models.vit import Vit
 
 __all__ = ["EMBEDDED", "Backbone", "BackboneError", "load_backbone"]
@@ -60,29 +62,47 @@ class Backbone:
         return self.text.embed(texts)
 
 
-def load_backbone(name: str = EMBEDDED, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(
+    name: str = EMBEDDED,
+    image_px: int | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Backbone:
     """Load a backbone.
 
     Args:
         name: `embedded`, a local directory written by save_pretrained (CLIPModel, CLIPVisionModelWithProjection,
-            CLIPVisionModel, SiglipModel, SiglipVisionModel), or a name on the hub.
-        device: Where the tower goes.
+            CLIPVisionModel, SiglipModel, SiglipVisionModel, Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel), or
+            a name on the hub.
+        image_px: Side of the frames that the tower sees, a multiple of its patches; that of its image processor unless
+            given. Positions are interpolated.
+        device: Where the tower goes; `auto` is a GPU where there is one, else the CPU.
         dtype: Of the tower's weights.
 
     Raises:
-        BackboneError: It is not to be found, has no safetensors weights, is another kind of model, or does not load.
+        BackboneError: It is not to be found, has no safetensors weights, is another kind of model, does not load, or
+            does not run at this size.
     """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     files = locate(name)
+    try:
+        check_family(files.model_type)
+    except ValueError as error:
+        raise BackboneError(f"{error}".replace("backbone:", f"backbone {name}:", 1)) from error
     vit = read_tower(files)
     if vit is None:
         vit = _vision_tower(name, files)
     try:
-        preprocess = Preprocess.from_config(vit.shape.image_px, files.preprocessor() or _default_norm(files), device)
+        config = files.preprocessor()
+        default_px = default_image_px(config, files.model_type, vit.shape.image_px)
+        vit = vit.at_size(image_px or default_px)
+        preprocess = Preprocess.from_config(vit.shape.image_px, config, files.model_type, device)
     except ValueError as error:
         raise BackboneError(f"backbone {name}: {error}") from error
     return Backbone(
         name=name,
-        identity=files.identity(),
+        identity=files.identity(None if image_px == default_px else image_px),
         vit=vit.to(device=device, dtype=dtype),
         preprocess=preprocess,
         text=find_text(files.directory, files.model_type),
@@ -95,6 +115,9 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
         AutoConfig,
         CLIPVisionModel,
         CLIPVisionModelWithProjection,
+        Dinov2Model,
+        Dinov2WithRegistersModel,
+        DINOv3ViTModel,
         SiglipVisionModel,
     )
 
@@ -104,12 +127,10 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
         "clip_vision_model": CLIPVisionModel if "CLIPVisionModel" in architectures else CLIPVisionModelWithProjection,
         "siglip": SiglipVisionModel,
         "siglip_vision_model": SiglipVisionModel,
+        "dinov2": Dinov2Model,
+        "dinov2_with_registers": Dinov2WithRegistersModel,
+        "dinov3_vit": DINOv3ViTModel,
     }
-    if files.model_type not in kinds:
-        raise BackboneError(
-            f"backbone {name}: got a model of type {files.model_type}, expected one of {', '.join(kinds)}; "
-            "choose a CLIP or SigLIP model"
-        )
     try:
         with quiet():
             config = AutoConfig.from_pretrained(files.directory, local_files_only=True, trust_remote_code=False)
@@ -120,7 +141,11 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told of below, by name
             )
+        if info["mismatched_keys"]:
+            weight, there, wanted = sorted(info["mismatched_keys"])[0]
+            raise ValueError(f"{weight} of {list(there)}, where the config says {list(wanted)}")
         if info["missing_keys"]:
             raise ValueError(f"no weights for {sorted(info['missing_keys'])[0]}")
         if broken := [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
@@ -132,11 +157,6 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
             f"backbone {name}: got {reason}, expected the config and weights of one {files.model_type}; "
             "save or download it again"
         ) from error
-
-
-def _default_norm(files: BackboneFiles) -> dict[str, list[float]] | None:
-    """SigLIP's own mean and std, where a directory has no preprocessor config; CLIP's are the default."""
-    return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if "siglip" in files.model_type else None
 
 
 def _logit_scale(files: BackboneFiles) -> float | None:

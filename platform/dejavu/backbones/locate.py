@@ -29,17 +29,29 @@ class BackboneFiles:
 
     @property
     def model_type(self) -> str:
-        """As the config names it: clip, clip_vision_model, siglip, siglip_vision_model."""
+        """As the config names it: clip, siglip_vision_model, dinov2 and so on."""
         return str(self.config.get("model_type"))
 
     def preprocessor(self) -> dict[str, Any] | None:
-        """Return the preprocessor's config, None where there is none."""
+        """Return the image processor's config as transformers finds it, None where there is none.
+
+        Raises:
+            BackboneError: The file is damaged.
+        """
+        nested = self.directory / "processor_config.json"
+        if nested.is_file() and (processor := _read_json(nested).get("image_processor")) is not None:
+            return _object(nested, processor)
         path = self.directory / "preprocessor_config.json"
         return _read_json(path) if path.is_file() else None
 
-    def identity(self) -> str:
-        """Return the SHA-256 of everything that decides an embedding: config, preprocessor and weights."""
-        digest = hashlib.sha256(json.dumps([self.config, self.preprocessor()], sort_keys=True).encode())
+    def identity(self, image_px: int | None = None) -> str:
+        """Return the SHA-256 of everything that decides an embedding: config, preprocessor, weights, and its size.
+
+        Args:
+            image_px: Side of the frames; None for the preprocessor's own.
+        """
+        parts = [self.config, self.preprocessor(), *([] if image_px is None else [image_px])]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for path in self.weights:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -114,6 +126,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (RecursionError, ValueError) as error:
         raise BackboneError(f"{path}: got {error}, expected JSON; download or save the backbone again") from error
+    return _object(path, value)
+
+
+def _object(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BackboneError(f"{path}: got {str(value)[:40]}, expected an object; download or save the backbone again")
     return value

@@ -6,6 +6,7 @@ without is; what is written otherwise, or wrongly, is left to transformers, whic
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dejavu.backbones.locate import BackboneFiles
-from reuse_models.hugging_face import TOWER, shape_of, tower_weights
+from reuse_models.hugging_face import CLIP, TOWER, TWO_TOWERS, shape_of, tower_weights
 from reuse_models.vit import Vit
 from reuse_models.vit_shape import VitShape
 
 PROJECTION = "visual_projection."
+LAYER = re.compile(r"(?:encoder\.|model\.)?layers?\.(\d+)\.")
+"""What the name of a layer's weight begins with, in any family."""
 
 
 def read_tower(files: BackboneFiles) -> Vit | None:
@@ -28,7 +31,7 @@ def read_tower(files: BackboneFiles) -> Vit | None:
     try:
         shape = _shape(files)
         state = _read(files)
-        layers = {int(name.split(".")[2]) for name in state if name.startswith("encoder.layers.")}
+        layers = {int(found[1]) for name in state if (found := LAYER.match(name))}
         if (len(layers), max(layers)) != (shape.num_layers, shape.num_layers - 1):
             return None
         weights = tower_weights(state, shape)
@@ -45,14 +48,15 @@ def read_tower(files: BackboneFiles) -> Vit | None:
 
 def _shape(files: BackboneFiles) -> VitShape:
     config: dict[str, Any] = files.config
-    tower = SimpleNamespace(**config.get("vision_config", config))
-    if tower.model_type != files.model_type.removesuffix("_vision_model") + "_vision_model":
+    whole = files.model_type in TWO_TOWERS
+    tower = SimpleNamespace(**(config["vision_config"] if whole else config))
+    if whole and tower.model_type != f"{files.model_type}_vision_model":
         raise ValueError(tower.model_type)
     alone = files.model_type == "clip_vision_model" and "CLIPVisionModel" in (config.get("architectures") or ())
-    embed_dim = None if alone or files.model_type.startswith("siglip") else config["projection_dim"]
-    shape = shape_of(tower, embed_dim)
+    has_projection = files.model_type in CLIP and not alone
+    shape = shape_of(tower, config["projection_dim"] if has_projection else None)
     sizes = shape.image_px, shape.patch_px, shape.width, shape.num_heads, shape.num_layers, shape.mlp_width
-    if any(type(size) is not int or size < 1 for size in (*sizes, shape.embed_dim)):
+    if any(type(size) is not int or size < 1 for size in (*sizes, shape.embed_dim, shape.num_registers + 1)):
         raise ValueError(sizes)
     if not (isinstance(shape.layer_norm_eps, float) and 0 < shape.layer_norm_eps < 1):
         raise ValueError(shape.layer_norm_eps)
@@ -61,7 +65,7 @@ def _shape(files: BackboneFiles) -> VitShape:
 
 def _read(files: BackboneFiles) -> dict[str, Tensor]:
     """Return the tower's weights, and its projection's, under their names within the tower."""
-    whole = files.model_type in {"clip", "siglip"}
+    whole = files.model_type in TWO_TOWERS
     with safe_open(files.weights[0], framework="pt") as tensors:
         names = [name for name in tensors.keys() if not whole or name.startswith((TOWER, PROJECTION))]  # noqa: SIM118
         return {name.removeprefix(TOWER): tensors.get_tensor(name).to(torch.float32, copy=True) for name in names}

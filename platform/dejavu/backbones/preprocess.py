@@ -5,6 +5,7 @@ Shapes: F frames, H, W their sides (equal), S the tower's side in pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rgb = tuple[float, float, float]
+from dejavu.backbones.image_processor import ImageProcessor, read_image_processor
 
-CLIP_MEAN: Rgb = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
+_CLIP = ImageProcessor()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,38 +26,42 @@ class Preprocess:
     """Scale to the tower's size and normalise."""
 
     image_px: int
-    mean: Rgb = CLIP_MEAN
-    std: Rgb = CLIP_STD
+    processor: ImageProcessor = _CLIP
     device: str = "cpu"
     """Where the tower is, and the arithmetic happens."""
 
     @staticmethod
-    def from_config(image_px: int, config: Mapping[str, Any] | None, device: str = "cpu") -> Preprocess:
-        """Take mean and std of a preprocessor_config.json, CLIP's where there is none.
+    def from_config(
+        image_px: int, config: Mapping[str, Any] | None, model_type: str, device: str = "cpu"
+    ) -> Preprocess:
+        """Do as a processor's config says; as its family's own where there is none, of which the log then tells.
+
+        Args:
+            image_px: The tower's side, whatever size the config names.
+            config: As in preprocessor_config.json.
+            model_type: The tower's, as its config.json names it.
+            device: Where the tower is.
 
         Raises:
-            ValueError: They are not three numbers each, or a std is not positive.
+            ValueError: Something in the config is not understood; see `read_image_processor`.
         """
-        config = config or {}
-        if config.get("do_normalize") is False:
-            return Preprocess(image_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), device)
-        mean, std = config.get("image_mean", CLIP_MEAN), config.get("image_std", CLIP_STD)
-        try:
-            (red, green, blue), (red_std, green_std, blue_std) = map(float, mean), map(float, std)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"preprocessor config: got mean {mean} and std {std}, expected three numbers each; "
-                "check preprocessor_config.json"
-            ) from error
-        if min(red_std, green_std, blue_std) <= 0:
-            raise ValueError(f"preprocessor config: got std {std}, expected positive numbers; check the file")
-        return Preprocess(image_px, (red, green, blue), (red_std, green_std, blue_std), device)
+        processor = read_image_processor(config, model_type)
+        if config is None:
+            logging.getLogger(__name__).warning(
+                "image processor: none beside a %s; its family's own is taken", model_type
+            )
+        return Preprocess(image_px, processor, device)
+
+    @property
+    def view(self) -> float:
+        """Share of the centre square's side that the tower sees, 0..1: what transcoding crops to."""
+        return self.processor.view
 
     def __call__(self, rgb_FHW3: Tensor | NDArray[np.uint8]) -> Tensor:
         """Return pixels [F, 3, S, S], float32, on the device of the tower.
 
-        Scaling is bicubic with antialiasing and rounds to whole grey levels, as Pillow's does; frames of the right
-        size are not touched.
+        Scaling is the processor's, antialiased and rounded to whole grey levels as Pillow's is; DINOv3's does not
+        round. Frames of the right size are not touched.
 
         Raises:
             ValueError: The frames are not square RGB bytes.
@@ -74,16 +78,28 @@ class Preprocess:
             frames_F3HW = self._scale(frames_F3HW)
         pixels_F3SS = frames_F3HW.to(torch.float32, memory_format=torch.contiguous_format)
         mean_311, std_311 = (
-            torch.tensor(values, device=pixels_F3SS.device).view(3, 1, 1) for values in (self.mean, self.std)
+            torch.tensor(values, device=pixels_F3SS.device).view(3, 1, 1)
+            for values in (self.processor.mean, self.processor.std)
         )
-        return pixels_F3SS.mul_(1 / (255 * std_311)).sub_(mean_311 / std_311)
+        return pixels_F3SS.mul_(1 / (1 / self.processor.factor * std_311)).sub_(mean_311 / std_311)
 
     def _scale(self, frames_F3HW: Tensor) -> Tensor:
-        size = (self.image_px, self.image_px)
+        size, mode = (self.image_px, self.image_px), self.processor.resample
         if not len(frames_F3HW):  # a clip that ended before its neighbours in a batch; interpolate takes no empty ones
             return frames_F3HW.new_zeros(0, 3, *size)
+        if mode == "nearest":
+            at_S = torch.from_numpy(_nearest(frames_F3HW.shape[-1], self.image_px)).to(frames_F3HW.device)
+            return frames_F3HW[:, :, at_S][..., at_S]
+        if not self.processor.whole_levels:
+            return F.interpolate(frames_F3HW.float(), size, mode=mode, antialias=True)
         if frames_F3HW.device.type == "cpu":
-            return F.interpolate(frames_F3HW, size, mode="bicubic", antialias=True)
+            return F.interpolate(frames_F3HW, size, mode=mode, antialias=True)
         # Other devices have no product on bytes: round as it does.
-        scaled_F3SS = F.interpolate(frames_F3HW.float(), size, mode="bicubic", antialias=True)
-        return scaled_F3SS.round_().clamp_(0, 255)
+        return F.interpolate(frames_F3HW.float(), size, mode=mode, antialias=True).round_().clamp_(0, 255)
+
+
+def _nearest(source_px: int, target_px: int) -> NDArray[np.int64]:
+    """Return where Pillow takes each pixel from: it adds up steps, which decides where a middle falls on an edge."""
+    step = source_px / target_px
+    middles = np.cumsum(np.concatenate([[step / 2], np.full(target_px - 1, step)]))
+    return middles.astype(np.int64).clip(max=source_px - 1)

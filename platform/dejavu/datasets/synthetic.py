@@ -9,11 +9,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
+from dejavu.datasets.next_qa_write import write_next_qa
 from dejavu.datasets.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
 from dejavu.place import Place, is_file, side_by_side
 from dejavu.records import Split
-from dejavu.store import atomic, write_json, write_text
+from dejavu.store import atomic, write_json
 from dejavu.video.write import write_video
 
 WORLD_VERSION = 2
@@ -38,9 +35,6 @@ MIN_SEEN_S = 0.9
 """Every target is really seen for so long, or the clip is invented again."""
 
 MAX_ATTEMPTS = 200
-NUM_FRAME_TIMES = 32
-"""NExT-GQA's frame2time holds the times of 32 frames spread evenly over each video."""
-
 CRF = 22
 
 
@@ -209,35 +203,11 @@ def write_annotations(root: Place, config: SyntheticConfig) -> None:
     specs = list_videos(config)
     notes = side_by_side(root, lambda spec: _note_path(root, spec).read_text(), specs)
     truth = {spec.video_id: json.loads(note) for spec, note in zip(specs, notes, strict=True)}
-    write_json(folder / ID_MAP, {spec.video_id: f"{spec.folder}/{spec.video_id}" for spec in specs})
-    for split in SPLIT_CODES:
-        ids = [spec.video_id for spec in specs if spec.split == split]
-        write_text(folder / f"{split}.csv", _csv((video_id, truth[video_id]) for video_id in ids))
-        write_json(folder / f"gsub_{split}.json", {video_id: _located(truth[video_id]) for video_id in ids})
-        write_json(folder / f"frame2time_{split}.json", {video_id: _frame_times(truth[video_id]) for video_id in ids})
-
-
-def _csv(videos: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for video_id, known in videos:
-        sizes = {name: known[name] for name in ("frame_count", "width", "height")}
-        for qid, question in enumerate(known["questions"]):
-            choices = dict(zip(CHOICES, question["answers"], strict=True))
-            row = {"question": question["text"], "answer": question["answer"], "qid": qid, "type": question["type"]}
-            writer.writerow({"video_id": video_id, **sizes, **row, **choices})
-    return text.getvalue()
-
-
-def _located(known: dict[str, Any]) -> dict[str, Any]:
-    spans = {str(qid): seen for qid, seen in enumerate(known["spans"])}
-    return {"duration": known["duration"], "location": spans, "fps": known["fps"]}
-
-
-def _frame_times(known: dict[str, Any]) -> list[float]:
-    period_s = known["duration"] / NUM_FRAME_TIMES
-    return [round((index + 0.5) * period_s, 1) for index in range(NUM_FRAME_TIMES)]
+    places = {spec.video_id: f"{spec.folder}/{spec.video_id}" for spec in specs}
+    known: dict[Split, dict[str, Any]] = {
+        split: {spec.video_id: truth[spec.video_id] for spec in specs if spec.split == split} for split in SPLIT_CODES
+    }
+    write_next_qa(folder, places, known)
 
 
 def _question(rng: np.random.Generator, script: Script, index: int) -> dict[str, Any]:

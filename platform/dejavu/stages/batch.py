@@ -74,6 +74,8 @@ class Embedding:
     """As `load_backbone` takes it."""
     store: Store
     config: EmbedConfig
+    image_px: int | None = None
+    """Side of the frames that the tower sees; its image processor's unless given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -123,6 +123,7 @@ def _describe(setting: Setting, embedding: Embedding) -> None:
         "label": setting.label,
         "config": config_to_dict(setting.config),
         "backbone": embedding.backbone,
+        "image_px": embedding.image_px,
         "backbone_identity": setting.backbone_identity,
         "embedding": embedding.config.shaping(),
     }

@@ -95,7 +95,7 @@ class BatchEncoder:
 
     def __init__(self, embedding: Embedding) -> None:
         """Load the backbone onto the GPU where there is one."""
-        self.backbone = load_backbone(embedding.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
         self.embedding = embedding
         self.methods: dict[str, Method] = {}
 

@@ -49,6 +49,8 @@ def plan_fit(
     machines: Sequence[Machine],
     wanted: int,
     given: int | None = None,
+    *,
+    refuses: bool = True,
 ) -> FitPlan:
     """Choose the number of workers and of windows at once.
 
@@ -57,6 +59,7 @@ def plan_fit(
         machines: All that may be given workers.
         wanted: Workers at most, 1 or more.
         given: Windows at once; as many as fit unless given.
+        refuses: Whether what does not fit is refused; else one worker takes it: other machines may come up for it.
 
     Raises:
         ValueError: Not even one worker fits; one line says what it takes, what there is and what to lower.
@@ -71,6 +74,8 @@ def plan_fit(
         if clips:
             return FitPlan(num_workers, clips, memory.validated_at_once(clips), memory.peak_bytes(clips))
     clips = min(given or 1, memory.clips_per_step)
+    if not refuses:
+        return FitPlan(1, clips, memory.validated_at_once(clips), memory.peak_bytes(clips))
     where = "GPU" if memory.on_gpu else "machine"
     raise ValueError(
         f"training's memory: got {limit / GIB:.1f} GiB for a worker on the smallest {where}, expected "

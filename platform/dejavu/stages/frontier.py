@@ -148,6 +148,8 @@ def _reduction_published(score: SettingScore, original: SettingScore, shape: Vit
 
 def published_flops(config: MethodConfig, shape: VitShape, reuse_rate: float) -> float | None:
     """Return a setting's FLOPs per frame by the artifact's formulas, or None where it has none for method or tower."""
+    if not shape.has_pre_norm or not shape.has_cls:  # no CLIP
+        return None
     try:
         match config:
             case OriginalConfig():

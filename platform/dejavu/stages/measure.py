@@ -27,12 +27,18 @@ from dejavu.records import Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding, Segment, cut, decode_batch
 from dejavu.stages.encode import cut_chunk
+from dejavu.stages.meter import Step, metered
 from dejavu.store import identity, local_copy, write_json
 from dejavu.video.decode import DecodedFrames, decode
 from dejavu.video.plain import decode_plain
 from reuse_models.method import Method, MethodConfig
 
+STAGE = "measure"
 STDERR = 2
+PASSES_PER_ROUND = 2
+"""Over the sample, for each setting: its own and Original's."""
+PASSES_APART = 3
+"""The same to warm up, and one to watch memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +105,7 @@ def measure_settings(
             num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_restarts=3, max_task_retries=3
         )(_Stopwatch)
         stopwatch = actor.remote(embedding, [asdict(clip) for clip in chosen], asdict(config))
-        work = Work(stage="measure", total=len(pending), unit="settings", kept=len(settings) - len(pending))
+        work = Work(stage=STAGE, total=len(pending), unit="settings", kept=len(settings) - len(pending))
         for setting in told(pending, work):
             row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
             known[setting.setting_id] = Timing(**row)
@@ -135,7 +141,7 @@ class _Stopwatch:
         self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
         self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone: Backbone = load_backbone(embedding.backbone, device=self.device)
+        self.backbone: Backbone = load_backbone(embedding.backbone, embedding.image_px, device=self.device)
         self.frames: list[DecodedFrames] = []
 
     def _load(self) -> None:
@@ -152,9 +158,16 @@ class _Stopwatch:
         """Alternate the two, each after a way of decoding; a first run of both warms up and does not count."""
         if not self.frames:
             self._load()
-        config = Setting.from_row(dict(setting)).config
+        named = Setting.from_row(dict(setting))
+        with metered(Step(stage=STAGE, step="time", method=named.method, setting_id=named.setting_id)) as done:
+            timing = self._time(named.config, Setting.from_row(dict(original)).config)
+            passes = PASSES_APART + PASSES_PER_ROUND * self.num_rounds
+            done.num_frames = passes * sum(len(frames.seconds_F) for frames in self.frames)
+        return asdict(timing)
+
+    def _time(self, config: MethodConfig, original: MethodConfig) -> Timing:
         ours = config.build(self.backbone.vit)
-        dense = Setting.from_row(dict(original)).config.build(self.backbone.vit)
+        dense = original.build(self.backbone.vit)
         self._encode_s(dense)
         self._encode_s(ours)
         rounds = [
@@ -164,7 +177,7 @@ class _Stopwatch:
             for _ in range(self.num_rounds)
         ]
         to_ms = 1e3 / sum(len(frames.seconds_F) for frames in self.frames)
-        timing = Timing(
+        return Timing(
             ms_per_frame=to_ms * statistics.median(one.ours for one in rounds),
             speedup=statistics.median(one.dense / one.ours for one in rounds),
             decode_ms_per_frame=to_ms * statistics.median(one.plain_decode for one in rounds),
@@ -172,7 +185,6 @@ class _Stopwatch:
             peak_memory_mb=self._peak_bytes(config) / 2**20,
             hardware=hardware(),
         )
-        return asdict(timing)
 
     def _decode_s(self, read: Callable[[Path, int], Iterable[object]]) -> float:
         """Time reading so many frames of each file of the sample; fetching it from an object store does not count."""

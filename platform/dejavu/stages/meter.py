@@ -36,8 +36,11 @@ class Step:
     """One step on one batch of clips."""
 
     stage: str
-    step: Literal["transcode", "decode", "encode"]
-    clip_ids: Sequence[str]
+    step: Literal[
+        "transcode", "decode", "encode", "gather", "warm_up", "fit", "validate", "calibrate", "search", "time"
+    ]
+    """From `gather` on, what training, searching schedules and timing do to frames of clips that they do not name."""
+    clip_ids: Sequence[str] = ()
     method: str = ""
     """Only where a method is at work."""
     setting_id: str = ""

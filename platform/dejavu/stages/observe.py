@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 
 from dejavu.backbones.load import load_backbone
@@ -55,7 +54,7 @@ def observe_reuse(
 def _watch(
     settings: Sequence[Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], embedding: Embedding
 ) -> dict[str, list[NDArray[np.bool_]]]:
-    backbone = load_backbone(embedding.backbone, device="cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
     found: dict[str, list[NDArray[np.bool_]]] = {}
     for row in settings:
         setting = Setting.from_row(dict(row))

@@ -145,9 +145,9 @@ def _draw_reuse(scored: Scored, clips: Sequence[Transcoded]) -> list[Picture]:
     if not pairs:
         return []
     observed = observe_reuse([setting for _, setting in pairs], clips, scored.embedding)
-    folder, has_cls = scored.embedding.store.root / "pictures", scored.evidence.shape.has_cls
+    folder, prefix = scored.embedding.store.root / "pictures", scored.evidence.shape.num_prefix
     rates = [
-        LayerRates(setting.method, setting.label, layer_rates(np.concatenate(observed[setting]), has_cls=has_cls))
+        LayerRates(setting.method, setting.label, layer_rates(np.concatenate(observed[setting]), prefix))
         for _, setting in pairs
     ]
     plot_layer_rates(rates, folder / "layers.png")

@@ -7,14 +7,14 @@ width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dejavu.backbones import text
 from dejavu.backbones.load import Backbone
-from dejavu.setting import code_version
+from dejavu.code_version import closure_version
+from dejavu.events import Work, telling
 from dejavu.store import Store, identity
 
 
@@ -30,11 +30,13 @@ def embed_texts(texts: Sequence[str], backbone: Backbone, store: Store) -> Tenso
         "texts": list(texts),
         "backbone": backbone.identity,
         "tokenizer": backbone.text.tokenizer_identity(),
-        "code": code_version([Path(text.__file__)]),
+        "code": closure_version((), alone=(text.__name__,)),
     }
     name = identity(parts)
     kept = store.read_texts(name)
     if kept is None:
-        kept = backbone.embed_texts(texts).numpy()
+        with telling(Work(stage="texts", total=len(texts), unit="texts")) as so_far:
+            kept = backbone.embed_texts(texts).numpy()
+            so_far(len(texts))
         store.write_texts(name, texts, kept)
     return torch.from_numpy(kept)

@@ -34,6 +34,7 @@ from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import Arrays, BackboneOutline, from_arrays, outline, to_arrays
+from dejavu.cluster import grows
 from dejavu.place import Place, is_file, ray_storage
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting, kernel_version
@@ -41,7 +42,7 @@ from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.stages.fit_plan import FitPlan, Machine, plan_fit
 from dejavu.stages.live import See, following
-from dejavu.stages.meter import failed
+from dejavu.stages.meter import Step, failed, metered
 from dejavu.stages.read import clips_identity, read_embeddings
 from dejavu.stages.transcode import first_line
 from dejavu.stages.windows import HELD_BATCHES, STAGE, Window, WindowStream, in_parts, num_windows, shuffled, to_batch
@@ -252,7 +253,7 @@ def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, con
     for name in ("targets", "num_workers", "windows_at_once", "max_failures", "compile"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
-    return identity({**parts, "code": kernel_version()})
+    return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__)})
 
 
 def _folder(embedding: Embedding, addon_id: str) -> Place:
@@ -314,6 +315,7 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
             _gpus() if gpus else _machines(),
             wanted,
             task.config.windows_at_once,
+            refuses=not grows(),
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
@@ -366,26 +368,26 @@ class _Tower:
 
 def _tower(task: _Task, *, on_gpu: bool) -> _Tower:
     """Load the backbone once, apart, so that what loading takes is given back."""
-    name = task.embedding.backbone
+    which = task.embedding.backbone, task.embedding.image_px
     if not on_gpu and task.config.tower_dtype("cpu") == torch.float32:
-        loaded = _load.remote(name, True)
+        loaded = _load.remote(*which, True)
         try:
             return _Tower(ray.get(loaded)[0], loaded)
         except ray.exceptions.RayError as error:  # the backbone's own faults come up again below
             _log.warning("tower: got %s, expected it in the object store; each worker loads its own", first_line(error))
-    return _Tower(ray.get(_load.remote(name, False))[0], None)
+    return _Tower(ray.get(_load.remote(*which, False))[0], None)
 
 
 @ray.remote(num_cpus=1, max_calls=1)
-def _load(name: str, whole: bool) -> tuple[BackboneOutline, Arrays]:
-    backbone = load_backbone(name)
+def _load(name: str, image_px: int | None, whole: bool) -> tuple[BackboneOutline, Arrays]:
+    backbone = load_backbone(name, image_px)
     return outline(backbone), to_arrays(backbone.vit) if whole else {}
 
 
 def _machines() -> list[Machine]:
     """List machines with CPUs, and what Ray has for tasks on each."""
     every = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Machine(int(one["CPU"]), int(one.get("memory", 2**60))) for one in every if one.get("CPU", 0) >= 1]
+    return [Machine(int(one["CPU"]), int(one["memory"])) for one in every if one.get("CPU") and one.get("memory")]
 
 
 def _gpus() -> list[Machine]:
@@ -442,7 +444,9 @@ def _backbone(task: _Task, tower: _Tower, device: str) -> Backbone:
             return from_arrays(*ray.get(tower.loaded))
         except ray.exceptions.RayError as error:
             _log.warning("tower: got %s, expected its weights in the object store; loading them", first_line(error))
-    return load_backbone(task.embedding.backbone, device=device, dtype=task.config.tower_dtype(device))
+    return load_backbone(
+        task.embedding.backbone, task.embedding.image_px, device=device, dtype=task.config.tower_dtype(device)
+    )
 
 
 class _Course:
@@ -494,7 +498,9 @@ class _Course:
             self._warm_up(windows)
         began, sums = self.step, {target: _Means() for target in self.fits}
         while self.step < self.num_steps and len(self.stopped) < len(self.fits) and not self.broken:
-            batch = to_batch(next(batches), self.backbone)
+            with metered(Step(stage=STAGE, step="decode")) as done:
+                batch = to_batch(next(batches), self.backbone)
+                done.num_frames = batch.num_frames
             for target, fit in self.fits.items():
                 if target not in self.stopped:
                     self._take_step(target, fit, batch, sums[target])
@@ -517,13 +523,17 @@ class _Course:
             return
         backbone = self.backbone
         if backbone.vit.position.dtype != torch.float32:  # biases are for the tower that embeds
-            backbone = load_backbone(self.task.embedding.backbone, device=str(backbone.vit.position.device))
+            backbone = load_backbone(
+                self.task.embedding.backbone, self.task.embedding.image_px, device=str(backbone.vit.position.device)
+            )
         with tempfile.TemporaryDirectory() as folder:
             for target, (_, addon) in self.best.items():
                 weights = Path(folder) / f"target={target:g}.safetensors"
                 save_addon(addon, weights)
                 setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics, order=config.fit.order)
-                rates = rate_curve(setting, backbone, frames)
+                with metered(Step(stage=STAGE, step="calibrate")) as done:
+                    rates = rate_curve(setting, backbone, frames)
+                    done.num_frames = len(PROBED_BIASES) * sum(len(part.seconds_F) for part in frames)
                 self.biases[target] = {
                     f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
                 }
@@ -532,7 +542,9 @@ class _Course:
 
     def _take_step(self, target: float, fit: Fit, batch: Batch, means: _Means) -> None:
         try:
-            means.add(fit.step(batch, self._average if self.world > 1 else None))
+            with metered(Step(stage=STAGE, step="fit")) as done:
+                means.add(fit.step(batch, self._average if self.world > 1 else None))
+                done.num_frames = batch.num_frames
         except NotFiniteError as error:
             self.broken = f"target {target:g}, step {self.step}: {error}"
 
@@ -552,8 +564,11 @@ class _Course:
         size = min(self.per_rank, self.plan.clips_at_once)
         some = ([next(windows) for _ in range(size)] for _ in range(-(-config.num_clips // size)))
         pixels = (to_batch(part, self.backbone).pixels_CF3HW for part in some)
-        pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
-        warm_up({target: fit.addon for target, fit in self.fits.items()}, pairs_b, config)
+        with metered(Step(stage=STAGE, step="gather")) as done:
+            pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
+            done.num_frames = -(-config.num_clips // size) * size * len(training_pattern(self.task.config.fit.order))
+        with metered(Step(stage=STAGE, step="warm_up")):
+            warm_up({target: fit.addon for target, fit in self.fits.items()}, pairs_b, config)
         if self.world > 1:
             for fit in self.fits.values():
                 for value in fit.addon.state_dict().values():
@@ -581,7 +596,9 @@ class _Course:
             entry = {"step": float(self.step), **sums[target].values()}
             if validation:
                 parts = in_parts(validation, self.plan.validated_at_once, self.backbone)
-                entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(parts)).items()}
+                with metered(Step(stage=STAGE, step="validate")) as done:
+                    entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(parts)).items()}
+                    done.num_frames = sum(len(window.rgb_FHWC) for window in validation)
             self.curves[target].append(entry)
             judged = entry.get("val_loss", entry.get("loss", float("inf")))
             if judged < self.best[target][0]:

@@ -16,7 +16,7 @@ from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 
 STAGE = "transcode"
 Encode = Callable[..., Mp4Info]
-"""What `transcode` is: (source, target, frame_px=, config=) -> what then lies in the target."""
+"""What `transcode` is: (source, target, frame_px=, config=, view=) -> what then lies in the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,26 @@ class TranscodeResult:
     failures: tuple[Failure, ...]
 
 
-def source_key(clip: Clip, config: TranscodeConfig, frame_px: int) -> str:
-    """Name a source without reading it.
+def source_key(clip: Clip, config: TranscodeConfig, frame_px: int, view: float = 1.0) -> str:
+    """Name a source, and what is made of it, without reading it.
+
+    Args:
+        clip: The source.
+        config: How it is transcoded.
+        frame_px: Side of the transcoded frames.
+        view: Share of the centre square's side that they show.
 
     Raises:
         OSError: The file is gone or cannot be looked at.
     """
     stat = place(clip.path).stat()
-    return identity(
-        {"clip": clip.clip_id, "bytes": stat.st_size, "ns": stat.st_mtime_ns, "px": frame_px, "config": asdict(config)}
-    )
+    named = {"clip": clip.clip_id, "bytes": stat.st_size, "ns": stat.st_mtime_ns}
+    return identity({**named, **geometry(frame_px, view), "config": asdict(config)})
+
+
+def geometry(frame_px: int, view: float) -> Row:
+    """Return what rows and identities say of the frames; the whole centre square goes without saying."""
+    return {"px": frame_px} if view == 1 else {"px": frame_px, "view": view}
 
 
 def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
@@ -57,12 +67,13 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
 
 def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, encode: Encode) -> Transcoded:
     with local_copy(place(clip.path)) as source:
-        content_id = identity({"sha256": file_sha256(source), "config": asdict(config), "px": row["px"]})
+        frame_px, view = row["px"], row.get("view", 1.0)
+        content_id = identity({"sha256": file_sha256(source), "config": asdict(config), **geometry(frame_px, view)})
         target = store.mp4_path(content_id)
 
         def write() -> Mp4Info:
             with atomic(target) as unfinished:
-                return encode(source, unfinished, frame_px=row["px"], config=config)
+                return encode(source, unfinished, frame_px=frame_px, config=config, view=view)
 
         info = patiently(write)
     record = Transcoded(
@@ -79,28 +90,30 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
     return record
 
 
-def transcode_clips(
+def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips, and how
     clips: Sequence[Clip],
     store: Store,
     config: TranscodeConfig,
     frame_px: int,
     *,
+    view: float = 1.0,
     make: Callable[[Row], Row] | None = transcode_one,
 ) -> TranscodeResult:
     """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
 
     A source is known again by its id, size and time of change; what is made is named by its content, so two equal
-    files share one mp4. Where `make`, the kernel, is None, only what is there already is returned.
+    files share one mp4. Where `make`, the kernel, is None, only what is there already is returned. `view` is the
+    backbone's, as `Preprocess.view`.
     """
     done: dict[str, Transcoded] = {}
     pending: list[Row] = []
     failures: list[Failure] = []
     records, mp4s = store.transcoded(), list_names(store.mp4_dir, ".mp4")
-    shared = {"store": str(store.root), "px": frame_px, "config": asdict(config)}
+    shared = {"store": str(store.root), **geometry(frame_px, view), "config": asdict(config)}
 
     def name(clip: Clip) -> str | OSError:
         try:
-            return source_key(clip, config, frame_px)
+            return source_key(clip, config, frame_px, view)
         except OSError as error:
             return error
 

@@ -20,8 +20,14 @@ _PROCESS = Apart(__name__)
 atexit.register(_PROCESS.close)
 
 
-def transcode_apart(
-    source: Path, target: Path, *, frame_px: int, config: TranscodeConfig, limit_s: float = CLIP_LIMIT_S
+def transcode_apart(  # noqa: PLR0913  those of `transcode`, and the limit
+    source: Path,
+    target: Path,
+    *,
+    frame_px: int,
+    config: TranscodeConfig,
+    view: float = 1.0,
+    limit_s: float = CLIP_LIMIT_S,
 ) -> Mp4Info:
     """Do as `transcode` does, in a process apart of which this one has one.
 
@@ -30,7 +36,8 @@ def transcode_apart(
         OSError: Writing failed, or the process was killed by somebody.
         RuntimeError: Another error, named in it.
     """
-    request = {"source": str(source), "target": str(target), "frame_px": frame_px, "config": asdict(config)}
+    files = {"source": str(source), "target": str(target)}
+    request = {**files, "frame_px": frame_px, "view": view, "config": asdict(config)}
     try:
         reply = _PROCESS.ask(request, limit_s)
     except ApartError as error:
@@ -56,7 +63,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Transcode what a request asks for; return what was made, or what kind of error there was, in one line."""
     source, target = Path(request["source"]), Path(request["target"])
     try:
-        info = transcode(source, target, frame_px=request["frame_px"], config=TranscodeConfig(**request["config"]))
+        config = TranscodeConfig(**request["config"])
+        info = transcode(source, target, frame_px=request["frame_px"], config=config, view=request["view"])
     except Exception as error:  # whatever it is, the parent shall hear of it
         kind = next((kind for kind in (OSError, ValueError) if isinstance(error, kind)), type(error)).__name__
         text = (str(error).strip().splitlines() or [""])[0]

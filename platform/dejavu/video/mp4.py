@@ -1,7 +1,8 @@
 """Transcode: any video to a small H.264 mp4 whose macroblocks are the patches of the backbone.
 
-The settings are METHODS 1: constant frame rate, centre square of min(width, height) pixels, one macroblock per patch,
-three B-frames in a fixed pattern, no scene-cut key frames, cheap motion search, no sound.
+The settings are METHODS 1: constant frame rate, centre square of min(width, height) pixels (less where the backbone's
+image processor sees less), one macroblock per patch, three B-frames in a fixed pattern, no scene-cut key frames, cheap
+motion search, no sound.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Mp4Info:
     """False where decoding will give the fallback grid."""
 
 
-def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeConfig) -> Mp4Info:
+def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeConfig, view: float = 1.0) -> Mp4Info:
     """Write `source` as `target`, whole or not at all, and read it back before it counts.
 
     The crop is in coded pixels, whatever their aspect, as in the published artifact. Depth beyond 8 bits is scaled
@@ -80,6 +81,7 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
         target: Replaced if it exists; its folder must exist.
         frame_px: Side of the written square, 16 times the patches a side of the backbone.
         config: Rate and quality.
+        view: Share of the centre square's side that is kept, more than 0 and at most 1.
 
     Returns:
         What was read back.
@@ -87,16 +89,19 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
     Raises:
         VideoError: Something is wrong with the source.
         OSError: Writing failed (a full disk, a folder without permission); nothing is left behind.
-        ValueError: frame_px is not a multiple of 16.
+        ValueError: frame_px is not a multiple of 16, or view outside its range.
     """
     if frame_px < 16 or frame_px % 16:
         raise ValueError(f"frame_px: got {frame_px}, expected a multiple of 16; pass 16 times the patches a side")
+    if not 0 < view <= 1:
+        raise ValueError(f"view: got {view}, expected more than 0 and at most 1; pass the share that the tower sees")
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as file:
             sink = _Sink(file)
             try:
-                num_frames = _encode(sample(source, frame_px=frame_px, rate=config.rate), sink, frame_px, config)
+                frames = sample(source, frame_px=frame_px, rate=config.rate, view=view)
+                num_frames = _encode(frames, sink, frame_px, config)
             except av.FFmpegError:
                 if sink.error is not None:
                     raise sink.error from None

@@ -22,8 +22,10 @@ MAX_DURATION_S = 48 * 3600
 """Beyond these a timestamp is taken for damage: it would be filled with repeated frames."""
 
 
-def sample(path: Path, *, frame_px: int, rate: Fraction) -> Iterator[VideoFrame]:
+def sample(path: Path, *, frame_px: int, rate: Fraction, view: float = 1.0) -> Iterator[VideoFrame]:
     """Yield frames of frame_px a side, yuv420p, turned upright, one every 1 / rate seconds from the first frame on.
+
+    They show the centre square of `view` times the shorter side.
 
     Frame n shows what was on screen just before (n + 1/2) / rate seconds, as FFmpeg's `fps` filter chooses it;
     at least one frame comes of any video. A frame that lasts is yielded again: the same object.
@@ -32,7 +34,7 @@ def sample(path: Path, *, frame_px: int, rate: Fraction) -> Iterator[VideoFrame]
         VideoError: The file is missing, damaged, cut short or no video, or its timestamps are absurd.
     """
     with open_video(path) as (container, stream), one_clear_line(path):
-        shape = _Squarer(frame_px)
+        shape = _Squarer(frame_px, view)
         shown: VideoFrame | None = None
         square: VideoFrame | None = None
         start = end = Fraction(0)
@@ -113,8 +115,8 @@ def _check_complete(path: Path, container: InputContainer, stream: VideoStream, 
 class _Squarer:
     """Turns, crops and scales; builds its filters anew when the pictures change."""
 
-    def __init__(self, frame_px: int) -> None:
-        self.frame_px = frame_px
+    def __init__(self, frame_px: int, view: float) -> None:
+        self.frame_px, self.view = frame_px, view
         self.key: tuple[object, ...] | None = None
         self.graph: Graph | None = None
 
@@ -134,7 +136,8 @@ class _Squarer:
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:pixel_aspect=1/1"
             f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
         )
-        side = min(frame.width, frame.height)
+        shorter = min(frame.width, frame.height)
+        side = max(round(self.view * shorter), min(shorter, 2))  # chroma has no half pixels
         chain = [source, *(graph.add(*f.split("=")) for f in turn)]
         chain.append(graph.add("crop", f"{side}:{side}"))
         chain.append(graph.add("scale", f"{self.frame_px}:{self.frame_px}:flags=bicubic:out_range=limited"))

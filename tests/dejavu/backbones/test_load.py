@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from transformers import (
     CLIPModel,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipModel,
@@ -103,7 +110,7 @@ def test_siglip_embeds_frames_and_padded_texts_as_hugging_face_does(siglip: tupl
         theirs = F.normalize(model.text_model(ids).pooler_output, dim=-1)
     torch.testing.assert_close(backbone.embed_texts(["a red circle"]), theirs, atol=1e-5, rtol=1e-5)
     assert not backbone.vit.shape.has_cls
-    assert backbone.preprocess.mean == (0.5, 0.5, 0.5)
+    assert backbone.preprocess.processor.mean == (0.5, 0.5, 0.5)
 
 
 def test_a_long_text_is_cut_to_what_the_tower_reads(clip: tuple[Path, CLIPModel]) -> None:
@@ -180,8 +187,75 @@ def test_torn_weights_are_refused_in_one_line(clip: tuple[Path, CLIPModel], tmp_
 def test_another_kind_of_model_is_refused(clip: tuple[Path, CLIPModel], tmp_path: Path) -> None:
     clip[1].save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BackboneError, match="got a model of type bert, expected one of clip, "):
+    with pytest.raises(BackboneError, match=r"backbone .*: got a 'bert' model, expected CLIP, SigLIP or"):
         load_backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with pytest.raises(BackboneError, match="whose frames may have any shape"):
+        load_backbone(str(tmp_path))
+
+
+DINO = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "patch_size": 14, "image_size": 518}
+DINOS: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "dinov2": (Dinov2Config, Dinov2Model, {}),
+    "dinov2 giant": (Dinov2Config, Dinov2Model, {"use_swiglu_ffn": True}),
+    "dinov2 with registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel, {}),
+    "dinov3": (DINOv3ViTConfig, DINOv3ViTModel, {"num_register_tokens": 4, "intermediate_size": 96}),
+    "dinov3 plus": (
+        DINOv3ViTConfig,
+        DINOv3ViTModel,
+        {"num_register_tokens": 4, "intermediate_size": 96, "use_gated_mlp": True, "hidden_act": "silu"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DINOS)
+def test_a_dino_directory_runs_at_its_processors_size_or_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, kind, more = DINOS[name]
+    torch.manual_seed(0)
+    model = kind(config(**DINO, **more)).eval()
+    model.save_pretrained(tmp_path)
+    own = load_backbone(str(tmp_path))
+    assert own.vit.shape.image_px == 224
+    assert own.frame_px == 256
+    assert own.preprocess.view == (0.875 if "dinov2" in name else 1.0)
+    other = load_backbone(str(tmp_path), 70)
+    assert other.identity != own.identity == load_backbone(str(tmp_path), 224).identity
+    with torch.no_grad():
+        for backbone, px in ((own, 224), (other, 70)):
+            frames = torch.randn(2, 3, px, px)
+            torch.testing.assert_close(backbone.vit(frames), model(frames).pooler_output, atol=1e-4, rtol=1e-4)
+    # Read by transformers where it is not read here: the same tower.
+    monkeypatch.setattr("dejavu.backbones.load.read_tower", lambda _: None)
+    through = load_backbone(str(tmp_path)).vit
+    for ours, theirs in zip(own.vit.state_dict().values(), through.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_size_between_patches_is_refused_in_one_line(clip: tuple[Path, CLIPModel]) -> None:
+    with pytest.raises(BackboneError, match=r"image_px: got 50, expected a multiple .* of 16 px; the nearest is 48"):
+        load_backbone(str(clip[0]), 50)
+    assert load_backbone(str(clip[0]), 64).vit.shape.num_tokens == 17
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("hidden_size", 96, r"got embeddings\.cls_token of \[1, 1, 48\], where the config says \[1, 1, 96\]"),
+        ("image_size", 532, r"got embeddings\.position_embeddings of \[1, 1370, 48\], where .* \[1, 1445, 48\]"),
+        ("num_hidden_layers", 4, r"got no weights for encoder\.layer\.3\."),
+    ],
+)
+def test_a_config_whose_sizes_contradict_the_weights_is_refused(
+    field: str, value: int, said: str, tmp_path: Path
+) -> None:
+    Dinov2Model(Dinov2Config(**DINO)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(BackboneError, match=said) as caught:
+        load_backbone(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_config_that_is_no_json_is_refused(clip: tuple[Path, CLIPModel], tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ import pytest
 import torch
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dejavu.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from dejavu.backbones.image_processor import CLIP_MEAN, CLIP_STD
+from dejavu.backbones.preprocess import Preprocess
 
 
 def smooth_frames(num_frames: int, side: int) -> np.ndarray:
@@ -48,18 +49,12 @@ def test_no_frames_give_no_pixels() -> None:
 
 
 def test_mean_and_std_are_the_configs() -> None:
-    half = Preprocess.from_config(32, {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]})
+    half = Preprocess.from_config(32, {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}, "clip")
     white = half(np.full((1, 32, 32, 3), 255, np.uint8))
     assert white.unique().tolist() == pytest.approx([1.0])
-    assert Preprocess.from_config(32, None) == Preprocess(32, CLIP_MEAN, CLIP_STD)
-    raw = Preprocess.from_config(32, {"do_normalize": False})
+    assert Preprocess.from_config(32, None, "clip") == Preprocess(32)
+    raw = Preprocess.from_config(32, {"do_normalize": False}, "clip")
     assert raw(np.full((1, 32, 32, 3), 51, np.uint8)).unique().tolist() == pytest.approx([0.2])
-
-
-@pytest.mark.parametrize("config", [{"image_mean": [0.5]}, {"image_std": 3}, {"image_std": [0.5, 0.0, 0.5]}])
-def test_impossible_configs_are_refused(config: dict) -> None:
-    with pytest.raises(ValueError, match="preprocessor config: got"):
-        Preprocess.from_config(32, config)
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 48, 3), (2, 3, 64, 64), (64, 64, 3)])

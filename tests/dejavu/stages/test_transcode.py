@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 import dejavu.stages.transcode as stage
 import dejavu.store as store_module
 from dejavu.records import Clip
-from dejavu.store import Store
+from dejavu.store import Store, file_sha256, identity
+from dejavu.video.decode import decode_all
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.write import write_video
 
@@ -49,6 +51,22 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path: Path) -> N
     assert again.clips["a"].content_id != first.clips["a"].content_id
     assert again.clips["b"] == first.clips["b"]
     assert stage.transcode_clips(clips, store, TranscodeConfig(crf=30), PX).num_made == 2
+
+
+def test_a_narrower_view_is_another_mp4_and_the_whole_view_has_its_old_name(tmp_path: Path) -> None:
+    store, config, clip = Store(tmp_path / "store"), TranscodeConfig(), video(tmp_path / "a.mp4")
+    whole = stage.transcode_clips([clip], store, config, PX, view=1.0).clips["a"]
+    stat = Path(clip.path).stat()
+    named = {"clip": "a", "bytes": stat.st_size, "ns": stat.st_mtime_ns, "px": PX, "config": asdict(config)}
+    assert stage.source_key(clip, config, PX) == stage.source_key(clip, config, PX, 1.0) == identity(named)
+    assert whole.content_id == identity({"sha256": file_sha256(Path(clip.path)), "config": asdict(config), "px": PX})
+    made = stage.transcode_clips([clip], store, config, PX, view=0.875)
+    assert made.num_made == 1
+    assert made.clips["a"].content_id != whole.content_id
+    assert stage.transcode_clips([clip], store, config, PX, view=0.875).num_made == 0
+    assert stage.transcode_clips([clip], store, config, PX, make=None).clips["a"] == whole
+    frames = [decode_all(store.root / record.path, count=1).rgb_FHWC for record in (whole, made.clips["a"])]
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() > 10
 
 
 def test_a_lost_mp4_is_made_again(tmp_path: Path) -> None:

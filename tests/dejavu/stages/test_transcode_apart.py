@@ -109,7 +109,7 @@ def test_a_process_that_somebody_killed_is_not_the_clip_s_fault(
 
 def test_apart_and_here_give_the_same(tmp_path: Path) -> None:
     source = Path(clip(tmp_path, "good").path)
-    words = {"frame_px": PX, "config": TranscodeConfig()}
+    words = {"frame_px": PX, "config": TranscodeConfig(), "view": 0.75}
     here, apart = tmp_path / "here.mp4", tmp_path / "apart.mp4"
     assert transcode(source, here, **words) == stage.transcode_apart(source, apart, **words)  # type: ignore[arg-type]
     assert here.read_bytes() == apart.read_bytes()

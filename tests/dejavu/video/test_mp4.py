@@ -352,6 +352,30 @@ def test_a_config_that_cannot_be_is_refused(field: str, value: Any) -> None:
         TranscodeConfig(**{field: value})
 
 
+@pytest.mark.parametrize(("view", "is_bordered"), [(1.0, True), (0.875, False), (0.5, False)])
+def test_a_view_keeps_the_middle_of_the_centre_square(
+    make_video, source_video, tmp_path: Path, view: float, is_bordered: bool
+) -> None:
+    """A bright square of 7/8 of the height, a dark dot in its middle."""
+    picture = grey(20, 256, 192)
+    picture[12:180, 44:212] = 230
+    picture[84:108, 116:140] = 20
+    source = make_video([picture] * 4, source_video())
+    transcode(source, tmp_path / "out.mp4", frame_px=128, config=CONFIG, view=view)
+    seen = shown(tmp_path / "out.mp4").mean(axis=-1)
+    assert (seen[2] < 60).all() == is_bordered
+    assert (seen[1] > 180).all() == (not is_bordered)
+    dot_px = 24 / (192 * view) * 128
+    assert (seen < 125).sum() - is_bordered * (128**2 - 112**2) == pytest.approx(dot_px**2, rel=0.15)
+    assert seen[62:66, 62:66].max() < 60
+
+
+@pytest.mark.parametrize("view", [0.0, -1.0, 1.01, float("nan")])
+def test_a_view_is_a_share(clip_64: Path, tmp_path: Path, view: float) -> None:
+    with pytest.raises(ValueError, match="view: got"):
+        transcode(clip_64, tmp_path / "out.mp4", frame_px=64, config=CONFIG, view=view)
+
+
 def test_frame_px_is_whole_macroblocks(clip_64: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frame_px: got 100"):
         transcode(clip_64, tmp_path / "out.mp4", frame_px=100, config=CONFIG)

@@ -1,0 +1,64 @@
+"""Write annotations in NExT-GQA's own file formats, for videos that are drawn here or come from elsewhere.
+
+    <folder>/{train,val,test}.csv, gsub_<split>.json, frame2time_<split>.json, map_vid_vidorID.json
+
+`next_qa.load_next_qa` reads them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
+from dejavu.place import Place
+from dejavu.records import Split
+from dejavu.store import write_json, write_text
+
+NUM_FRAME_TIMES = 32
+"""NExT-GQA's frame2time holds the times of 32 frames spread evenly over each video."""
+
+Known = dict[str, Any]
+"""Of one video, as plain JSON types: frame_count, width, height, fps, duration (s), questions (type, text, answer and
+the five answers of each) and spans ([start, end] in seconds of each question)."""
+
+
+def write_next_qa(folder: Place, places: Mapping[str, str], known: Mapping[Split, Mapping[str, Known]]) -> None:
+    """Write all files.
+
+    Args:
+        folder: Where to.
+        places: Below the folder of videos, by video id, without `.mp4`.
+        known: What is known of each video, by split and id.
+    """
+    write_json(folder / ID_MAP, dict(places))
+    for split, videos in known.items():
+        write_text(folder / f"{split}.csv", _csv(videos.items()))
+        write_json(folder / f"gsub_{split}.json", {video_id: _located(video) for video_id, video in videos.items()})
+        times = {video_id: _frame_times(video) for video_id, video in videos.items()}
+        write_json(folder / f"frame2time_{split}.json", times)
+
+
+def _csv(videos: Iterable[tuple[str, Known]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for video_id, known in videos:
+        sizes = {name: known[name] for name in ("frame_count", "width", "height")}
+        for qid, question in enumerate(known["questions"]):
+            choices = dict(zip(CHOICES, question["answers"], strict=True))
+            row = {"question": question["text"], "answer": question["answer"], "qid": qid, "type": question["type"]}
+            writer.writerow({"video_id": video_id, **sizes, **row, **choices})
+    return text.getvalue()
+
+
+def _located(known: Known) -> dict[str, Any]:
+    spans = {str(qid): seen for qid, seen in enumerate(known["spans"])}
+    return {"duration": known["duration"], "location": spans, "fps": known["fps"]}
+
+
+def _frame_times(known: Known) -> list[float]:
+    period_s = known["duration"] / NUM_FRAME_TIMES
+    return [round((index + 0.5) * period_s, 1) for index in range(NUM_FRAME_TIMES)]

@@ -1,0 +1,1 @@
+"""A dress rehearsal: a whole run on random weights and drawn videos, watched, and what a real one would take."""
