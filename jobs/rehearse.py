@@ -9,6 +9,7 @@ Words after `--` go to the pipeline: `python jobs/rehearse.py --backbone DIR -- 
 
 import _bootstrap  # first: makes the packages importable
 
+import gc
 import os
 import shutil
 import signal
@@ -152,6 +153,7 @@ def make_inputs(config: RehearseConfig, shape: VitShape) -> Inputs:
     backbone = config.backbone
     if backbone in KNOWN_SHAPES and not Path(backbone).is_dir():
         write_weights(shape, WORDS, folder / "backbone")
+        gc.collect()  # gigabytes that the run should not have to share the machine with
         backbone = str(folder / "backbone")
     return Inputs(folder / "videos", folder / "annotations", backbone)
 
