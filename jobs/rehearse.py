@@ -9,7 +9,6 @@ Words after `--` go to the pipeline: `python jobs/rehearse.py --backbone DIR -- 
 
 import _bootstrap  # first: makes the packages importable
 
-import gc
 import os
 import shutil
 import signal
@@ -17,7 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -152,8 +153,9 @@ def make_inputs(config: RehearseConfig, shape: VitShape) -> Inputs:
     draw_footage(folder, config.clips)
     backbone = config.backbone
     if backbone in KNOWN_SHAPES and not Path(backbone).is_dir():
-        write_weights(shape, WORDS, folder / "backbone")
-        gc.collect()  # gigabytes that the run should not have to share the machine with
+        # In a process apart: it does not give back the memory, with which the run would have to share the machine.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            apart.submit(write_weights, shape, WORDS, folder / "backbone").result()
         backbone = str(folder / "backbone")
     return Inputs(folder / "videos", folder / "annotations", backbone)
 
