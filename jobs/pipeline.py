@@ -32,6 +32,7 @@ from dejavu.results_folder import local_folder, results_folder
 from dejavu.setting import Setting, name_setting, with_local_weights
 from dejavu.stages.batch import Embedding
 from dejavu.stages.embed import embed_clips
+from dejavu.stages.embed_memory import fit_memory
 from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.stages.live import Curve, LiveCurves, See, ending
@@ -42,7 +43,15 @@ from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
-from dejavu.stages.temp_clip import HeadFit, TrainedHead, check_head, check_lessons, fit_head, open_head
+from dejavu.stages.temp_clip import (
+    HeadFit,
+    TrainedHead,
+    check_fit_memory,
+    check_head,
+    check_lessons,
+    fit_head,
+    open_head,
+)
 from dejavu.stages.texts import embed_texts
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
@@ -205,7 +214,8 @@ def run(job: Job) -> None:
     chosen += published
     if job.runs("embed"):
         pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-        embedded = embed_clips(job.of_split("test"), [original, *chosen], job.embedding, pool, "test")
+        embedding, pool = fit_memory(job.backbone, [original, *chosen], job.embedding, pool)
+        embedded = embed_clips(job.of_split("test"), [original, *chosen], embedding, pool, "test")
         job.say(f"embedded {embedded.num_clips} clips under {1 + len(chosen)} settings")
         job.check()
     timings: Mapping[str, Timing] = {}
@@ -241,10 +251,12 @@ def train_head(job: Job, original: Setting) -> TrainedHead | None:
     if not task.trains:
         return open_head(task, job.backbone, experiment.prompt)
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
     clips = {split: job.of_split(split) for split in ("train", "val")}
     for split, some in clips.items():
-        embed_clips(some, [original], job.embedding, pool, split)
+        embed_clips(some, [original], embedding, pool, split)
     questions = [*job.questions("train"), *job.questions("val")]
+    check_fit_memory(task, job.backbone, sum(map(len, clips.values())))
     fitted = fit_head([*clips["train"], *clips["val"]], questions, original, job.embedding, task, experiment.prompt)
     job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
     log_once(job, fitted.weights, head_run(job, fitted))
@@ -269,8 +281,9 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
         job.say("no training clips: ReuseViT is measured untrained")
         return ()
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
+    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
     for split, some in clips.items():
-        embed_clips(some, [original], job.embedding, pool, split)
+        embed_clips(some, [original], embedding, pool, split)
     with telling(Work(stage="train", total=experiment.train.epochs, unit="epochs")):
         result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
@@ -374,9 +387,10 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
         write_chosen(job.store, settings)
         return settings
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-    embed_clips(validation, [original], job.embedding, pool, "val")
+    embedding, pool = fit_memory(job.backbone, [original, *settings], job.embedding, pool)
+    embed_clips(validation, [original], embedding, pool, "val")
     exam = job.exam("val")
-    bench = Bench(original, exam, job.embedding, pool)
+    bench = Bench(original, exam, embedding, pool)
     num_trials = sweep(settings, bench)
     scores = score_settings(settings, original, exam, job.embedding)
     stopped: list[Tried] = []

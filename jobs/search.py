@@ -30,6 +30,7 @@ from dejavu.setting import Setting, name_setting
 from dejavu.stages.batch import EmbedConfig, Embedding, cut
 from dejavu.stages.collect import StoredSetting, list_settings, read_frames
 from dejavu.stages.embed import embed_clips
+from dejavu.stages.embed_memory import fit_memory
 from dejavu.stages.failed import write_failures_csv
 from dejavu.stages.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
@@ -187,7 +188,8 @@ def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting
     if lacking:
         cluster.connect()
         pool = cluster.actor_pool(None, None)
-        failures += embed_clips(lacking, settings[:1], collection.embedding, pool, "search").failures
+        embedding, pool = fit_memory(backbone, settings[:1], collection.embedding, pool)
+        failures += embed_clips(lacking, settings[:1], embedding, pool, "search").failures
     if failures:
         write_failures_csv(collection.store, collection.results / "failures.csv")
     failed = {failure.clip_id for failure in failures}

@@ -58,13 +58,13 @@ def search(config: SearchSchedulesConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         embedding = Embedding(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
         transcoded = _transcode(clips, config, backbone, embedding.store)
-        frames_F3HW, failures = gather_frames(transcoded, config.schedules.num_frames, backbone, embedding)
+        frames_FHW3, failures = gather_frames(transcoded, config.schedules.num_frames, backbone.frame_px, embedding)
     for failure in failures:
         print(f"left out: {failure.clip_id}: {failure.reason}", flush=True)
-    print(f"{len(frames_F3HW)} frames of {len(transcoded)} videos", flush=True)
+    print(f"{len(frames_FHW3)} frames of {len(transcoded)} videos", flush=True)
     for share in config.schedules.shares:
         start = time.monotonic()
-        found = search_schedule(backbone.vit, frames_F3HW, share, config.schedules.search)
+        found = search_schedule(backbone.vit, frames_FHW3, share, config.schedules.search, backbone.preprocess)
         path = config.out / f"{share:g}.json"
         write_json(path, schedule_json(found.schedule))
         print(

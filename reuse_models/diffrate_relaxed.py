@@ -7,6 +7,9 @@ embedding becomes that of `DiffRate` under the rounded counts.
 Shapes: B frames, N tokens (prefix first), D width, h heads, d head width, M queries; l the layers before the last.
 Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
 ours keeps them soft and narrows them.
+
+What the backward pass keeps of a frame is known from the tower's shape (`kept_values`), so that a caller can give as
+many frames at once as its memory takes; where one is too many, layers are computed again instead (`recompute`).
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reuse_models.diffrate import rank_prefix_first
 from reuse_models.vit import Vit
+from reuse_models.vit_shape import VitShape
 
 NARROWEST = 1e-3
 """Tokens: a window so narrow is a step."""
@@ -35,7 +40,19 @@ class RelaxedCounts:
     """At most those kept after pruning, which are at most those kept after merging in the layer before."""
 
 
-def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float) -> Tensor:
+def kept_values(shape: VitShape) -> int:
+    """Count the float32 that the backward pass keeps of one frame in one layer: h N (3 N + 2) + N (7 D + M + 14).
+
+    Attention is kept as exponentials, weighted and divided; D wide are q, k, v, the inputs of both norms, what is
+    merged and its sum; M wide is the MLP. The rest is a handful of numbers and indices a token.
+    """
+    tokens = shape.num_tokens
+    return shape.num_heads * tokens * (3 * tokens + 2) + tokens * (7 * shape.width + shape.mlp_width + 14)
+
+
+def relaxed_embed(
+    vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: float, *, recompute: bool = False
+) -> Tensor:
     """Return embedding_BE.
 
     Args:
@@ -43,24 +60,21 @@ def relaxed_embed(vit: Vit, frames_B3HW: Tensor, counts: RelaxedCounts, window: 
         frames_B3HW: Normalised for the tower.
         counts: Tokens kept.
         window: Width of the fall as a share of the tokens that a layer takes away; 0 is a step.
+        recompute: Keep each layer's input alone and compute the rest again in the backward pass: a third more work, the
+            memory of one layer.
     """
-    last, prefix = vit.shape.num_layers - 1, vit.shape.num_prefix
+    last = vit.shape.num_layers - 1
     h_BND = vit.embed(frames_B3HW)
     there_BN = h_BND.new_ones(h_BND.shape[:2])
     entering = counts.pruned_l.new_tensor(float(vit.shape.num_tokens))
     for layer in range(last):
         pruned, merged = counts.pruned_l[layer], counts.merged_l[layer]
-        q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
-        attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
-        h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
-        rank_BN = _ranks(_received(vit, attention_BhNN.detach(), there_BN.detach()), prefix)
         # One width for both, so that nothing leaves where nothing is merged; narrow where little is taken away, since a
         # layer that keeps all tokens must keep the last one whole.
         width = (window * (entering - merged + 0.5)).clamp_min(NARROWEST)
-        staying_BN = _weight(rank_BN, merged, width)
-        leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
-        h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged, prefix))
-        there_BN, entering = there_BN * staying_BN, merged
+        values = vit, layer, h_BND, there_BN, pruned, merged, width
+        h_BND, there_BN = checkpoint(_layer, *values, use_reentrant=False) if recompute else _layer(*values)
+        entering = merged
     q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(last, h_BND))
     asked = vit.shape.num_last_queries
     attention_BhMN = _attention(q_BhNd[:, :, :asked], k_BhNd, there_BN)
@@ -75,13 +89,27 @@ def _received(vit: Vit, attention_BhNN: Tensor, there_BN: Tensor) -> Tensor:
     return torch.einsum("bhmn,bm->bn", attention_BhNN, there_BN) / there_BN.sum(1, keepdim=True)
 
 
+def _layer(  # noqa: PLR0913, PLR0917  torch's way: each tensor with a gradient is an argument
+    vit: Vit, layer: int, h_BND: Tensor, there_BN: Tensor, pruned: Tensor, merged: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's output and what is still there of each token."""
+    q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, h_BND))
+    attention_BhNN = _attention(q_BhNd, k_BhNd, there_BN)
+    h_BND = vit.project(layer, h_BND, (attention_BhNN @ v_BhNd).transpose(1, 2).flatten(2))
+    rank_BN = _ranks(_received(vit, attention_BhNN.detach(), there_BN.detach()), vit.shape.num_prefix)
+    staying_BN = _weight(rank_BN, merged, width)
+    leaving_BN = there_BN * (_weight(rank_BN, pruned, width) - staying_BN)
+    h_BND = vit.mlp(layer, _merge(h_BND, leaving_BN, rank_BN + 0.5 < merged, vit.shape.num_prefix))
+    return h_BND, there_BN * staying_BN
+
+
 def _attention(q_BhMd: Tensor, k_BhNd: Tensor, there_BN: Tensor) -> Tensor:
     """Return attention_BhMN in which each key counts as much as is there of it.
 
     Weights are multiplied rather than their logarithms added: those of 0 would have no gradient.
     """
     scores_BhMN = q_BhMd @ k_BhNd.mT * q_BhMd.shape[-1] ** -0.5
-    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.amax(-1, keepdim=True).detach()).exp() * there_BN[:, None, None]
+    weights_BhMN: Tensor = (scores_BhMN - scores_BhMN.detach().amax(-1, keepdim=True)).exp() * there_BN[:, None, None]
     return weights_BhMN / weights_BhMN.sum(-1, keepdim=True).clamp_min(1e-9)
 
 

@@ -9,12 +9,16 @@ A gradient cannot leave a layer that prunes a little for one that prunes nothing
 that others rely on, and the loss is paid once. So the search begins with the best of several schedules: the same rate
 in all layers, or nearly everything taken away in one.
 
+Memory has a bound that follows from shapes (`diffrate_memory.py`). The loss is a mean over frames, so that a step's
+frames go through in as many turns as `SearchConfig.kept_mib` takes and their gradients add up to the step's own.
+
 Shapes: F frames, B of them in a step, E embedding; l the L - 1 layers before the last.
 Source: DiffRate (arXiv:2305.17997), section 3.3, whose FLOP loss is a penalty; ours is a constraint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_models.diffrate import DiffRate, DiffRateConfig, fewest_kept, relaxed_work, uniform_schedule
+from reuse_models.diffrate_memory import DENSE_BATCH, plan_turns
 from reuse_models.diffrate_relaxed import RelaxedCounts, relaxed_embed
 from reuse_models.diffrate_schedule import Schedule, cost_share
 from reuse_models.flops import dense_flops, flops_per_frame
@@ -35,7 +40,6 @@ REACH = 20.0
 """In logits: far enough to keep nothing or all."""
 BISECTIONS = 30
 JUDGED_FRAMES = 96
-DENSE_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +49,9 @@ class SearchConfig:
     steps: int = 16
     """Gradient steps."""
     frames_per_step: int = 24
-    """All their attention is kept for the backward pass: fewer where memory is short."""
+    kept_mib: int = 1024
+    """MiB that the backward pass may keep. Where a step's frames need more they take turns; where one frame does, its
+    layers are computed twice."""
     learning_rate: float = 0.2
     """Of Adam, in logits; falls to 0 linearly."""
     first_window: float = 0.3
@@ -56,7 +62,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.frames_per_step, self.judged_every) < 1 or self.learning_rate <= 0:
+        if min(self.steps, self.frames_per_step, self.kept_mib, self.judged_every) < 1 or self.learning_rate <= 0:
             raise ValueError(f"schedule search: got {self}, expected counts and a rate above 0; use the defaults")
         if not 0 < self.last_window <= self.first_window <= 1:
             raise ValueError(
@@ -76,40 +82,51 @@ class SearchResult:
     """Of `uniform_schedule` at the same share."""
 
 
+Prepare = Callable[[Tensor], Tensor]
+"""Frames as they are kept to what the tower takes, [B, 3, H, W]."""
+
+
 def search_schedule(
-    vit: Vit, frames_F3HW: Tensor, flops_share: float, config: SearchConfig | None = None
+    vit: Vit,
+    frames_F: Tensor,
+    flops_share: float,
+    config: SearchConfig | None = None,
+    prepare: Prepare | None = None,
 ) -> SearchResult:
     """Search the schedule of one FLOP target; the same frames, config and threads give the same one.
 
     Args:
         vit: The tower, frozen.
-        frames_F3HW: Normalised for the tower, in no particular order; two steps' worth or more.
+        frames_F: In no particular order; two steps' worth or more. Normalised for the tower, [F, 3, H, W], or whatever
+            `prepare` takes, such as bytes, which need a quarter of the memory.
         flops_share: FLOPs as a share of `dense_flops`; the result costs at most this.
         config: The search's own settings.
+        prepare: Applied to some frames whenever they are needed.
 
     Raises:
         ValueError: Too few frames, or a share that no schedule reaches.
     """
     config = config or SearchConfig()
-    if len(frames_F3HW) < 2 * config.frames_per_step:
+    if len(frames_F) < 2 * config.frames_per_step:
         raise ValueError(
-            f"schedule search: got {len(frames_F3HW)} frames, expected {2 * config.frames_per_step} or more; "
+            f"schedule search: got {len(frames_F)} frames, expected {2 * config.frames_per_step} or more; "
             "give more videos or fewer frames a step"
         )
     prune_kept, merge_kept = uniform_schedule(vit.shape, flops_share)
     uniform = DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept)
-    return _Search(vit, frames_F3HW, flops_share, config).run(uniform)
+    return _Search(vit, frames_F, flops_share, config, prepare or (lambda frames: frames)).run(uniform)
 
 
 class _Search:
     """One target's logits, and the frames that they are fitted and judged on."""
 
-    def __init__(self, vit: Vit, frames_F3HW: Tensor, flops_share: float, config: SearchConfig) -> None:
-        self.vit, self.share, self.config = vit, flops_share, config
+    def __init__(self, vit: Vit, frames_F: Tensor, flops_share: float, config: SearchConfig, prepare: Prepare) -> None:
+        self.vit, self.share, self.config, self.prepare = vit, flops_share, config, prepare
+        self.turns = plan_turns(vit.shape, config.frames_per_step, config.kept_mib)
         self.draws = torch.Generator().manual_seed(config.seed)
-        shuffled_F = torch.randperm(len(frames_F3HW), generator=self.draws)
-        num_judged = min(JUDGED_FRAMES, len(frames_F3HW) // 2)
-        self.frames_F3HW = frames_F3HW
+        shuffled_F = torch.randperm(len(frames_F), generator=self.draws)
+        num_judged = min(JUDGED_FRAMES, len(frames_F) // 2)
+        self.frames_F = frames_F
         self.dense_FE = self._dense()
         self.judged_J, self.learned_F = shuffled_F[:num_judged], shuffled_F[num_judged:]
 
@@ -140,23 +157,34 @@ class _Search:
         )
 
     def _step(self, logits_2l: Tensor, optimizer: torch.optim.Optimizer, done: float) -> None:
-        config, like = self.config, self.vit.position
+        config = self.config
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - done)
         window = config.first_window * (config.last_window / config.first_window) ** done
         drawn_B = self.learned_F[torch.randint(len(self.learned_F), (config.frames_per_step,), generator=self.draws)]
         with torch.enable_grad():
             counts = relaxed_counts(self.vit.shape, logits_2l)
             (towards_cost_2l,) = torch.autograd.grad(_share(self.vit.shape, counts), logits_2l, retain_graph=True)
-            there = RelaxedCounts(counts.pruned_l.to(like), counts.merged_l.to(like))
-            embedding_BE = relaxed_embed(self.vit, self._frames(drawn_B), there, window)
-            error = 1 - F.cosine_similarity(embedding_BE, self.dense_FE[drawn_B], dim=-1).mean()
-            (gradient_2l,) = torch.autograd.grad(error, logits_2l)
+            towards_error = self._error_gradient(counts, drawn_B, window)
+            (gradient_2l,) = torch.autograd.grad((counts.pruned_l, counts.merged_l), logits_2l, towards_error)
         along_cost = (gradient_2l * towards_cost_2l).sum() / (towards_cost_2l**2).sum()
         logits_2l.grad = gradient_2l - along_cost * towards_cost_2l
         optimizer.step()
         with torch.no_grad():
             near_2l = logits_2l.clamp(-FARTHEST_LOGIT, FARTHEST_LOGIT)
             logits_2l.copy_(hold_cost(self.vit.shape, near_2l, torch.ones_like(near_2l), self.share))
+
+    def _error_gradient(self, counts: RelaxedCounts, drawn_B: Tensor, window: float) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the mean error over these frames by the counts: a sum over turns."""
+        like = self.vit.position
+        there = RelaxedCounts(*(x_l.detach().to(like).requires_grad_() for x_l in (counts.pruned_l, counts.merged_l)))
+        sums = [torch.zeros_like(counts.pruned_l), torch.zeros_like(counts.merged_l)]
+        for some_B in drawn_B.split(self.turns.num_frames):
+            embedding_BE = relaxed_embed(self.vit, self._frames(some_B), there, window, recompute=self.turns.recompute)
+            cosine_B = F.cosine_similarity(embedding_BE, self.dense_FE[some_B], dim=-1)
+            error = (1 - cosine_B).sum() / len(drawn_B)
+            for total_l, part_l in zip(sums, torch.autograd.grad(error, (there.pruned_l, there.merged_l)), strict=True):
+                total_l.add_(part_l.to(total_l))
+        return sums[0], sums[1]
 
     def _best_start(self) -> Tensor:
         """Return the start whose rounded schedule is best on one step's frames."""
@@ -196,12 +224,12 @@ class _Search:
         return float(torch.cat(cosines).mean())
 
     def _frames(self, chosen_B: Tensor) -> Tensor:
-        return self.frames_F3HW[chosen_B].to(self.vit.position.device)
+        return self.prepare(self.frames_F[chosen_B]).to(self.vit.position.device)
 
     @torch.no_grad()
     def _dense(self) -> Tensor:
         """Return the dense tower's embeddings of all frames, on its device."""
-        batches = torch.arange(len(self.frames_F3HW)).split(DENSE_BATCH)
+        batches = torch.arange(len(self.frames_F)).split(DENSE_BATCH)
         return torch.cat([self.vit(self._frames(some_B)) for some_B in batches])
 
 

@@ -36,6 +36,8 @@ A machine with more workers than CPUs ends those that were idle for a second, un
 again, at some 3 s of processor each, for every batch that keeps the encoders busy for longer. And a node that is told
 to end waits for 30 s until nothing is left on it, which some of Ray Data's actors, outliving their jobs, always are.
 """
+PROCESS_BYTES = 600 * 2**20
+"""Of a worker before it has loaded anything: Python, PyTorch, Ray and what they import."""
 MACHINE_TIMEOUT_S = 1800
 """A cloud's GPU machine spends ten minutes or more on installing before it joins."""
 
@@ -129,7 +131,7 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     gpus_each = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
     num_actors = num_workers or (int(gpus / gpus_each) if gpus_each else max(1, int(cpus)))
-    if gpus_each and num_actors * gpus_each > gpus and not _grows():
+    if gpus_each and num_actors * gpus_each > gpus and not grows():
         raise ClusterError(
             f"num_workers: got {num_actors} with {gpus_each:g} GPUs each, expected at most {gpus:g} GPUs in all; "
             "lower --num-workers"
@@ -160,7 +162,7 @@ def bring_up(gpus_per_worker: float | None) -> None:
     gpus = resources.get("GPU", 0.0)
     if gpus >= gpus_each and resources.get("CPU"):
         return
-    if not _grows():
+    if not grows():
         if gpus < gpus_each:
             raise ClusterError(
                 f"gpus_per_worker: got {gpus_each:g}, expected at most the cluster's {gpus:g}; lower --gpus-per-worker"
@@ -182,7 +184,7 @@ def _nothing() -> None:
     """Run where a worker could."""
 
 
-def _grows() -> bool:
+def grows() -> bool:
     """Whether machines may come up on demand: some cluster launcher has started those that are here."""
     return any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])
 
@@ -191,6 +193,17 @@ def _cpus_per_machine() -> list[float]:
     """List the CPUs of each machine that is up and has any."""
     counts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     return [count for count in counts if count]
+
+
+def memory_per_machine() -> list[int]:
+    """List the bytes that Ray may give out on each machine that is up: what it found free, less its object store."""
+    amounts = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return [int(amount) for amount in amounts if amount]
+
+
+def machine_memory_bytes() -> int:
+    """Return the memory of the smallest machine that is up, as in `memory_per_machine`."""
+    return min(memory_per_machine())
 
 
 def hardware() -> str:

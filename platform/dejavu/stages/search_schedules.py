@@ -1,6 +1,7 @@
 """Search DiffRate's schedules for one backbone on training clips: a Ray task for each FLOP target that is lacking.
 
-No label and no stored embedding is read: a few hundred frames and the tower itself are all it takes.
+No label and no stored embedding is read: a few hundred frames and the tower itself are all it takes. What memory a
+task needs is known beforehand: Ray starts no more of them on a machine than fit, and what fits nowhere is refused.
 
     <store>/schedules/<backbone>/<id>.json      one target's schedule, as `read_schedule` reads it
     <store>/schedules/<backbone>/latest.json    those of the last search, for stages that run by themselves
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.cluster import PROCESS_BYTES, grows, memory_per_machine
 from dejavu.events import Work
 from dejavu.place import Place, is_file
 from dejavu.records import Failure, Transcoded
@@ -28,9 +30,12 @@ from dejavu.stages.read import clips_identity
 from dejavu.stages.spread import Row, report_progress
 from dejavu.stages.train import TrainError
 from dejavu.stages.transcode import first_line
+from dejavu.stages.worker_memory import tower_bytes
 from dejavu.store import identity, local_copy, write_json
+from reuse_models.diffrate_memory import plan_turns, search_bytes
 from reuse_models.diffrate_schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
 from reuse_models.diffrate_search import SearchConfig, SearchResult, search_schedule
+from reuse_models.vit import Vit
 
 STAGE = "schedules"
 FRAMES_PER_CLIP = 4
@@ -85,7 +90,7 @@ def search_schedules(
         config: Targets and effort.
 
     Raises:
-        TrainError: There are too few frames, or a target is out of the tower's reach.
+        TrainError: There are too few frames, a target is out of the tower's reach, or no machine has the memory.
     """
     folder = _folder(embedding, backbone)
     paths = {share: folder / f"{_schedule_id(share, clips, backbone, config)}.json" for share in config.shares}
@@ -94,7 +99,8 @@ def search_schedules(
     failures: set[Failure] = set()
     if pending:
         work = Work(stage=STAGE, total=len(pending), unit="schedules", kept=len(paths) - len(pending))
-        tasks = watched(_start(pending, clips, embedding, config), work)
+        needed = check_memory(backbone, config)
+        tasks = watched(_start(pending, clips, embedding, config, needed), work)
         for row in report_progress(tasks, total=len(pending), stage=STAGE, unit="schedules"):
             share, outcome = row["share"], row["outcome"]
             if isinstance(outcome, str):
@@ -123,15 +129,15 @@ def _read_schedule(path: Place, backbone: Backbone) -> Schedule:
 
 
 def gather_frames(
-    clips: Sequence[Transcoded], num_frames: int, backbone: Backbone, embedding: Embedding
+    clips: Sequence[Transcoded], num_frames: int, frame_px: int, embedding: Embedding
 ) -> tuple[Tensor, tuple[Failure, ...]]:
-    """Return [F, 3, H, W] ready for the tower, a few frames of each of some clips; and the clips that cannot be read.
+    """Return uint8 [F, H, W, 3], a few frames of each of some clips; and the clips that cannot be read.
 
     Clips are taken in the order of their content ids, which is as good as drawn.
     """
     wanted = sorted(clips, key=lambda clip: clip.content_id)[: max(1, num_frames // FRAMES_PER_CLIP)]
     per_clip = -(-num_frames // len(wanted)) if wanted else 0
-    pixels: list[Tensor] = []
+    chosen: list[Tensor] = []
     failures: list[Failure] = []
     for clip in wanted:
         length = min(clip.num_frames, max(STRETCH, per_clip))
@@ -148,9 +154,34 @@ def gather_frames(
             failures.append(Failure(clip_id=clip.clip_id, stage=STAGE, reason=first_line(error)))
             continue
         at = np.unique(np.linspace(0, length - 1, min(per_clip, length)).round().astype(int))
-        pixels.append(backbone.preprocess(frames_FHWC[at]))
-    side = backbone.vit.shape.image_px
-    return torch.cat([torch.zeros(0, 3, side, side, device=backbone.vit.position.device), *pixels]), tuple(failures)
+        chosen.append(torch.from_numpy(frames_FHWC[at]))
+    return torch.cat([torch.zeros(0, frame_px, frame_px, 3, dtype=torch.uint8), *chosen]), tuple(failures)
+
+
+def task_bytes(vit: Vit, frame_px: int, config: SchedulesConfig) -> int:
+    """Bound the memory of a process that searches one target, tower and interpreter included."""
+    turns = plan_turns(vit.shape, config.search.frames_per_step, config.search.kept_mib)
+    frame_bytes = 3 * frame_px**2
+    # Frames lie there twice while those of all clips are joined; the tower does while it is loaded.
+    searching = search_bytes(vit.shape, turns, config.num_frames, 2 * frame_bytes) + STRETCH * frame_bytes
+    return PROCESS_BYTES + tower_bytes(vit) + max(tower_bytes(vit), searching)
+
+
+def check_memory(backbone: Backbone, config: SchedulesConfig) -> int:
+    """Return the bytes of a task.
+
+    Raises:
+        TrainError: No machine has as many.
+    """
+    needed = task_bytes(backbone.vit, backbone.frame_px, config)
+    if not grows() and needed > (there := max(memory_per_machine())):
+        have, want, tower = (amount / 2**30 for amount in (there, needed, tower_bytes(backbone.vit)))
+        raise TrainError(
+            f"diffrate schedules: got machines of {have:.1f} GiB at most, expected {want:.1f} GiB for a search, "
+            f"{tower:.1f} GiB of it the tower; lower --schedules.search.kept-mib or --schedules.num-frames, or use a "
+            "smaller backbone"
+        )
+    return needed
 
 
 def _folder(embedding: Embedding, backbone: Backbone) -> Place:
@@ -168,10 +199,11 @@ Outcome = tuple[SearchResult, tuple[Failure, ...]] | str
 
 
 def _start(
-    shares: Sequence[float], clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig
+    shares: Sequence[float], clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig, needed: int
 ) -> Iterator[Row]:
     """Yield share and outcome in the order of completion; a task whose worker dies is begun again by Ray."""
-    kernel = ray.remote(_search).options(num_cpus=1, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))
+    gpus = min(1, ray.cluster_resources().get("GPU", 0))
+    kernel = ray.remote(_search).options(num_cpus=1, num_gpus=gpus, memory=needed)
     running = {kernel.remote(share, tuple(clips), embedding, config): share for share in shares}
     while running:
         (done, *_), _ = ray.wait(list(running))
@@ -180,11 +212,11 @@ def _start(
 
 def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig) -> Outcome:
     backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
-    frames_F3HW, failures = gather_frames(clips, config.num_frames, backbone, embedding)
+    frames_FHW3, failures = gather_frames(clips, config.num_frames, backbone.frame_px, embedding)
     try:
         with metered(Step(stage=STAGE, step="search", method=f"diffrate {share:g}")) as done:
-            result = search_schedule(backbone.vit, frames_F3HW, share, config.search)
-            done.num_frames = len(frames_F3HW)
+            result = search_schedule(backbone.vit, frames_FHW3, share, config.search, backbone.preprocess)
+            done.num_frames = len(frames_FHW3)
         return result, failures
     except ValueError as error:
         return first_line(error)

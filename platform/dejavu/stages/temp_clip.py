@@ -1,7 +1,8 @@
 """Fit a TempCLIP head on the stored embeddings of Original with Ray Train, or read one from a checkpoint.
 
-The worker reads the embeddings of all clips from Parquet once. A fit that was interrupted goes on from its last
-checkpoint; one that is finished is not done again.
+The worker reads the embeddings of all clips from Parquet once, part by part, and keeps the 32 frames of each that the
+head sees: 98 KB a clip at ViT-L/14's width. What memory it needs is known beforehand, and refused where no machine has
+it. A fit that was interrupted goes on from its last checkpoint; one that is finished is not done again.
 
     <store>/train/<run id>/                             Ray Train's checkpoints: weights, optimiser, progress
     <store>/heads/<head id>/temp_clip.safetensors, .json    the weights of the best epoch on validation clips
@@ -27,13 +28,15 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.backbones.sentences import BACKBONE, Sentences, load_sentences, mean_hidden
+from dejavu.backbones.sentences import BACKBONE, Sentences, load_sentences, trained_mean_hidden
+from dejavu.cluster import PROCESS_BYTES, grows, memory_per_machine
 from dejavu.place import Place, is_file, ray_storage
 from dejavu.records import Question, TaskScore, Transcoded
 from dejavu.setting import Setting
 from dejavu.stages.batch import Embedding
-from dejavu.stages.read import clips_identity, read_embeddings
+from dejavu.stages.read import clips_identity, read_beside
 from dejavu.stages.train import TrainError, lost_workers
+from dejavu.stages.worker_memory import head_fit_bytes
 from dejavu.store import atomic, fetch, file_sha256, identity, local_copy, write_json
 from dejavu.tasks import temp_clip, temp_clip_fit
 from dejavu.tasks.grounded_qa import score
@@ -266,6 +269,26 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
     return HeadFit(folder / WEIGHTS, tuple(note["curve"]), is_new)
 
 
+def check_fit_memory(config: TaskConfig, backbone: Backbone, num_clips: int) -> None:
+    """Refuse to begin what no machine has the memory for.
+
+    Raises:
+        BackboneError: As `open_head`.
+        TrainError: The worker would need more than the largest machine has.
+    """
+    sentences = load_sentences(config.text_encoder, backbone)
+    shape = _new_shape(config, backbone, sentences.width)
+    with torch.device("meta"):
+        head = TempClip(shape)
+    needed = PROCESS_BYTES + head_fit_bytes(backbone.vit, head, sentences.encoder, num_clips)
+    if not grows() and needed > (there := max(memory_per_machine())):
+        have, want = there / 2**30, needed / 2**30
+        raise TrainError(
+            f"temp_clip: got machines of {have:.1f} GiB at most, expected {want:.1f} GiB to train the head on "
+            f"{num_clips} clips; give --task.text-encoder backbone, which is not trained, or fewer clips"
+        )
+
+
 def _run_fit(task: _Task, folder: Place) -> None:
     storage = ray_storage(task.embedding.store.root / "train")
     has_gpu = bool(ray.cluster_resources().get("GPU", 0))
@@ -318,8 +341,11 @@ class _Course:
         encoder = self.sentences.encoder
         if encoder is not None:
             encoder.to(device)
-        stored = read_embeddings(task.embedding, task.original, task.clips)
-        self.clips = {name: see_clip(clip.embeddings_FE, clip.seconds_F, NUM_FRAMES) for name, clip in stored.items()}
+        self.clips = {
+            name: see_clip(clip.embeddings_FE, clip.seconds_F, NUM_FRAMES)
+            for _, part, _ in read_beside(task.embedding, [task.original], task.original, task.clips)
+            for name, clip in part.items()
+        }
         lesson = Lesson(self._about_stored(task.train), self.clips, task.prompt)
         self.validation = self._about_stored(task.validation)
         shape = _new_shape(task.config, backbone, self.sentences.width)
@@ -342,7 +368,7 @@ class _Course:
         if self.sentences.encoder is None:
             return self.frozen(texts)
         device = next(self.sentences.encoder.parameters()).device
-        return mean_hidden(self.sentences.encoder, self.sentences.tokens(texts).to(device))
+        return trained_mean_hidden(self.sentences.encoder, self.sentences.tokens(texts).to(device))
 
     def run(self) -> None:
         """Train to the end, reporting after each epoch."""

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,10 @@ from dejavu.tasks.temp_clip_weights import head_from_state, text_weights
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Texts to [T, S]."""
+
+
+REMEMBERED = 100_000
+"""Vectors of texts that are kept of an encoder that is not trained: 0.3 GB at 768 numbers; the oldest go first."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -225,13 +230,19 @@ def _encode(texts: Sequence[Sequence[str]], encode: Encode) -> Tensor:
     return encoded_TS[index_BA.to(encoded_TS.device)]
 
 
-def remembered(encode: Encode) -> Encode:
-    """Return an encoder that encodes each text once in its life: for one that is not trained."""
+def remembered(encode: Encode, most: int = REMEMBERED) -> Encode:
+    """Return an encoder that encodes no text again while it remembers it: for one that is not trained.
+
+    Candidates are drawn anew in each epoch, so that without a bound memory would grow with every one of them.
+    """
     known: dict[str, Tensor] = {}
 
     def encode_new(texts: Sequence[str]) -> Tensor:
         if new := [text for text in texts if text not in known]:
             known.update(zip(new, encode(new), strict=True))
-        return torch.stack([known[text] for text in texts])
+        vectors_TS = torch.stack([known[text] for text in texts])
+        for text in list(islice(known, max(0, len(known) - most))):
+            del known[text]
+        return vectors_TS
 
     return encode_new

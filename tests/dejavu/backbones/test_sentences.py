@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from dejavu.backbones.load import BackboneError, load_backbone
-from dejavu.backbones.sentences import BACKBONE, load_sentences, mean_hidden
+from dejavu.backbones.sentences import (
+    BACKBONE,
+    TRAINED_AT_ONCE,
+    load_sentences,
+    mean_hidden,
+    trained_mean_hidden,
+)
 
 
 def test_a_roberta_is_read_from_its_directory_and_separates_question_from_answer(roberta: Path) -> None:
@@ -29,6 +35,36 @@ def test_a_sentence_is_the_mean_over_all_positions_whatever_stands_beside_it(rob
         hidden = sentences.encoder(input_ids=tokens_TW, attention_mask=(tokens_TW != 1).long()).last_hidden_state
         torch.testing.assert_close(together_TS, hidden.sum(dim=1) / 38)
         torch.testing.assert_close(mean_hidden(sentences.encoder, tokens_TW), together_TS)
+
+
+@pytest.mark.parametrize("num_texts", [2, 2 * TRAINED_AT_ONCE + 3])
+def test_texts_in_parts_have_the_gradient_of_all_texts_at_once(roberta: Path, num_texts: int) -> None:
+    """Where no dropout draws: which text it takes what from follows from the order of the draws."""
+    encoder = load_sentences(str(roberta), None).encoder.double().eval()
+    tokens_TW = torch.randint(4, 12, (num_texts, 38), generator=torch.Generator().manual_seed(1))
+    weight_TS = torch.randn(num_texts, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for how in (mean_hidden, trained_mean_hidden):
+        encoder.zero_grad()
+        (how(encoder, tokens_TW) * weight_TS).sum().backward()
+        found.append([weight.grad.clone() for weight in encoder.parameters() if weight.grad is not None])
+    assert len(found[0]) > 10
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_part_computed_again_has_the_dropout_that_it_had(roberta: Path) -> None:
+    """Else the gradient would be another function's: compared with parts that are kept, drawn in the same order."""
+    encoder = load_sentences(str(roberta), None).encoder.double().train()
+    tokens_TW = torch.randint(4, 12, (TRAINED_AT_ONCE + 5, 38), generator=torch.Generator().manual_seed(1))
+    found = []
+    for again in (False, True):
+        encoder.zero_grad()
+        torch.manual_seed(3)
+        parts = [mean_hidden(encoder, part) for part in tokens_TW.split(TRAINED_AT_ONCE)] if not again else []
+        hidden_TS = trained_mean_hidden(encoder, tokens_TW) if again else torch.cat(parts)
+        hidden_TS.square().sum().backward()
+        found.append([hidden_TS.detach(), *(w.grad.clone() for w in encoder.parameters() if w.grad is not None)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
 
 
 def test_a_checkpoints_weights_replace_the_encoders_own(roberta: Path) -> None:

@@ -11,11 +11,15 @@ import torch
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.records import Transcoded
+from dejavu.stages import search_schedules as stage
 from dejavu.stages.batch import EmbedConfig, Embedding
 from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
+from dejavu.stages.train import TrainError
 from dejavu.store import Store
 from dejavu.video.decode import decode
 from dejavu.video.plain import write_moving_texture
+from reuse_models.vit import Vit
+from reuse_models.vit_shape import KNOWN_SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +50,52 @@ def clip(embedding: Embedding, name: str, num_frames: int) -> Transcoded:
 
 def test_frames_are_spread_over_the_middle_of_each_clip(backbone: Backbone, embedding: Embedding) -> None:
     clips = [clip(embedding, name, num_frames) for name, num_frames in (("a", 9), ("b", 72), ("c", 20))]
-    frames_F3HW, failures = gather_frames(clips, 12, backbone, embedding)
+    frames_FHW3, failures = gather_frames(clips, 12, backbone.frame_px, embedding)
     assert failures == ()
     # Four of each: 0..8 of nine; 20..51 of 72, where 32 is the longest stretch; 0..19 of twenty.
     expected = {"a": (0, 3, 5, 8), "b": (20, 30, 41, 51), "c": (0, 6, 13, 19)}
     for place, (name, wanted) in enumerate(expected.items()):
         rgb_FHWC = np.concatenate([part.rgb_FHWC for part in decode(embedding.store.mp4_path(name))])
-        torch.testing.assert_close(frames_F3HW[4 * place : 4 * place + 4], backbone.preprocess(rgb_FHWC[list(wanted)]))
+        assert (frames_FHW3[4 * place : 4 * place + 4].numpy() == rgb_FHWC[list(wanted)]).all()
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_left_out(backbone: Backbone, embedding: Embedding) -> None:
     good, broken = clip(embedding, "a", 12), clip(embedding, "b", 12)
     embedding.store.mp4_path("b").write_bytes(b"no video")
-    frames_F3HW, failures = gather_frames([good, broken], 16, backbone, embedding)
-    assert len(frames_F3HW) == 8
+    frames_FHW3, failures = gather_frames([good, broken], 16, backbone.frame_px, embedding)
+    assert len(frames_FHW3) == 8
     assert [(failure.clip_id, failure.stage) for failure in failures] == [("b", "schedules")]
 
 
 def test_few_clips_give_more_frames_each(backbone: Backbone, embedding: Embedding) -> None:
-    frames_F3HW, _ = gather_frames([clip(embedding, "a", 40)], 20, backbone, embedding)
-    assert len(frames_F3HW) == 20
+    frames_FHW3, _ = gather_frames([clip(embedding, "a", 40)], 20, backbone.frame_px, embedding)
+    assert len(frames_FHW3) == 20
+    none, _ = gather_frames([], 20, backbone.frame_px, embedding)
+    assert none.shape == (0, 128, 128, 3)
 
 
 def test_nothing_searched_is_nothing_to_read(backbone: Backbone, embedding: Embedding) -> None:
     assert read_schedules(embedding, backbone) == ()
+
+
+def test_a_task_that_no_machine_has_the_memory_for_is_refused(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "grows", lambda: False)
+    monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**28, 2**29])
+    with pytest.raises(
+        TrainError, match=r"got machines of 0\.5 GiB at most, expected \d\.\d GiB for a search"
+    ) as refusal:
+        stage.check_memory(backbone, SchedulesConfig())
+    assert "--schedules.search.kept-mib" in str(refusal.value)
+    monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**28, 2**32])
+    assert 2**29 < stage.check_memory(backbone, SchedulesConfig()) < 1.5 * 2**30
+
+
+def test_a_search_of_the_largest_usual_tower_takes_less_than_4_gib() -> None:
+    with torch.device("meta"):
+        tower = Vit(KNOWN_SHAPES["openai/clip-vit-large-patch14"])
+    assert stage.task_bytes(tower, 256, SchedulesConfig()) < 4 * 2**30
 
 
 def test_shares_and_frames_that_make_no_sense_are_refused() -> None:

@@ -28,7 +28,15 @@ from dejavu.stages.batch import EmbedConfig, Embedding, cut
 from dejavu.stages.encode import EncodedSegment, to_table
 from dejavu.stages.score import score_settings, set_exam
 from dejavu.stages.task_table import write_task_scores
-from dejavu.stages.temp_clip import TaskConfig, check_head, check_lessons, fit_head, open_head, prompt_of
+from dejavu.stages.temp_clip import (
+    TaskConfig,
+    check_fit_memory,
+    check_head,
+    check_lessons,
+    fit_head,
+    open_head,
+    prompt_of,
+)
 from dejavu.stages.train import TrainError
 from dejavu.store import Store
 from dejavu.tasks.temp_clip import TempClip, TempClipShape
@@ -162,6 +170,20 @@ def test_a_missing_text_encoder_is_refused_at_start(tmp_path: Path) -> None:
 def test_sizes_that_do_not_fit_are_refused_at_start() -> None:
     with pytest.raises(ValueError, match="heads divide"):
         check_head(TaskConfig(head="temp_clip", num_heads=3, fit=SMALL), load_backbone(), "{answer}")
+
+
+def test_a_fit_that_no_machine_has_the_memory_for_is_refused(roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_backbone()
+    monkeypatch.setattr(temp_clip, "grows", lambda: False)
+    monkeypatch.setattr(temp_clip, "memory_per_machine", lambda: [2**29, 2**30])
+    config = TaskConfig(head="temp_clip", text_encoder=str(roberta), fit=SMALL)
+    check_fit_memory(config, backbone, 100)
+    with pytest.raises(
+        TrainError, match=r"got machines of 1\.0 GiB at most, expected \d+\.\d GiB to train the head on"
+    ):
+        check_fit_memory(config, backbone, 10**6)
+    monkeypatch.setattr(temp_clip, "grows", lambda: True)
+    check_fit_memory(config, backbone, 10**6)
 
 
 def test_no_training_question_is_refused_at_start(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dejavu.records import Question
 from dejavu.tasks.temp_clip import TempClipShape
@@ -118,3 +120,18 @@ def test_the_right_answer_stays_among_wrong_ones_that_are_drawn_anew() -> None:
 def test_impossible_schedules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"task\.fit"):
         TempClipFitConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_encoder_remembers_no_more_texts_than_it_may() -> None:
+    asked: list[str] = []
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        asked.extend(texts)
+        return torch.tensor([[float(len(text))] for text in texts])
+
+    embed = remembered(encode, most=3)
+    assert embed(["a", "bb", "ccc", "dddd"]).flatten().tolist() == [1, 2, 3, 4]
+    assert embed(["bb", "dddd"]).flatten().tolist() == [2, 4]
+    assert asked == ["a", "bb", "ccc", "dddd"]
+    assert embed(["a", "bb"]).flatten().tolist() == [1, 2]
+    assert asked[4:] == ["a"]
