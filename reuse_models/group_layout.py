@@ -40,8 +40,6 @@ class GroupLayout:
     offsets: tuple[int, ...]
     """Of each frame in F: its place in its group, in display order."""
     waves: tuple[Wave, ...]
-    is_full: bool
-    """All groups are of four frames."""
 
     @property
     def num_frames(self) -> int:
@@ -80,5 +78,4 @@ def group_layout(sizes: tuple[int, ...], device: torch.device) -> GroupLayout:
             for kind in range(NUM_KINDS)
             if frames[kind]
         ),
-        is_full=all(size == len(GROUPS) for size in sizes),
     )

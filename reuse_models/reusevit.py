@@ -68,7 +68,7 @@ class ReuseVitConfig:
     semantics: Semantics = "anchor"
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
-    """Added to every reuse logit: the runtime knob, see calibrate."""
+    """Added to every reuse logit: the runtime knob, calibrated on validation clips."""
     forced_rate: float | None = None
     """Reuse this share of tokens whatever the decision says, for measuring speed apart from training."""
     forced_choice: Choice = "similar"

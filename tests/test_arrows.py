@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     ("reuse_models",),
-    ("dejavu.records", "dejavu.place", "dejavu.working_directory"),
+    ("dejavu.records", "dejavu.place", "dejavu.working_directory", "dejavu.code_version"),
     ("dejavu.events", "dejavu.given_place"),
     ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.apart", "dejavu.cluster", "dejavu.spot_fallback"),
     ("dejavu.status", "dejavu.results_folder"),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import atexit
-import hashlib
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import reuse_models
+from dejavu.code_version import closure_version
 from dejavu.place import Place, is_file, listed, place
 from dejavu.store import fetch, file_sha256, identity
 
@@ -68,27 +65,25 @@ def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[s
     if weights:
         path = place(weights)
         row["weights"] = file_sha256(path) if is_file(path) else _folder_sha256(path)
-    parts = {"config": row, "backbone": backbone_identity, "embedding": embedding, "code": kernel_version()}
+    parts = {"config": row, "backbone": backbone_identity, "embedding": embedding}
+    parts["code"] = kernel_version(type(config).__module__)
     return Setting(config, identity(parts), backbone_identity)
 
 
+DECODED_BY = ("dejavu.video.decode", "dejavu.backbones.preprocess")
+"""What frames come from, with all that these import."""
+ENCODED_BY = ("dejavu.stages.batch", "dejavu.stages.encode")
+"""What cuts clips and drives a method: itself alone, since what it imports moves data and changes no number."""
+
+
 @cache
-def kernel_version() -> str:
-    """Hash the code that computes embeddings: the methods, the decoder and the preprocessing, comments left out."""
-    here = Path(__file__).resolve().parent
-    sources = [*Path(reuse_models.__file__).parent.glob("*.py"), *(here / "video").glob("*.py")]
-    sources += [here / "backbones" / name for name in ("preprocess.py", "image_processor.py")]
-    sources += [here / "stages" / name for name in ("batch.py", "encode.py")]
-    return code_version(sources)
+def kernel_version(*modules: str) -> str:
+    """Hash the code that some modules' numbers follow from, decoding and preprocessing included.
 
-
-def code_version(sources: Iterable[Path]) -> str:
-    """Hash Python sources by what they do: comments and layout are left out."""
-    digest = hashlib.sha256()
-    for path in sorted(sources):
-        digest.update(path.name.encode())
-        digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
-    return digest.hexdigest()
+    Args:
+        modules: Dotted names, such as that of a method's config.
+    """
+    return closure_version((*modules, *DECODED_BY), alone=ENCODED_BY)
 
 
 def with_local_weights(config: MethodConfig) -> MethodConfig:

@@ -190,7 +190,8 @@ def _folder(embedding: Embedding, backbone: Backbone) -> Place:
 
 def _schedule_id(share: float, clips: Sequence[Transcoded], backbone: Backbone, config: SchedulesConfig) -> str:
     """Name a schedule by everything that it follows from."""
-    parts = {"share": share, "clips": clips_identity(clips), "backbone": backbone.identity, "code": kernel_version()}
+    parts = {"share": share, "clips": clips_identity(clips), "backbone": backbone.identity}
+    parts["code"] = kernel_version(search_schedule.__module__)
     return identity({**parts, "num_frames": config.num_frames, "search": asdict(config.search)})
 
 

@@ -7,15 +7,14 @@ width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dejavu.backbones import text
 from dejavu.backbones.load import Backbone
+from dejavu.code_version import closure_version
 from dejavu.events import Work, telling
-from dejavu.setting import code_version
 from dejavu.store import Store, identity
 
 
@@ -31,7 +30,7 @@ def embed_texts(texts: Sequence[str], backbone: Backbone, store: Store) -> Tenso
         "texts": list(texts),
         "backbone": backbone.identity,
         "tokenizer": backbone.text.tokenizer_identity(),
-        "code": code_version([Path(text.__file__)]),
+        "code": closure_version((), alone=(text.__name__,)),
     }
     name = identity(parts)
     kept = store.read_texts(name)

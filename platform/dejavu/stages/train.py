@@ -220,7 +220,7 @@ def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, con
     for name in ("targets", "num_workers", "max_failures", "compile"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
-    return identity({**parts, "code": kernel_version()})
+    return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__)})
 
 
 def _folder(embedding: Embedding, addon_id: str) -> Place:

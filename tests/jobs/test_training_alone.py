@@ -1,4 +1,4 @@
-"""Training as a job: fitted once, then read."""
+"""Training alone: fitted once, then read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(job: str, results: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / job), "tiny", "--results", str(results), *words]
+def run(results: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_fit_is_done_once_and_its_curve_is_measured(ray_environment: dict[str, str], tmp_path: Path) -> None:
     steps = ("--train.max-steps", "2")
-    done = run("fit.py", tmp_path, ray_environment, *steps)
+    done = run(tmp_path, ray_environment, "--stages", "transcode,train", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 1 of 1 add-ons" in done.stdout
     notes = list((tmp_path / "store" / "addons").glob("*/fit.json"))
@@ -32,7 +32,7 @@ def test_a_fit_is_done_once_and_its_curve_is_measured(ray_environment: dict[str,
     assert 0 < fit["achieved_rate"] < 1
 
     words = ("--stages", "transcode,train,sweep,embed,score", "--sweep.methods", "frame_skip", "reusevit", *steps)
-    done = run("pipeline.py", tmp_path, ray_environment, *words)
+    done = run(tmp_path, ray_environment, *words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 0 of 1 add-ons" in done.stdout
     with (tmp_path / "pareto.csv").open(newline="", encoding="utf-8") as file:
