@@ -16,7 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -151,7 +153,9 @@ def make_inputs(config: RehearseConfig, shape: VitShape) -> Inputs:
     draw_footage(folder, config.clips)
     backbone = config.backbone
     if backbone in KNOWN_SHAPES and not Path(backbone).is_dir():
-        write_weights(shape, WORDS, folder / "backbone")
+        # In a process apart: it does not give back the memory, with which the run would have to share the machine.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            apart.submit(write_weights, shape, WORDS, folder / "backbone").result()
         backbone = str(folder / "backbone")
     return Inputs(folder / "videos", folder / "annotations", backbone)
 

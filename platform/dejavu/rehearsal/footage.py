@@ -38,11 +38,11 @@ CRF = 23
 class FootageConfig:
     """How many clips of which lengths are drawn; the clips of a split differ in length."""
 
-    num_train: int = 4
-    num_val: int = 3
-    num_test: int = 4
+    num_train: int = 3
+    num_val: int = 2
+    num_test: int = 3
     min_s: float = 4
-    max_s: float = 12
+    max_s: float = 10
     """Lengths of a split lie evenly between both. NExT-QA's are 10 to 180 s, 40 on average; a frame costs the same."""
     width_px: int = 640
     height_px: int = 360

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 
 PERIOD_S = 0.5
+SHARE = 0.04
+"""Of a core, at most, that looking takes: where processes have many pages or are many, samples are rarer."""
 WORKER = "ray::"
 """How the command line of a Ray worker begins, whatever it works on."""
 
@@ -37,7 +39,7 @@ class Sample:
 
 
 class Watch(threading.Thread):
-    """Takes a sample every half second, from `start` to `stop`.
+    """Takes a sample every half second or, where that costs more than SHARE, less often, from `start` to `stop`.
 
     Args:
         driver: Process id of the run's driver; its children are counted with it.
@@ -54,8 +56,11 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Take samples until told to stop."""
-        while not self.ended.wait(PERIOD_S):
+        pause_s = PERIOD_S
+        while not self.ended.wait(pause_s):
+            start = time.thread_time()
             self.samples.append(self._look())
+            pause_s = max(PERIOD_S, (time.thread_time() - start) / SHARE)
 
     def stop(self) -> list[Sample]:
         """Return all samples."""
