@@ -13,7 +13,7 @@
 Of a boundary are kept: q, k, v (3), both outputs of attention (2), h before and after the MLP (2), reference minus own
 (4), and the chosen outputs of two frames in five (0.4); the restoration's 4 R and the decision's H hidden units; and
 the MLP's M (3 M where it is gated) where they are not computed again. Rotary positions add q and k as turned (2). 12 U
-come and go within a layer. Without CLS, 3 N / d more do, since importance is read from the whole matrix of attention, and
+come and go within a layer. Without CLS, 3 N / d more do, since importance is read from all of attention, and
 the last layer is kept too (8 + M / D, of six frames).
 
 Shapes: N tokens, D width, L layers, R rank, H hidden units of a decision, M of an MLP, d width of a head, F frames of a
