@@ -7,14 +7,14 @@
     windows      bytes of frames held for shuffling and validation, one step's as pixels, one visit to a clip
     step         per clip U ((L - 1) (11.4 + (4 R + H) / D) + (L - 1 - recomputed) M / D + 12), times what the
                  allocator loses between tensors; U = 5 N D numbers is one layer's input of the five frames that record
-    warm-up      one layer's input of all its clips, and 3.5 times the sample of pairs of one boundary
-    calibration  what ReuseViT remembers of each clip, and the clips' frames
+    warm-up      one layer's input of all its clips, and 4 times the sample of pairs of one boundary
+    calibration  3 times what ReuseViT remembers of each clip, the clips' frames, and 16 of each as pixels
 
 Of a boundary are kept: q, k, v (3), both outputs of attention (2), h before and after the MLP (2), reference minus own
 (4), and the chosen outputs of two frames in five (0.4); the restoration's 4 R and the decision's H hidden units; and
 the MLP's M (3 M where it is gated) where they are not computed again. Rotary positions add q and k as turned (2). 12 U
-come and go within a layer. Without CLS, 3 N / d more do, since importance is read from the whole matrix of attention, and
-the last layer is kept too (8 + M / D, of six frames).
+come and go within a layer. Without CLS, 3 N / d more do, since importance is read from the whole matrix of attention,
+and the last layer is kept too (8 + M / D, of six frames).
 
 Shapes: N tokens, D width, L layers, R rank, H hidden units of a decision, M of an MLP, d width of a head, F frames of a
 clip, P patches a side.
@@ -53,8 +53,12 @@ VALIDATED_INPUTS = 26
 """Of each window that is validated, nothing recorded."""
 VALIDATION_BYTES = 2**28
 """Windows are validated at once up to so much, or to what the rest of a fit takes anyway."""
-PAIR_COPIES = 3.5
+PAIR_COPIES = 4
 ADDON_COPIES = 5
+STATE_COPIES = 3
+"""Of what ReuseViT remembers of a clip: itself, and room to work."""
+CALIBRATED_FRAMES = 16
+"""Of each clip, given to ReuseViT at once."""
 FRAMES = len(PUBLISHED_PATTERN)
 RECORDED_FRAMES = FRAMES - 1
 MACROBLOCK_PX = 16
@@ -148,12 +152,13 @@ class TrainingMemory:
 
     @property
     def calibration_bytes(self) -> int:
-        """What validation clips take while the bias of an add-on is sought: in float32, twice, for room to work."""
+        """What validation clips take while the bias of an add-on is sought: in float32, with room to work."""
         shape = self.shape
         state = shape.num_tokens * ((shape.num_layers - 1) * (5 * shape.width + 17) - 2 * shape.width) * 4
         frame = 3 * (MACROBLOCK_PX * shape.patches_per_side) ** 2
         frames = 0 if self.on_gpu else self.calibration_frames * frame
-        return self.calibration_clips * (2 * state + frames)
+        pixels = 2 * CALIBRATED_FRAMES * 3 * shape.image_px**2 * 4
+        return self.calibration_clips * (STATE_COPIES * state + frames + pixels)
 
     def peak_bytes(self, clips: int) -> int:
         """Return the most that the worker takes while it runs `clips` at once, 1 or more."""
