@@ -44,7 +44,6 @@ class Options:
     limit_gib: float = 6.0
     """What a worker may take, which decides how many windows are run at once."""
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
-    calibration_clips: int = 8
     threads: int = 1
 
 
@@ -57,7 +56,6 @@ def main(options: Options) -> None:
         addon=addon_shape(shape),
         num_addons=len(options.targets),
         warm_up=options.warm_up,
-        calibration_clips=options.calibration_clips,
         calibration_frames=CHUNK_FRAMES,
     )
     at_once = memory.clips_at_once(int(options.limit_gib * GIB))
@@ -81,11 +79,15 @@ def main(options: Options) -> None:
         count = memory.validated_at_once(at_once)
         fits[options.targets[0]].validate(windows.batch(count) for _ in range(2))
 
+    clips = min(8, memory.calibrated_at_once(at_once))
     phases: dict[str, tuple[Callable[[], object], int]] = {
         "warm-up": (lambda: _warm_up(fits, windows, options.warm_up, at_once), memory.warm_up_bytes(at_once)),
         f"step, {at_once} at once": (fitted, memory.step_bytes(at_once)),
         "validation": (validated, memory.step_bytes(at_once)),
-        "calibration": (lambda: _calibrate(fits[options.targets[0]], windows, options), memory.calibration_bytes),
+        f"calibration, {clips} clips": (
+            lambda: _calibrate(fits[options.targets[0]], windows, clips),
+            memory.calibration_bytes * clips,
+        ),
     }
     print(f"{options.backbone}, {options.threads} threads, {len(options.targets)} targets, peaks of the process in GiB")
     peaks = []
@@ -141,12 +143,12 @@ def _warm_up(fits: dict[float, Fit], windows: Windows, config: WarmUpConfig, at_
 
 
 @torch.inference_mode()
-def _calibrate(fit: Fit, windows: Windows, options: Options) -> None:
+def _calibrate(fit: Fit, windows: Windows, clips: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "addon.safetensors"
         save_addon(fit.addon, weights)
         method = ReuseVitConfig(weights=str(weights)).build(fit.vit)
-        method.encode(windows.chunk(options.calibration_clips), method.start(options.calibration_clips))
+        method.encode(windows.chunk(clips), method.start(clips))
 
 
 def _peak_bytes(run: Callable[[], object]) -> tuple[int, float]:

@@ -148,6 +148,13 @@ def test_validation_takes_no_more_at_once_than_the_rest_of_the_fit() -> None:
         assert memory.validated_at_once(1) * 26 * memory.input_bytes * CPU_LOSS <= memory.peak_bytes(1)
 
 
+def test_a_clip_too_long_for_the_rest_is_calibrated_alone_and_counted() -> None:
+    long = replace(memory_of(CLIP), calibration_frames=10**6)
+    assert long.calibrated_at_once(1) == 1
+    assert long.peak_bytes(1) > long.calibration_bytes > 10 * GIB
+    assert memory_of(LARGE).calibrated_at_once(1) > 1
+
+
 def test_tower_and_addons_are_counted_weight_by_weight() -> None:
     fit = Fit(Vit.random(CLIP), LossConfig(target_rate=0.8), FitConfig())
     memory = memory_of(CLIP)
