@@ -1,20 +1,22 @@
 """How much memory a worker takes that trains, by formula: to choose how many clips it runs at once, or to refuse.
 
-    peak = process + tower + add-ons + windows + max(step, warm-up, calibration, 256 MiB for validation)
+    peak = process + tower + add-ons + windows + max(step, warm-up, one clip's calibration, 256 MiB)
 
     tower        its weights; nothing where workers of a machine share them
     add-ons      each target's weights, gradients, two moments, and the best weights so far: 5 copies
     windows      bytes of frames held for shuffling and validation, one step's as pixels, one visit to a clip
     step         per clip U ((L - 1) (11.4 + (4 R + H) / D) + (L - 1 - recomputed) M / D + 12), times what the
                  allocator loses between tensors; U = 5 N D numbers is one layer's input of the five frames that record
-    warm-up      one layer's input of all its clips, and 3.5 times the sample of pairs of one boundary
-    calibration  what ReuseViT remembers of each clip, and the clips' frames
+    warm-up      one layer's input of all its clips, and 4 times the sample of pairs of one boundary
+    calibration  3 times what ReuseViT remembers of a clip, its frames, and 16 of them as pixels
+
+Validation and calibration take as many windows and clips at once as fit into the last term, one at least.
 
 Of a boundary are kept: q, k, v (3), both outputs of attention (2), h before and after the MLP (2), reference minus own
 (4), and the chosen outputs of two frames in five (0.4); the restoration's 4 R and the decision's H hidden units; and
 the MLP's M (3 M where it is gated) where they are not computed again. Rotary positions add q and k as turned (2). 12 U
-come and go within a layer. Without CLS, 3 N / d more do, since importance is read from all of attention, and
-the last layer is kept too (8 + M / D, of six frames).
+come and go within a layer. Without CLS, 3 N / d more do, since importance is read from the whole matrix of attention,
+and the last layer is kept too (8 + M / D, of six frames).
 
 Shapes: N tokens, D width, L layers, R rank, H hidden units of a decision, M of an MLP, d width of a head, F frames of a
 clip, P patches a side.
@@ -51,10 +53,14 @@ GATHERED_INPUTS = 24
 """Of one batch of clips in the warm-up, in one layer."""
 VALIDATED_INPUTS = 26
 """Of each window that is validated, nothing recorded."""
-VALIDATION_BYTES = 2**28
-"""Windows are validated at once up to so much, or to what the rest of a fit takes anyway."""
-PAIR_COPIES = 3.5
+LEAST_PHASE_BYTES = 2**28
+"""Windows are validated at once up to so much, or to what the rest of a fit takes anyway; so are clips calibrated."""
+PAIR_COPIES = 4
 ADDON_COPIES = 5
+STATE_COPIES = 3
+"""Of what ReuseViT remembers of a clip: itself, and room to work."""
+CALIBRATED_FRAMES = 16
+"""Of each clip, given to ReuseViT at once."""
 FRAMES = len(PUBLISHED_PATTERN)
 RECORDED_FRAMES = FRAMES - 1
 MACROBLOCK_PX = 16
@@ -79,9 +85,8 @@ class TrainingMemory:
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     hidden_terms: bool = False
     """Whether the loss compares hidden states."""
-    calibration_clips: int = 8
     calibration_frames: int = 64
-    """Of each of them."""
+    """Of the longest clip that biases are sought on."""
     dtype: torch.dtype = torch.float32
     """Of the tower, and so of what a step keeps."""
     on_gpu: bool = False
@@ -148,12 +153,13 @@ class TrainingMemory:
 
     @property
     def calibration_bytes(self) -> int:
-        """What validation clips take while the bias of an add-on is sought: in float32, twice, for room to work."""
+        """What a validation clip takes while the bias of an add-on is sought: in float32, with room to work."""
         shape = self.shape
         state = shape.num_tokens * ((shape.num_layers - 1) * (5 * shape.width + 17) - 2 * shape.width) * 4
         frame = 3 * (MACROBLOCK_PX * shape.patches_per_side) ** 2
         frames = 0 if self.on_gpu else self.calibration_frames * frame
-        return self.calibration_clips * (2 * state + frames)
+        pixels = 2 * CALIBRATED_FRAMES * 3 * shape.image_px**2 * 4
+        return STATE_COPIES * state + frames + pixels
 
     def peak_bytes(self, clips: int) -> int:
         """Return the most that the worker takes while it runs `clips` at once, 1 or more."""
@@ -166,8 +172,12 @@ class TrainingMemory:
         each = VALIDATED_INPUTS * self.input_bytes * self._loss
         return max(1, int(self._widest_phase_bytes(clips) / each))
 
+    def calibrated_at_once(self, clips: int) -> int:
+        """Return how many clips biases can be sought on at once where `clips` are trained on at once, 1 or more."""
+        return max(1, self._widest_phase_bytes(clips) // self.calibration_bytes)
+
     def _widest_phase_bytes(self, clips: int) -> int:
-        return max(self.step_bytes(clips), self.warm_up_bytes(clips), self.calibration_bytes, VALIDATION_BYTES)
+        return max(self.step_bytes(clips), self.warm_up_bytes(clips), self.calibration_bytes, LEAST_PHASE_BYTES)
 
     def clips_at_once(self, limit_bytes: int) -> int:
         """Return how many clips of a step to run at once within a limit; 0 where not even one fits."""

@@ -112,7 +112,7 @@ def test_warm_up_counts_the_first_layers_input_of_its_clips_and_its_sample() -> 
     held = sum(vit.embed(pixels_CF3HW.flatten(0, 1)).nbytes for pixels_CF3HW in batches)
     sample = sum(x.nbytes for x in (pairs.difference_XD, pairs.missing_X4D, pairs.importance_X, pairs.similarity_X))
     memory = replace(memory_of(CLIP), warm_up=config)
-    without_layers = held + 3.5 * sample
+    without_layers = held + 4 * sample
     assert memory.warm_up_bytes(2) - 2 * 24 * memory.input_bytes * 6 / 5 == pytest.approx(without_layers, rel=1e-3)
 
 
@@ -146,6 +146,13 @@ def test_validation_takes_no_more_at_once_than_the_rest_of_the_fit() -> None:
         memory = memory_of(shape)
         assert memory.validated_at_once(1) >= 1
         assert memory.validated_at_once(1) * 26 * memory.input_bytes * CPU_LOSS <= memory.peak_bytes(1)
+
+
+def test_a_clip_too_long_for_the_rest_is_calibrated_alone_and_counted() -> None:
+    long = replace(memory_of(CLIP), calibration_frames=10**6)
+    assert long.calibrated_at_once(1) == 1
+    assert long.peak_bytes(1) > long.calibration_bytes > 10 * GIB
+    assert memory_of(LARGE).calibrated_at_once(1) > 1
 
 
 def test_tower_and_addons_are_counted_weight_by_weight() -> None:

@@ -35,6 +35,9 @@ class FitPlan:
     clips_at_once: int
     """Windows of a step."""
     validated_at_once: int
+    """Windows."""
+    calibrated_at_once: int
+    """Clips."""
     peak_bytes: int
     """Of a worker, by formula."""
 
@@ -72,16 +75,21 @@ def plan_fit(
             clips = min(given, memory.clips_per_step)
             clips *= memory.peak_bytes(clips) <= limit
         if clips:
-            return FitPlan(num_workers, clips, memory.validated_at_once(clips), memory.peak_bytes(clips))
+            return _plan(num_workers, memory, clips)
     clips = min(given or 1, memory.clips_per_step)
     if not refuses:
-        return FitPlan(1, clips, memory.validated_at_once(clips), memory.peak_bytes(clips))
+        return _plan(1, memory, clips)
     where = "GPU" if memory.on_gpu else "machine"
     raise ValueError(
         f"training's memory: got {limit / GIB:.1f} GiB for a worker on the smallest {where}, expected "
         f"{memory.peak_bytes(clips) / GIB:.1f} GiB for {clips} window{'s' * (clips > 1)} of this backbone at once; "
         f"{_advice(memory, clips)}"
     )
+
+
+def _plan(num_workers: int, memory: TrainingMemory, clips: int) -> FitPlan:
+    beside = memory.validated_at_once(clips), memory.calibrated_at_once(clips)
+    return FitPlan(num_workers, clips, *beside, memory.peak_bytes(clips))
 
 
 def _limit_bytes(machines: Sequence[Machine], num_workers: int, on_gpu: bool) -> int:
@@ -97,7 +105,7 @@ def _advice(memory: TrainingMemory, clips: int) -> str:
     phases = {
         "--train.windows-at-once" if clips > 1 else "": memory.step_bytes(clips),
         "--train.warm-up.num-clips or --train.warm-up.num-pairs": memory.warm_up_bytes(clips),
-        "--train.calibration-clips": memory.calibration_bytes,
+        "--embed.segment-frames": memory.calibration_bytes,
         "the number of --train.targets": memory.addons_bytes,
     }
     most = max(phases, key=lambda name: phases[name])

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import ray
 import torch
 import tyro
@@ -190,7 +191,6 @@ class _Task:
             held_clips=held,
             warm_up=config.warm_up,
             hidden_terms=bool(config.second_last_weight),
-            calibration_clips=min(config.calibration_clips, len(self.validation)),
             calibration_frames=min(longest, self.embedding.config.segment_frames),
             dtype=config.tower_dtype("cuda" if on_gpu else "cpu"),
             on_gpu=on_gpu,
@@ -518,27 +518,37 @@ class _Course:
         if self.rank or not clips or self.broken:
             return
         segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
-        frames = decode_batch(segments, self.task.embedding).frames
-        if not frames:
-            return
         backbone = self.backbone
         if backbone.vit.position.dtype != torch.float32:  # biases are for the tower that embeds
             backbone = load_backbone(
                 self.task.embedding.backbone, self.task.embedding.image_px, device=str(backbone.vit.position.device)
             )
+        curves: dict[float, list[list[float]]] = {target: [] for target in self.best}
+        num_frames: list[int] = []
         with tempfile.TemporaryDirectory() as folder:
-            for target, (_, addon) in self.best.items():
-                weights = Path(folder) / f"target={target:g}.safetensors"
-                save_addon(addon, weights)
-                setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics, order=config.fit.order)
-                with metered(Step(stage=STAGE, step="calibrate")) as done:
-                    rates = rate_curve(setting, backbone, frames)
-                    done.num_frames = len(PROBED_BIASES) * sum(len(part.seconds_F) for part in frames)
-                self.biases[target] = {
-                    f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
-                }
-                self.achieved[target] = rates[PROBED_BIASES.index(0.0)]
-                print(f"  train target={target:g}: reuses {self.achieved[target]:.3f} on validation clips", flush=True)
+            for first in range(0, len(segments), self.plan.calibrated_at_once):
+                some = segments[first : first + self.plan.calibrated_at_once]
+                frames = decode_batch(some, self.task.embedding).frames
+                if not frames:
+                    continue
+                num_frames.append(sum(len(part.seconds_F) for part in frames))
+                for target, (_, addon) in self.best.items():
+                    weights = Path(folder) / f"target={target:g}.safetensors"
+                    save_addon(addon, weights)
+                    fit = config.fit
+                    setting = ReuseVitConfig(weights=str(weights), semantics=fit.semantics, order=fit.order)
+                    with metered(Step(stage=STAGE, step="calibrate")) as done:
+                        curves[target].append(rate_curve(setting, backbone, frames))
+                        done.num_frames = len(PROBED_BIASES) * num_frames[-1]
+        if not num_frames:
+            return
+        for target, found in curves.items():
+            rates = [float(rate) for rate in np.average(found, axis=0, weights=num_frames)]
+            self.biases[target] = {
+                f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
+            }
+            self.achieved[target] = rates[PROBED_BIASES.index(0.0)]
+            print(f"  train target={target:g}: reuses {self.achieved[target]:.3f} on validation clips", flush=True)
 
     def _take_step(self, target: float, fit: Fit, batch: Batch, means: _Means) -> None:
         try:

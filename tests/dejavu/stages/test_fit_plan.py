@@ -54,8 +54,8 @@ def test_what_does_not_fit_is_refused_with_the_number_and_what_to_lower() -> Non
         plan_fit(memory_for, [machine(16)], 1, given=16)
     with pytest.raises(ValueError, match=r"lower --train\.warm-up\.num-clips"):
         plan_fit(lambda n: replace(memory_for(n), warm_up=WarmUpConfig(num_pairs=10**6)), [machine(16)], 2)
-    with pytest.raises(ValueError, match=r"lower --train\.calibration-clips"):
-        plan_fit(lambda n: replace(memory_for(n), calibration_clips=200), [machine(16)], 2)
+    with pytest.raises(ValueError, match=r"lower the number of --train\.targets"):
+        plan_fit(lambda n: replace(memory_for(n), num_addons=100), [machine(16)], 2)
 
 
 def test_where_machines_come_up_on_demand_nothing_is_refused() -> None:
