@@ -137,15 +137,33 @@ def _by_boundary(vit: Vit, h_BXND: list[Tensor], steps: Sequence[FrameStep], num
     ends = list(accumulate(len(h_XND) // len(steps) * pairs_in_clip for h_XND in h_BXND))
     chosen = torch.linspace(0, ends[-1] - 1, min(num_pairs, ends[-1])).long()
     for boundary in range(vit.shape.num_layers - 1):
-        parts = []
-        for index, (start, end) in enumerate(pairwise([0, *ends])):
-            pairs, h_BXND[index] = _layer(vit, boundary, h_BXND[index], steps)
-            parts.append(_take(pairs, chosen[(chosen >= start) & (chosen < end)] - start))
-            del pairs
-        sample = _join(parts)
-        del parts  # not held beside what is fitted to the sample
+        sample: Pairs | None = None
+        num_taken = 0
+        for h_XND, (start, end) in zip(h_BXND, pairwise([0, *ends]), strict=True):
+            pairs, output_XND = _layer(vit, boundary, h_XND, steps)
+            h_XND.copy_(output_XND)  # where it lies: what is held does not move about in memory
+            taken = _take(pairs, chosen[(chosen >= start) & (chosen < end)] - start)
+            del pairs, output_XND
+            sample = sample or _room(taken, len(chosen))
+            num_taken += _put(sample, num_taken, taken)
+        assert sample is not None
         yield sample
-        del sample
+
+
+def _room(like: Pairs, num_pairs: int) -> Pairs:
+    return Pairs(*(x.new_empty(num_pairs, *x.shape[1:]) for x in _tensors(like)))
+
+
+def _put(sample: Pairs, start: int, taken: Pairs) -> int:
+    """Write some pairs where they belong in the sample; return how many."""
+    count = len(taken.similarity_X)
+    for room, x in zip(_tensors(sample), _tensors(taken), strict=True):
+        room[start : start + count] = x
+    return count
+
+
+def _tensors(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return pairs.difference_XD, pairs.missing_X4D, pairs.importance_X, pairs.similarity_X
 
 
 def _embed(vit: Vit, pixels: Iterable[Tensor], config: WarmUpConfig) -> list[Tensor]:
@@ -209,8 +227,7 @@ def _join(parts: Sequence[Pairs]) -> Pairs:
 def _take(pairs: Pairs, chosen: Tensor) -> Pairs:
     chosen = chosen.to(pairs.similarity_X.device)
     # Beside a tower of 16 bits too, what is fitted to them has more.
-    every = (pairs.difference_XD, pairs.missing_X4D, pairs.importance_X, pairs.similarity_X)
-    return Pairs(*(x[chosen].to(cosine_dtype(x)) for x in every))
+    return Pairs(*(x[chosen].to(cosine_dtype(x)) for x in _tensors(pairs)))
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ class FitPlan:
     def __str__(self) -> str:
         """Say it in one line."""
         workers = f"{self.num_workers} worker{'s' * (self.num_workers > 1)}"
-        return f"{workers}, {self.clips_at_once} windows at once, at most {self.peak_bytes / GIB:.1f} GiB each"
+        windows = f"{self.clips_at_once} window{'s' * (self.clips_at_once > 1)}"
+        return f"{workers}, {windows} at once, at most {self.peak_bytes / GIB:.1f} GiB each"
 
 
 def plan_fit(

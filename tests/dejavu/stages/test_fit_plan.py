@@ -28,6 +28,7 @@ def machine(gib: float, slots: int = 2) -> Machine:
 def test_as_many_workers_as_wanted_where_memory_is_for_all() -> None:
     plan = plan_fit(memory_for, [machine(16)], 2)
     assert (plan.num_workers, plan.clips_at_once) == (2, 1)
+    assert str(plan).startswith("2 workers, 1 window at once, at most 3.9 GiB each")
     assert plan.peak_bytes == memory_for(2).peak_bytes(1) < 0.5 * USABLE_SHARE * 16 * GIB
 
 
