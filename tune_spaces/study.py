@@ -77,14 +77,15 @@ def look_at_tower(
 
     Args:
         backbone: The tower.
-        clips: Validation clips, of which the first few show how far tokens move.
+        clips: Validation clips, of which the first few of two frames or more show how far tokens move.
         embedding: Where the clips lie.
         config: How many clips show it.
         trained: What training has made for this tower.
     """
 
     def quantiles(shares: Sequence[float]) -> list[float]:
-        probes = sorted(clips, key=lambda clip: clip.content_id)[: config.probe_clips]
+        moving = [clip for clip in clips if clip.num_frames > 1]  # one frame shows no distance
+        probes = sorted(moving, key=lambda clip: clip.content_id)[: config.probe_clips]
         segments = [segment for segment in cut(probes, embedding.config.chunk_frames * 4) if segment.start == 0]
         frames = decode_batch(segments, embedding).frames
         return distance_quantiles(
