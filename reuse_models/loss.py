@@ -6,6 +6,7 @@ Source: paper, section on training; METHODS 5.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,12 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The loss and what it is made of."""
+    """The loss and what it is made of; all but the total are means over clips."""
 
     total: Tensor
+    """quality + rate_weight * relu(target - rate): of all clips together, since the relu is of their mean rate."""
+    quality: Tensor
+    """Every term but the rate's."""
     rate: Tensor
     """The rate that the target is compared with."""
     embedding_error: Tensor
@@ -75,7 +79,7 @@ def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Lo
     """
     rate, per_frame_CK = counted_rate(output.reuse_CFbN)
     embedding_CK = _cosine(output.embeddings_CFE, teacher.embeddings_CFE)
-    total = 1 - embedding_CK.min(dim=1).values.mean() + config.rate_weight * torch.relu(config.target_rate - rate)
+    quality = 1 - embedding_CK.min(dim=1).values.mean()
     errors: list[Tensor | None] = []
     for name, weight, student, dense in (
         ("second-to-last", config.second_last_weight, output.second_last_CFND, teacher.second_last_CFND),
@@ -92,12 +96,43 @@ def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Lo
         cosine_CKN = _cosine(student, dense)
         errors.append(1 - cosine_CKN.mean())
         if weight:
-            total = total + weight * (1 - cosine_CKN.min(dim=1).values.mean())
+            quality = quality + weight * (1 - cosine_CKN.min(dim=1).values.mean())
     residual_error = None
     if config.residual_weight:
         residual_error = _residual_error(output.inputs_CFLND, teacher.inputs_CFLND)
-        total = total + config.residual_weight * residual_error
-    return Loss(total, rate, 1 - embedding_CK.mean(), errors[0], errors[1], residual_error, per_frame_CK)
+        quality = quality + config.residual_weight * residual_error
+    total = quality + config.rate_weight * torch.relu(config.target_rate - rate)
+    return Loss(total, quality, rate, 1 - embedding_CK.mean(), errors[0], errors[1], residual_error, per_frame_CK)
+
+
+def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
+    """Return the loss of all clips from those of some of them at a time: equal to that of all at once, to rounding."""
+    if len(parts) == 1:
+        return parts[0]
+    clips_M = [len(part.rate_per_frame_CK) for part in parts]
+
+    def mean(values: Sequence[Tensor | None]) -> Tensor | None:
+        given = [value for value in values if value is not None]
+        return mean_over_clips(given, clips_M) if given else None
+
+    quality = mean_over_clips([part.quality for part in parts], clips_M)
+    rate = mean_over_clips([part.rate for part in parts], clips_M)
+    return Loss(
+        quality + config.rate_weight * torch.relu(config.target_rate - rate),
+        quality,
+        rate,
+        mean_over_clips([part.embedding_error for part in parts], clips_M),
+        mean([part.second_last_error for part in parts]),
+        mean([part.last_error for part in parts]),
+        mean([part.residual_error for part in parts]),
+        torch.cat([part.rate_per_frame_CK for part in parts]),
+    )
+
+
+def mean_over_clips(means: Sequence[Tensor], clips_M: Sequence[int]) -> Tensor:
+    """Return the mean over all clips from the means over parts of them and how many clips each part has."""
+    total = sum(clips_M)
+    return torch.stack([mean * (count / total) for mean, count in zip(means, clips_M, strict=True)]).sum(0)
 
 
 def _residual_error(student_CFLND: Tensor | None, teacher_CFLND: Tensor | None) -> Tensor:

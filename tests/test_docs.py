@@ -125,7 +125,7 @@ def test_make_targets_that_are_named_exist() -> None:
 def test_shell_blocks_are_shell() -> None:
     for document in (ROOT / "docs" / "cluster.md", ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for block in blocks(document.read_text(encoding="utf-8")):
-            if "─►" in block:
+            if "─►" in block or "\nimport " in f"\n{block}":
                 continue
             checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
             assert checked.returncode == 0, f"{document.name}: {checked.stderr}\n{block}"

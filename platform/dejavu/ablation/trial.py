@@ -100,7 +100,7 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     start = variant.start
     size = config.clips_per_step
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
-    warm_up(fit.addon, gather_pairs(backbone.vit, some, pattern, start), variant.loss.target_rate, start)
+    warm_up({variant.loss.target_rate: fit.addon}, gather_pairs(backbone.vit, some, pattern, start), start)
     # All variants see as many windows: one with smaller steps takes more of them.
     num_steps = trial.num_steps * DEFAULT_FIT.clips_per_step // size
     for step in range(1, num_steps + 1):

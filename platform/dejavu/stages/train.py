@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import ray
 import torch
 import tyro
@@ -33,23 +34,30 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.backbones.shared import Arrays, BackboneOutline, from_arrays, outline, to_arrays
+from dejavu.cluster import grows
 from dejavu.place import Place, is_file, ray_storage
 from dejavu.records import Failure, Transcoded
 from dejavu.setting import Setting, kernel_version
 from dejavu.stages.batch import Embedding, cut, decode_batch
 from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
+from dejavu.stages.fit_plan import FitPlan, Machine, plan_fit
 from dejavu.stages.live import See, following
 from dejavu.stages.meter import Step, failed, metered
 from dejavu.stages.read import clips_identity, read_embeddings
-from dejavu.stages.windows import STAGE, WindowStream, num_windows, shuffled, to_batch
+from dejavu.stages.transcode import first_line
+from dejavu.stages.windows import HELD_BATCHES, STAGE, Window, WindowStream, in_parts, num_windows, shuffled, to_batch
 from dejavu.store import atomic, identity, patiently, write_json
-from reuse_models.addon import load_addon, save_addon
+from reuse_models.addon import addon_shape, load_addon, save_addon
 from reuse_models.frame_order import PATTERN_SPAN, Order, training_pattern
 from reuse_models.loss import LossConfig
 from reuse_models.reusevit import ReuseVitConfig
 from reuse_models.token_memory import Semantics
 from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError, Report
+from reuse_models.training_memory import TrainingMemory
 from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
+
+_log = logging.getLogger(__name__)
 
 SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embedding_error")
 """Of an epoch's numbers, those that are printed."""
@@ -84,7 +92,11 @@ class TrainConfig:
     """Reuse rates for which the bias of the decisions is sought on validation clips."""
     calibration_clips: int = 8
     num_workers: int | None = None
-    """A GPU each where there are any, else a CPU each; as many as there are, up to two on CPUs."""
+    """A GPU each where there are any, else a CPU each; as many as there are, up to two on CPUs; fewer where there is no
+    memory for all of them."""
+    windows_at_once: int | None = None
+    """Of a step's, those run forward and backward together; their gradients add up to the step's. As many as there
+    is memory for unless given (docs/training.md)."""
     max_failures: int = 2
     """Times that dead workers are replaced."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -105,7 +117,8 @@ class TrainConfig:
             raise ValueError(f"train.targets: got {self.targets}, expected different rates; name each once")
         for target in self.targets:
             LossConfig(target_rate=target)
-        counts = (self.epochs, self.patience, self.validation_windows, self.num_workers or 1, self.max_steps or 1)
+        optional = (self.num_workers, self.max_steps, self.windows_at_once)
+        counts = [self.epochs, self.patience, self.validation_windows, *(1 if n is None else n for n in optional)]
         if min(counts) < 1:
             raise ValueError(f"train: got {self}, expected counts of 1 or more; leave them at their defaults")
 
@@ -164,6 +177,26 @@ class _Task:
     validation: tuple[Transcoded, ...]
     original: Setting
 
+    def memory_of(self, num_workers: int, found: BackboneOutline, *, shared: bool, on_gpu: bool) -> TrainingMemory:
+        """Return what a worker's memory follows from, the first worker's, which validates."""
+        config = self.config
+        per_rank = max(1, config.fit.clips_per_step // num_workers)
+        held = HELD_BATCHES * per_rank + (config.validation_windows if self.validation else 0)
+        longest = max((clip.num_frames for clip in self.validation), default=0)
+        return TrainingMemory(
+            shape=found.shape,
+            addon=addon_shape(found.shape, config.fit.decision_hidden, config.fit.restoration_rank),
+            num_addons=len(self.targets),
+            clips_per_step=per_rank,
+            held_clips=held,
+            warm_up=config.warm_up,
+            hidden_terms=bool(config.second_last_weight),
+            calibration_frames=min(longest, self.embedding.config.segment_frames),
+            dtype=config.tower_dtype("cuda" if on_gpu else "cpu"),
+            on_gpu=on_gpu,
+            shares_tower=shared,
+        )
+
 
 def train_addons(
     clips: Mapping[str, Sequence[Transcoded]],
@@ -217,7 +250,7 @@ def _latest(embedding: Embedding) -> Place:
 def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, config: TrainConfig) -> str:
     """Name an add-on by everything that it follows from; Original's setting names backbone, decoder and code."""
     settings = asdict(config)
-    for name in ("targets", "num_workers", "max_failures", "compile"):
+    for name in ("targets", "num_workers", "windows_at_once", "max_failures", "compile"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
     return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__)})
@@ -274,15 +307,27 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     fitting = gpus or min(2, max(1, int(resources.get("CPU", 1))))
-    workers = min(task.config.num_workers or fitting, len(task.train))
+    wanted = min(task.config.num_workers or fitting, len(task.train))
+    tower = _tower(task, on_gpu=bool(gpus))
+    try:
+        plan = plan_fit(
+            lambda workers: task.memory_of(workers, tower.outline, shared=tower.loaded is not None, on_gpu=bool(gpus)),
+            _gpus() if gpus else _machines(),
+            wanted,
+            task.config.windows_at_once,
+            refuses=not grows(),
+        )
+    except ValueError as error:
+        raise TrainError(str(error)) from error
+    print(f"  train: {plan}", flush=True)
     # Not by the number of workers: on what is left of a cluster, the same command goes on from the last checkpoint.
     run_id = identity({"addons": sorted(ids[target] for target in task.targets)})
     storage = ray_storage(task.embedding.store.root / "train")
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task},
+        train_loop_config={"task": task, "plan": plan, "tower": tower},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(gpus), resources_per_worker=None if gpus else {"CPU": 1}
+            num_workers=plan.num_workers, use_gpu=bool(gpus), resources_per_worker=None if gpus else {"CPU": 1}
         ),
         run_config=RunConfig(
             name=run_id,
@@ -310,6 +355,49 @@ def _fit(task: _Task, ids: Mapping[float, str], see: See | None) -> tuple[Failur
     task.embedding.store.write_failures(STAGE, failures)
     failed(failures)
     return failures
+
+
+@dataclass(frozen=True, slots=True)
+class _Tower:
+    """The frozen tower as it travels: its weights lie in the object store of each machine, once for all its workers."""
+
+    outline: BackboneOutline
+    loaded: ray.ObjectRef[tuple[BackboneOutline, Arrays]] | None
+    """None where each worker loads its own: on a GPU, in 16 bits, or where the object store has no room."""
+
+
+def _tower(task: _Task, *, on_gpu: bool) -> _Tower:
+    """Load the backbone once, apart, so that what loading takes is given back."""
+    which = task.embedding.backbone, task.embedding.image_px
+    if not on_gpu and task.config.tower_dtype("cpu") == torch.float32:
+        loaded = _load.remote(*which, True)
+        try:
+            return _Tower(ray.get(loaded)[0], loaded)
+        except ray.exceptions.RayError as error:  # the backbone's own faults come up again below
+            _log.warning("tower: got %s, expected it in the object store; each worker loads its own", first_line(error))
+    return _Tower(ray.get(_load.remote(*which, False))[0], None)
+
+
+@ray.remote(num_cpus=1, max_calls=1)
+def _load(name: str, image_px: int | None, whole: bool) -> tuple[BackboneOutline, Arrays]:
+    backbone = load_backbone(name, image_px)
+    return outline(backbone), to_arrays(backbone.vit) if whole else {}
+
+
+def _machines() -> list[Machine]:
+    """List machines with CPUs, and what Ray has for tasks on each."""
+    every = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(int(one["CPU"]), int(one["memory"])) for one in every if one.get("CPU") and one.get("memory")]
+
+
+def _gpus() -> list[Machine]:
+    """Ask a worker with a GPU for its memory."""
+    return [Machine(1, ray.get(_gpu_bytes.remote()))]
+
+
+@ray.remote(num_cpus=0, num_gpus=1, max_calls=1)
+def _gpu_bytes() -> int:
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _curves(embedding: Embedding, run_id: str) -> Place:
@@ -346,17 +434,26 @@ def _worker(config: dict[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and world > 1:
         torch.set_num_threads(1)
-    dtype = task.config.tower_dtype(device)
-    _Course(
-        task, load_backbone(task.embedding.backbone, task.embedding.image_px, device=device, dtype=dtype), rank, world
-    ).run()
+    _Course(task, _backbone(task, config["tower"], device), config["plan"], rank, world).run()
+
+
+def _backbone(task: _Task, tower: _Tower, device: str) -> Backbone:
+    """Map the tower's weights where they lie on this machine, else load them."""
+    if tower.loaded is not None:
+        try:
+            return from_arrays(*ray.get(tower.loaded))
+        except ray.exceptions.RayError as error:
+            _log.warning("tower: got %s, expected its weights in the object store; loading them", first_line(error))
+    return load_backbone(
+        task.embedding.backbone, task.embedding.image_px, device=device, dtype=task.config.tower_dtype(device)
+    )
 
 
 class _Course:
     """The fits of one worker, side by side on the same batches."""
 
-    def __init__(self, task: _Task, backbone: Backbone, rank: int, world: int) -> None:
-        self.task, self.backbone, self.rank, self.world = task, backbone, rank, world
+    def __init__(self, task: _Task, backbone: Backbone, plan: FitPlan, rank: int, world: int) -> None:
+        self.task, self.backbone, self.plan, self.rank, self.world = task, backbone, plan, rank, world
         config = task.config
         by_content = sorted(task.train, key=lambda clip: clip.content_id)
         mine = by_content[rank::world]
@@ -366,7 +463,13 @@ class _Course:
             readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding, config.fit.order
         )
         self.fits = {
-            target: Fit(backbone.vit, config.loss(target), config.fit, compiled=config.compile)
+            target: Fit(
+                backbone.vit,
+                config.loss(target),
+                config.fit,
+                compiled=config.compile,
+                clips_at_once=plan.clips_at_once,
+            )
             for target in task.targets
         }
         self.curves: dict[float, list[dict[str, float]]] = {target: [] for target in task.targets}
@@ -415,27 +518,37 @@ class _Course:
         if self.rank or not clips or self.broken:
             return
         segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
-        frames = decode_batch(segments, self.task.embedding).frames
-        if not frames:
-            return
         backbone = self.backbone
         if backbone.vit.position.dtype != torch.float32:  # biases are for the tower that embeds
             backbone = load_backbone(
                 self.task.embedding.backbone, self.task.embedding.image_px, device=str(backbone.vit.position.device)
             )
+        curves: dict[float, list[list[float]]] = {target: [] for target in self.best}
+        num_frames: list[int] = []
         with tempfile.TemporaryDirectory() as folder:
-            for target, (_, addon) in self.best.items():
-                weights = Path(folder) / f"target={target:g}.safetensors"
-                save_addon(addon, weights)
-                setting = ReuseVitConfig(weights=str(weights), semantics=config.fit.semantics, order=config.fit.order)
-                with metered(Step(stage=STAGE, step="calibrate")) as done:
-                    rates = rate_curve(setting, backbone, frames)
-                    done.num_frames = len(PROBED_BIASES) * sum(len(part.seconds_F) for part in frames)
-                self.biases[target] = {
-                    f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
-                }
-                self.achieved[target] = rates[PROBED_BIASES.index(0.0)]
-                print(f"  train target={target:g}: reuses {self.achieved[target]:.3f} on validation clips", flush=True)
+            for first in range(0, len(segments), self.plan.calibrated_at_once):
+                some = segments[first : first + self.plan.calibrated_at_once]
+                frames = decode_batch(some, self.task.embedding).frames
+                if not frames:
+                    continue
+                num_frames.append(sum(len(part.seconds_F) for part in frames))
+                for target, (_, addon) in self.best.items():
+                    weights = Path(folder) / f"target={target:g}.safetensors"
+                    save_addon(addon, weights)
+                    fit = config.fit
+                    setting = ReuseVitConfig(weights=str(weights), semantics=fit.semantics, order=fit.order)
+                    with metered(Step(stage=STAGE, step="calibrate")) as done:
+                        curves[target].append(rate_curve(setting, backbone, frames))
+                        done.num_frames = len(PROBED_BIASES) * num_frames[-1]
+        if not num_frames:
+            return
+        for target, found in curves.items():
+            rates = [float(rate) for rate in np.average(found, axis=0, weights=num_frames)]
+            self.biases[target] = {
+                f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates
+            }
+            self.achieved[target] = rates[PROBED_BIASES.index(0.0)]
+            print(f"  train target={target:g}: reuses {self.achieved[target]:.3f} on validation clips", flush=True)
 
     def _take_step(self, target: float, fit: Fit, batch: Batch, means: _Means) -> None:
         try:
@@ -458,45 +571,44 @@ class _Course:
         config = self.task.config.warm_up
         if not config.steps:
             return
-        size = self.per_rank
+        size = min(self.per_rank, self.plan.clips_at_once)
         some = ([next(windows) for _ in range(size)] for _ in range(-(-config.num_clips // size)))
         pixels = (to_batch(part, self.backbone).pixels_CF3HW for part in some)
         with metered(Step(stage=STAGE, step="gather")) as done:
             pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
             done.num_frames = -(-config.num_clips // size) * size * len(training_pattern(self.task.config.fit.order))
-        first: Fit | None = None
-        for target, fit in self.fits.items():
-            with metered(Step(stage=STAGE, step="warm_up")):
-                warm_up(fit.addon, pairs_b, target, config)
-            first = first or fit
-            if self.world > 1:
+        with metered(Step(stage=STAGE, step="warm_up")):
+            warm_up({target: fit.addon for target, fit in self.fits.items()}, pairs_b, config)
+        if self.world > 1:
+            for fit in self.fits.values():
                 for value in fit.addon.state_dict().values():
                     torch.distributed.broadcast(value, 0)
 
-    def _validation(self) -> Batch | None:
+    def _validation(self) -> list[Window]:
         """Return windows of validation clips, the same after each epoch; on the first worker alone."""
         clips = sorted(self.task.validation, key=lambda clip: clip.content_id)
         if self.rank or not clips:
-            return None
+            return []
         teacher = read_embeddings(self.task.embedding, self.task.original, clips)
         clips = [clip for clip in clips if clip.clip_id in teacher]
         dense = {name: found.embeddings_FE for name, found in teacher.items()}
         stream = WindowStream(clips, dense, self.task.embedding, self.task.config.fit.order)
         windows = stream.windows(0)
         wanted = min(self.task.config.validation_windows, num_windows(clips))
-        return to_batch([next(windows) for _ in range(wanted)], self.backbone)
+        return [next(windows) for _ in range(wanted)]
 
-    def _end_epoch(self, sums: Mapping[float, _Means], validation: Batch | None, began: int) -> None:
+    def _end_epoch(self, sums: Mapping[float, _Means], validation: Sequence[Window], began: int) -> None:
         """Lower learning rates, look at validation clips, report."""
         for target, fit in self.fits.items():
             if target in self.stopped:
                 continue
             fit.end_epoch()
             entry = {"step": float(self.step), **sums[target].values()}
-            if validation is not None:
+            if validation:
+                parts = in_parts(validation, self.plan.validated_at_once, self.backbone)
                 with metered(Step(stage=STAGE, step="validate")) as done:
-                    entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(validation)).items()}
-                    done.num_frames = validation.num_frames
+                    entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(parts)).items()}
+                    done.num_frames = sum(len(window.rgb_FHWC) for window in validation)
             self.curves[target].append(entry)
             judged = entry.get("val_loss", entry.get("loss", float("inf")))
             if judged < self.best[target][0]:

@@ -121,6 +121,12 @@ def to_batch(windows: Sequence[Window], backbone: Backbone) -> Batch:
     )
 
 
+def in_parts(windows: Sequence[Window], clips_at_once: int, backbone: Backbone) -> Iterator[Batch]:
+    """Yield all windows, so many at a time: pixels of the others are not made yet."""
+    for start in range(0, len(windows), clips_at_once):
+        yield to_batch(windows[start : start + clips_at_once], backbone)
+
+
 def num_windows(clips: Sequence[Transcoded]) -> int:
     """Return how many windows one visit to each clip gives: an epoch."""
     return sum(min(1 + (clip.num_frames - PATTERN_SPAN) // PATTERN_STEP, WINDOWS_PER_VISIT) for clip in clips)
