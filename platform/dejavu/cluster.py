@@ -201,11 +201,6 @@ def memory_per_machine() -> list[int]:
     return [int(amount) for amount in amounts if amount]
 
 
-def machine_memory_bytes() -> int:
-    """Return the memory of the smallest machine that is up, as in `memory_per_machine`."""
-    return min(memory_per_machine())
-
-
 def hardware() -> str:
     """Name this machine's processor for keying measured times, such as `x86_64 2 cpus` or `NVIDIA H200`."""
     import platform  # noqa: PLC0415  the standard library's
