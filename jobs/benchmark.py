@@ -40,11 +40,19 @@ from reuse_models.vit import Vit
 from reuse_models.vit_shape import KNOWN_SHAPES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VISION_ALONE = {
+    "clip": "CLIPVisionModelWithProjection",
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "siglip": "SiglipVisionModel",
+    "siglip2": "SiglipVisionModel",
+}
 METHODS = ("reusevit", "eventful", "cmc", "diffrate")
 DENSE_BATCHES = {"cpu": (8, 16), "cuda": (64, 256)}
 """Frames that a dense tower takes at once; the fastest counts."""
 WARM_UP = {"cpu": 2, "cuda": 6}
 """Groups before anything is timed: the first ones allocate, and on a GPU learn, compile and record."""
+GROUPS_PER_CALL = {"cpu": 1, "cuda": 4}
+"""Groups of each stream in a call. A GPU must be given work ahead: 16 frames, as the pipeline's chunks have."""
 MODEL_FAILURE = 2
 
 
@@ -155,11 +163,19 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", choices=METHODS, nargs="+", default=["reusevit"])
     parser.add_argument("--reuse-rates", type=float, nargs="+", default=[0.0, 0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--streams", type=int, nargs="+", default=[8], help="videos in lockstep")
+    parser.add_argument("--groups", type=int, default=None, help="of four frames of each stream in a call; 4 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default=None, help="float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores to use")
     parser.add_argument("--choice", choices=("random", "similar"), default="random", help="which tokens are reused")
+    parser.add_argument("--dense-batches", type=int, nargs="+", help="frames that a dense tower takes at once")
+    parser.add_argument(
+        "--compile-mode",
+        default="default",
+        choices=("no", "default", "max-autotune-no-cudagraphs"),
+        help="of torch.compile, for dense towers on a GPU; autotuning takes minutes",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the rows here")
     parser.add_argument("--plot", type=Path, default=None, help="draw speed-up against reuse rate here (PNG)")
     return parser.parse_args(arguments)
@@ -178,7 +194,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     model = _hugging_face(options.backbone, options.random_weights)
     vit = Vit.from_hf(model).to(device, dtype)
-    dense = _dense_towers(model, vit)
+    dense = _dense_towers(model, vit, options.compile_mode)
     rows: list[Row] = []
     with torch.inference_mode():
         for num_streams in options.streams:
@@ -187,7 +203,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
 
 
 def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower], num_streams: int) -> list[Row]:
-    first, chunk = _chunks(vit, num_streams)
+    first, chunk = _chunks(vit, num_streams, options.groups or GROUPS_PER_CALL[vit.position.device.type])
     settings = []
     for name in options.method:
         for rate in options.reuse_rates:
@@ -201,7 +217,7 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
     frames_F3HW = torch.cat(chunk.pixels)
     paths: dict[str, DensePath] = {}
     for name, tower in dense.items():
-        for batch in DENSE_BATCHES[vit.position.device.type]:
+        for batch in options.dense_batches or DENSE_BATCHES[vit.position.device.type]:
             # The fewest streams still get full batches: a dense tower does not care whose frames it sees.
             repeats = -(-batch // len(frames_F3HW))
             frames_B3HW = frames_F3HW.repeat(repeats, 1, 1, 1)[:batch].to(tower.dtype)
@@ -287,25 +303,27 @@ def _start(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chu
     return Setting(rate, method, chunk, memory, achieved, reduction, segment_start_ms)
 
 
-def _chunks(vit: Vit, num_streams: int) -> tuple[Chunk, Chunk]:
-    """Return the first frame, and a group of four, of each stream; frames differ a little."""
+def _chunks(vit: Vit, num_streams: int, groups: int = 1) -> tuple[Chunk, Chunk]:
+    """Return the first frame, and groups of four, of each stream; frames differ a little."""
     side, patches = vit.shape.image_px, vit.shape.patches_per_side
     generator = torch.Generator().manual_seed(0)
     still = torch.randn(num_streams, 1, 3, side, side, generator=generator)
-    moving = 0.1 * torch.randn(num_streams, GROUP_SIZE + 1, 3, side, side, generator=generator)
+    moving = 0.1 * torch.randn(num_streams, groups * GROUP_SIZE + 1, 3, side, side, generator=generator)
     pixels = (still + moving).to(vit.position)
-    codec = torch.rand(num_streams, GROUP_SIZE + 1, 4, patches, patches, generator=generator).to(vit.position.device)
+    codec = torch.rand(num_streams, groups * GROUP_SIZE + 1, 4, patches, patches, generator=generator).to(
+        vit.position.device
+    )
     going_on = (False,) * num_streams
 
     def cut(start: int, stop: int) -> Chunk:
         return Chunk(tuple(x[start:stop] for x in pixels), tuple(x[start:stop] for x in codec), going_on)
 
-    return cut(0, 1), cut(1, GROUP_SIZE + 1)
+    return cut(0, 1), cut(1, groups * GROUP_SIZE + 1)
 
 
 def _hugging_face(backbone: str, random_weights: bool) -> Any:
-    """Return a CLIP vision tower of transformers, which runs on SDPA attention by default."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    """Return a vision tower of transformers, which runs on SDPA attention by default."""
+    import transformers
 
     if not random_weights:
         if not Path(backbone).is_dir():
@@ -313,43 +331,66 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
                 f"backbone: got {backbone!r} without --random-weights, expected a local directory; save_pretrained "
                 "the model there, or measure on random weights"
             )
-        return CLIPVisionModelWithProjection.from_pretrained(
-            backbone, local_files_only=True, use_safetensors=True
-        ).eval()
+        loader = getattr(transformers, VISION_ALONE.get(_model_type(backbone), "AutoModel"))
+        return loader.from_pretrained(backbone, local_files_only=True, use_safetensors=True).eval()
     shape = KNOWN_SHAPES.get(backbone)
-    if shape is None or not shape.has_cls:
-        known = ", ".join(name for name, one in KNOWN_SHAPES.items() if one.has_cls)
+    if shape is None or shape.rope_theta is not None or shape.num_registers or shape.gated_mlp:
+        known = ", ".join(name for name, one in KNOWN_SHAPES.items() if one.num_prefix <= 1 and not one.gated_mlp)
         raise ValueError(f"backbone: got {backbone!r}, expected one whose sizes are known: {known}; choose one")
-    config = CLIPVisionConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp_width,
-        projection_dim=shape.embed_dim,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        image_size=shape.image_px,
-        patch_size=shape.patch_px,
-        hidden_act=shape.activation,
-        layer_norm_eps=shape.layer_norm_eps,
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "image_size": shape.image_px,
+        "patch_size": shape.patch_px,
+        "hidden_act": shape.activation,
+        "layer_norm_eps": shape.layer_norm_eps,
+    }
     torch.manual_seed(0)
-    return CLIPVisionModelWithProjection(config).eval()
+    if shape.has_projection:
+        config = transformers.CLIPVisionConfig(
+            **sizes, intermediate_size=shape.mlp_width, projection_dim=shape.embed_dim
+        )
+        return transformers.CLIPVisionModelWithProjection(config).eval()
+    if shape.has_cls:
+        return transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).eval()
+    return transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(**sizes, intermediate_size=shape.mlp_width)
+    ).eval()
 
 
-def _dense_towers(model: Any, vit: Vit) -> dict[str, DenseTower]:
+def _model_type(folder: str) -> str:
+    found = json.loads((Path(folder) / "config.json").read_text())
+    return str(found.get("model_type", ""))
+
+
+def _dense_towers(model: Any, vit: Vit, compiled: str) -> dict[str, DenseTower]:
     """Return whatever might be the strongest on the tower's device; on a GPU in all types, whatever ours runs in."""
     device, own = vit.position.device, vit.position.dtype
     towers = {"our dense tower": DenseTower(vit, own)}
-    for name, dtype in DTYPES.items() if device.type == "cuda" else [(str(own).removeprefix("torch."), own)]:
-        tower = (copy.deepcopy(model) if device.type == "cuda" else model).to(device, dtype)
+    if device.type != "cuda":
+        towers[f"Hugging Face, SDPA, {str(own).removeprefix('torch.')}"] = DenseTower(
+            _embeddings_of(model.to(device, own)), own
+        )
+        return towers
+    for name, dtype in DTYPES.items():
+        tower = copy.deepcopy(model).to(device, dtype)
         towers[f"Hugging Face, SDPA, {name}"] = DenseTower(_embeddings_of(tower), dtype)
-        if device.type == "cuda" and dtype == torch.bfloat16:
-            compiled = torch.compile(tower, mode="max-autotune-no-cudagraphs")
-            towers[f"Hugging Face, SDPA, {name}, compiled"] = DenseTower(_embeddings_of(compiled), dtype)
+        if dtype == torch.bfloat16 and compiled != "no":
+            towers[f"Hugging Face, SDPA, {name}, compiled"] = DenseTower(
+                _embeddings_of(torch.compile(tower, mode=compiled, dynamic=False)), dtype
+            )
+    if compiled != "no":
+        towers["our dense tower, compiled"] = DenseTower(torch.compile(vit, mode=compiled, dynamic=False), own)
     return towers
 
 
 def _embeddings_of(model: Callable[..., Any]) -> Callable[[Tensor], object]:
-    return lambda pixels: model(pixel_values=pixels).image_embeds
+    def embed(pixels_B3HW: Tensor) -> object:
+        found = model(pixel_values=pixels_B3HW)
+        return found.image_embeds if "image_embeds" in found else found.pooler_output
+
+    return embed
 
 
 def _time(step: Callable[[], object], vit: Vit) -> float:

@@ -21,15 +21,16 @@ LAST_QUANTISER = 51.0
 DROPOUT = 0.2
 
 
-def codec_history(before_T4PP: Tensor, codec_F4PP: Tensor) -> Tensor:
-    """Return [F, 4, T, P, P]: for each frame the three before it and itself, oldest first.
+def codec_history(before_XT4PP: Tensor, codec_XF4PP: Tensor) -> Tensor:
+    """Return [X, F, 4, T, P, P]: for each frame the three before it and itself, oldest first.
 
     Args:
-        before_T4PP: The T - 1 grids before the first frame, zeros where the stream had not begun.
-        codec_F4PP: The frames' own grids in display order.
+        before_XT4PP: The T - 1 grids before the first frame, zeros where the stream had not begun. X is any number of
+            leading dimensions.
+        codec_XF4PP: The frames' own grids in display order.
     """
-    joined = torch.cat([before_T4PP, codec_F4PP])
-    return joined.unfold(0, CODEC_STEPS, 1).permute(0, 1, 4, 2, 3)
+    joined = torch.cat([before_XT4PP, codec_XF4PP], dim=-4)
+    return joined.unfold(-4, CODEC_STEPS, 1).movedim(-1, -3)
 
 
 def check_codec(codec_F4PP: Tensor, side: int) -> None:

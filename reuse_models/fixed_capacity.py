@@ -24,15 +24,12 @@ of all corrections side by side (h, q, k, v; before the last layer k, v), p part
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from reuse_models.anchors import BoundaryAnchors, start_anchors, tensors_of
-from reuse_models.capacities import Capacities
-from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS
+from reuse_models.anchors import BoundaryAnchors, tensors_of
 from reuse_models.compacted import Pass, PassResult
 from reuse_models.fixed_choice import (
     Addresses,
@@ -44,9 +41,9 @@ from reuse_models.fixed_choice import (
     plan_of,
     similarities,
 )
-from reuse_models.frame_order import GROUP_SIZE
-from reuse_models.gate import Features, ForcedGate, FrameId, HardGate
-from reuse_models.recorded import Fused, Recorded
+from reuse_models.gate import Features, FrameId
+from reuse_models.given_rows import GivenRows, GivenRun, Places
+from reuse_models.recorded import Fused
 from reuse_models.restore import CORRECTED
 from reuse_models.rules import Rules
 from reuse_models.vit import Vit
@@ -56,78 +53,49 @@ BLOCK_BYTES = 24 * 2**20
 """About half of a large GPU's cache: the q, k, v of a block are restored, attended to and forgotten within it."""
 
 
-class FixedPlaces:
+class FixedPlaces(Places):
     """The memory that the steps of passes of up to `num_streams` streams work in, and their recordings."""
 
     def __init__(self, vit: Vit, rules: Rules, num_streams: int, records: bool) -> None:
+        super().__init__(vit, num_streams, records)
         shape, like = vit.shape, vit.position
-        num_tokens, width, side = shape.num_tokens, shape.width, shape.patches_per_side
-        num_frames = GROUP_SIZE * num_streams
-        num_rows = num_frames * num_tokens
+        num_tokens, width = shape.num_tokens, shape.width
         whole = rules.semantics == "chained"
-        pool_rows = num_streams * num_tokens + num_rows * (2 if whole else 1)
-        self.pixels_F3HW = like.new_zeros(num_frames, 3, shape.image_px, shape.image_px)
-        self.history_F4TPP = like.new_zeros(num_frames, CODEC_CHANNELS, CODEC_STEPS, side, side)
-        self.streams_S = torch.zeros(num_streams, dtype=torch.int64, device=like.device)
-        self.draws_F = torch.zeros(num_frames, dtype=torch.int64, device=like.device)
-        self.codec_FA = like.new_zeros(num_frames, shape.num_patches)
+        pool_rows = num_streams * num_tokens + self.num_rows * (2 if whole else 1)
         self.pool_h_XD = like.new_zeros(pool_rows, width)
         self.pool_projected_XC = like.new_zeros(pool_rows, 3 * width)
-        self.block_frames = num_frames
+        self.block_frames = self.num_frames
         if rules.semantics == "anchor":
             frame_bytes = 3 * num_tokens * width * like.element_size()
-            self.block_frames = min(num_frames, max(1, BLOCK_BYTES // frame_bytes))
+            self.block_frames = min(self.num_frames, max(1, BLOCK_BYTES // frame_bytes))
         # `chained` fills the end of the pool itself, since later frames refer to what earlier ones were filled with.
         self.filled_XC = like.new_zeros(0 if whole else self.block_frames * num_tokens, 3 * width)
-        self.base_X = torch.zeros(num_rows, dtype=torch.int64, device=like.device)
-        self.hidden_XQ = like.new_zeros(num_rows, len(CORRECTED) * rules.addon.shape.restoration_rank)
-        self.reuse_FbN = torch.zeros(num_frames, shape.num_layers - 1, num_tokens, dtype=torch.bool, device=like.device)
-        self.embeddings_FE = like.new_zeros(num_frames, shape.embed_dim)
+        self.base_X = torch.zeros(self.num_rows, dtype=torch.int64, device=like.device)
+        self.hidden_XQ = like.new_zeros(self.num_rows, len(CORRECTED) * rules.addon.shape.restoration_rank)
         self.saved: list[Tensor] = []
         """Anchors as they were before a call that may have to be done again."""
-        self.recorded = Recorded(records)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes held; temporaries of recordings left out."""
-        tensors = [*self.saved, *(x for x in vars(self).values() if isinstance(x, Tensor))]
-        return sum(x.untyped_storage().nbytes() for x in tensors)
+    def tensors(self) -> list[Tensor]:
+        """Return all that is held, temporaries of recordings left out."""
+        return [*super().tensors(), *self.saved]
 
 
-class FixedCapacity:
-    """The engine: a tower, how reuse goes in it, and what is known about how much is computed."""
+class FixedCapacity(GivenRows[FixedPlaces]):
+    """The engine of plain steps."""
 
     def __init__(self, vit: Vit, rules: Rules) -> None:
-        self.vit, self.rules = vit, rules
+        super().__init__(vit, rules)
         device = vit.position.device
         on_gpu = device.type == "cuda"
-        self.capacities = Capacities(vit.shape.num_layers - 1)
-        # Other gates may keep notes on the host, which a replay would not.
-        self.records = on_gpu and isinstance(rules.gate, HardGate | ForcedGate)
         self.similarities = Fused(similarities, compiled=on_gpu)
         self.nearest = Fused(nearest_candidate, compiled=on_gpu)
         self.addresses = Fused(addresses, compiled=on_gpu)
         self.hidden = Fused(hidden_units, compiled=on_gpu)
-        heads = vit.shape.num_heads
-        self.own_head_hh = torch.eye(heads, device=device, dtype=vit.position.dtype)
-        self.masks_RbA = None
-        if isinstance(rules.gate, ForcedGate) and rules.gate.choice == "random":
-            self.masks_RbA = rules.gate.masks_RbA.to(device)
-        self.work_of: dict[tuple[int, ...], _KnownWork] = {}
-        self._free: dict[int, list[tuple[tuple[BoundaryAnchors, ...], FixedPlaces]]] = {}
+        self.own_head_hh = torch.eye(vit.shape.num_heads, device=device, dtype=vit.position.dtype)
 
-    def take(self, num_streams: int, streams_per_pass: int) -> tuple[tuple[BoundaryAnchors, ...], FixedPlaces]:
-        """Return anchors and places for `num_streams` streams: given back ones, since recordings know their address."""
-        free = self._free.get(num_streams)
-        if free:
-            return free.pop()
-        with torch.inference_mode(False):  # what is made within may not be written to outside
-            anchors = start_anchors(self.vit, num_streams)
-            return anchors, FixedPlaces(self.vit, self.rules, min(num_streams, streams_per_pass), self.records)
-
-    def give_back(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
-        """Take back what no stream uses any more."""
-        self._free.setdefault(len(anchors[0].norm_BN), []).append((anchors, places))
+    def new_places(self, num_streams: int, streams_per_pass: int) -> FixedPlaces:
+        """Return memory for `num_streams` streams, of which so many go together."""
+        return FixedPlaces(self.vit, self.rules, min(num_streams, streams_per_pass), self.records)
 
     def save(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
         """Keep the anchors as they are, for `restore`."""
@@ -137,6 +105,9 @@ class FixedCapacity:
                 places.saved = [torch.empty_like(x) for x in tensors]
         places.recorded.run("save", partial(_copy, tensors, places.saved))
 
+    def keep(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, streams: Sequence[int]) -> None:
+        """Be told that something other than a pass is about to overwrite these streams' anchors: `save` kept them."""
+
     def restore(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
         """Undo what was done to the anchors since `save`."""
         _copy(places.saved, tensors_of(anchors))
@@ -145,8 +116,8 @@ class FixedCapacity:
         """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
         plan = plan_of(work.sizes, self.vit.shape.num_tokens, self.vit.position.device)
         given = self.capacities.rows(plan.anchor_FN.numel())
-        self._load(places, work)
-        run = _FixedRun(self, anchors, places, plan, work.frames)
+        self.load(places, work)
+        run = FixedRun(self, anchors, places, plan, work.frames)
         # Streams that end at different times make layouts that do not come again.
         do = places.recorded.run if len(set(work.sizes)) == 1 else _now
         do((work.sizes, "enter"), run.enter)
@@ -155,42 +126,11 @@ class FixedCapacity:
         do((work.sizes, "leave"), run.leave)
         return run.result(given)
 
-    def were_enough(self, results: Sequence[PassResult]) -> bool:
-        """Say whether all computed rows of these passes had a place, and learn from it; waits for the device."""
-        needed_b = torch.stack([(~one.reuse_FbN).sum((0, 2)) for one in results]).tolist() if results else []
-        enough = all(
-            rows <= given
-            for one, needed in zip(results, needed_b, strict=True)
-            for rows, given in zip(needed, one.given, strict=True)
-        )
-        if enough:
-            for one, needed in zip(results, needed_b, strict=True):
-                self.capacities.note(needed, one.reuse_FbN.shape[0] * one.reuse_FbN.shape[2])
-        else:
-            self.capacities.forget()
-        return enough
 
-    def _load(self, places: FixedPlaces, work: Pass) -> None:
-        num_frames = len(work.pixels_F3HW)
-        places.pixels_F3HW[:num_frames].copy_(work.pixels_F3HW)
-        places.history_F4TPP[:num_frames].copy_(work.history_F4TPP)
-        _put(work.streams, places.streams_S)
-        if self.masks_RbA is not None:
-            assert isinstance(self.rules.gate, ForcedGate)
-            _put(self.rules.gate.draws(work.frames), places.draws_F)
-
-
-@dataclass(frozen=True, slots=True)
-class _KnownWork:
-    """The part of PassResult that the sizes of the groups decide."""
-
-    restored_Fb: Tensor
-    compared_Fb: Tensor
-    weighed_Fb: Tensor
-
-
-class _FixedRun:
+class FixedRun(GivenRun[FixedPlaces]):
     """One group of each stream on its way through the layers: views of fixed memory, and the steps."""
+
+    engine: FixedCapacity
 
     def __init__(
         self,
@@ -200,17 +140,9 @@ class _FixedRun:
         plan: Plan,
         frames: Sequence[FrameId],
     ) -> None:
-        self.engine, self.anchors, self.places, self.plan, self.frames = engine, anchors, places, plan, frames
-        self.vit, self.addon, self.semantics = engine.vit, engine.rules.addon, engine.rules.semantics
-        shape = self.vit.shape
-        self.num_tokens, self.width, self.last = shape.num_tokens, shape.width, shape.num_layers - 1
-        self.prefix = shape.num_prefix
-        self.rank = self.addon.shape.restoration_rank
-        self.num_rows = plan.num_frames * self.num_tokens
+        super().__init__(engine, anchors, places, plan, frames)
         self.num_anchors = plan.num_streams * self.num_tokens
-        self.streams_S = places.streams_S[: plan.num_streams]
         self.base_X = places.base_X[: self.num_rows]
-        self.is_chained = self.semantics == "chained"
         # The pool: anchors, places of computed rows, and in `chained` the rows of the pass as filled.
         first, second = self.num_anchors, self.num_anchors + self.num_rows
         self.anchors_h_XD, self.stored_h_XD = places.pool_h_XD[:first], places.pool_h_XD[first:second]
@@ -253,7 +185,7 @@ class _FixedRun:
         self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
 
         self._compute(boundary, place, as_rows(pre_proj_FND))
-        down_QD = self._down(boundary)
+        down_QD = self.down(boundary)
         if self.rank:
             anchor_HQ = as_rows(anchor_SND) @ down_QD.mT
             own_XQ = as_rows(pre_proj_FND) @ down_QD.mT
@@ -284,47 +216,6 @@ class _FixedRun:
         embeddings_FE = vit.head(vit.close(self.last, h_FMD, _joined(pre_proj)))
         self.places.embeddings_FE[: self.plan.num_frames].copy_(embeddings_FE)
 
-    def result(self, given: tuple[int, ...]) -> PassResult:
-        """Return what the steps left, in memory of its own."""
-        num_frames = self.plan.num_frames
-        reuse_FbN = self.places.reuse_FbN[:num_frames].clone()
-        executed_Fb = _with_padding(self.num_tokens - reuse_FbN.sum(-1), given)
-        work = self.engine.work_of.get(self.plan.sizes)
-        if work is None:
-            self.engine.work_of[self.plan.sizes] = work = self._known_work()
-        restored_Fb = work.restored_Fb
-        if not self.is_chained:
-            # h of what the next layer computes; of all that the last one does, where that is more than CLS.
-            in_last = 0 if self.vit.shape.has_cls else self.num_tokens
-            later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1), value=in_last)
-            restored_Fb = torch.add(restored_Fb, later_Fb, alpha=self.rank)
-        return PassResult(
-            embeddings_FE=self.places.embeddings_FE[:num_frames].clone(),
-            reuse_FbN=reuse_FbN,
-            executed_Fb=executed_Fb,
-            restored_Fb=restored_Fb,
-            compared_Fb=work.compared_Fb,
-            weighed_Fb=work.weighed_Fb,
-            given=given,
-        )
-
-    def _known_work(self) -> _KnownWork:
-        """Return the work that follows from the layout alone."""
-        ranks = []
-        for boundary in range(self.last):
-            num_parts, num_h = self._num_parts(boundary), int(self.anchors[boundary].h_BND is not None)
-            of_anchors = self._num_ranks(boundary) + self.rank * num_h * int(self.semantics == "grouped")
-            of_all = self._num_ranks(boundary) + self.rank * (num_parts + num_h * int(self.is_chained))
-            ranks.append((of_all, of_anchors))
-        handed, every = self.plan.handed, range(self.plan.num_frames)
-        restored = [[of_all + of_anchors * int(frame in handed) for of_all, of_anchors in ranks] for frame in every]
-        compared = [[number] * self.last for number in self.plan.compared]
-        weighed = [[self._keys_weighed()] * self.last for _ in every]
-        device = self.places.base_X.device
-        return _KnownWork(
-            *(self.num_tokens * torch.tensor(rows, device=device) for rows in (restored, compared, weighed))
-        )
-
     # Fill and attend.
 
     def _filled(self, held: int, block: slice) -> Tensor:
@@ -336,9 +227,9 @@ class _FixedRun:
             normed_XD = self.vit.norm1(0, self.stored_h_XD[rows])
             torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
         else:
-            channels = self._num_parts(held) * self.width
+            channels = self.num_parts(held) * self.width
             pool_XC = self.places.pool_projected_XC[:, :channels]
-            hidden_XQ = self._hidden(held)[:, -self._num_parts(held) * self.rank :]
+            hidden_XQ = self._hidden(held)[:, -self.num_parts(held) * self.rank :]
             if self.is_chained:
                 out_XC = self.filled_XC[:, :channels]
                 self._fill_in_waves(pool_XC, out_XC, hidden_XQ, self._ups(held))
@@ -363,7 +254,7 @@ class _FixedRun:
             x_pXD = x_XC.unflatten(1, (parts, self.width)).transpose(0, 1)
             x_pXD.baddbmm_(hidden_XQ.unflatten(1, (parts, self.rank)).transpose(0, 1), ups_pDR.mT)
 
-    def _keys_weighed(self) -> int:
+    def keys_weighed(self) -> int:
         """Of each token: with how many queries `_importance` multiplies its key, a head of D numbers counting once."""
         shape = self.vit.shape
         if not shape.has_cls:
@@ -390,7 +281,7 @@ class _FixedRun:
         if held < 0:
             return
         at, handed_H = self.anchors[held], self.plan.handed_rows_H
-        channels = self._num_parts(held) * self.width
+        channels = self.num_parts(held) * self.width
         base_H = self.base_X.index_select(0, handed_H)
         if self.is_chained and at.h_BND is not None:
             hidden_XQ = self._hidden(held)[:, : self.rank]
@@ -430,7 +321,7 @@ class _FixedRun:
         out_CD = self.stored_h_XD[:num_given]
         hidden_CM = h_CD.new_empty(num_given, vit.shape.fc1_width)
         vit.close_into(boundary, h_CD, pre_proj_XD.index_select(0, place.rows_C), hidden_CM, out_CD)
-        channels = self._num_parts(boundary) * self.width
+        channels = self.num_parts(boundary) * self.width
         following = vit.layer(boundary + 1)
         weight_CD, bias_C = following.qkv_weight[-channels:], following.qkv_bias[-channels:]
         pool_XC = self.places.pool_projected_XC[:, :channels]
@@ -455,28 +346,14 @@ class _FixedRun:
     def _stored_h(self, base_X: Tensor) -> Tensor:
         return self.places.pool_h_XD.index_select(0, base_X)
 
-    # What restoration is made of.
-
-    def _num_parts(self, boundary: int) -> int:
-        """Of q, k, v: before a last layer for CLS k, v alone."""
-        return 2 if self.anchors[boundary].h_BND is None else 3
-
-    def _num_ranks(self, boundary: int) -> int:
-        """Q: with h, but before a last layer for CLS k, v alone."""
-        return self.rank * (2 if self.anchors[boundary].h_BND is None else len(CORRECTED))
-
-    def _down(self, boundary: int) -> Tensor:
-        down_QD = self.addon.restoration(boundary).down_QD
-        return down_QD[len(down_QD) - self._num_ranks(boundary) :]
-
     def _ups(self, boundary: int) -> Tensor:
-        return self.addon.restoration(boundary).up_4DR[len(CORRECTED) - self._num_parts(boundary) :]
+        return self.addon.restoration(boundary).up_4DR[len(CORRECTED) - self.num_parts(boundary) :]
 
     def _up_h(self, boundary: int) -> Tensor:
         return self.addon.restoration(boundary).up_4DR[:1]
 
     def _hidden(self, boundary: int) -> Tensor:
-        return self.places.hidden_XQ[: self.num_rows, : self._num_ranks(boundary)]
+        return self.places.hidden_XQ[: self.num_rows, : self.num_ranks(boundary)]
 
 
 def hidden_units(own_XQ: Tensor, anchor_HQ: Tensor, source_X: Tensor) -> Tensor:
@@ -495,19 +372,3 @@ def _now(_: Hashable, step: Callable[[], None]) -> None:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _put(values: Sequence[int], out_X: Tensor) -> None:
-    """Write a few numbers to a device without waiting for it."""
-    on_host_X = torch.tensor(values, dtype=torch.int64, pin_memory=out_X.is_cuda)
-    out_X[: len(values)].copy_(on_host_X, non_blocking=True)
-
-
-def _with_padding(computed_Fb: Tensor, given: tuple[int, ...]) -> Tensor:
-    """Return the rows that went through the products, those computed for nothing spread evenly over frames."""
-    num_frames = len(computed_Fb)
-    given_b = torch.empty_like(computed_Fb[0])
-    _put(given, given_b)
-    spare_b = given_b - computed_Fb.sum(0)
-    frame_F1 = torch.arange(num_frames, device=computed_Fb.device)[:, None]
-    return computed_Fb + spare_b // num_frames + (frame_F1 < spare_b % num_frames)

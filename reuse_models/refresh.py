@@ -50,9 +50,12 @@ class AdaptiveRefresh:
         """Whether the segment ends here."""
         return self.error is not None and estimate >= self.error
 
-    def is_cut(self, codec_4PP: Tensor) -> bool:
-        """Whether this frame's codec grid shows a cut."""
-        return self.cut is not None and float((codec_4PP[0] >= LAST_CLASS).float().mean()) >= self.cut
+    def are_cuts(self, codec_F4PP: Tensor) -> list[bool]:
+        """Say of each frame whether its codec grid shows a cut."""
+        if self.cut is None:
+            return [False] * len(codec_F4PP)
+        shares_F = (codec_F4PP[:, 0] >= LAST_CLASS).float().mean(dim=(1, 2))
+        return [share >= self.cut for share in shares_F.tolist()]
 
 
 class ErrorMeter:

@@ -6,24 +6,26 @@ Shapes: B streams, F frames, L layers, N tokens (prefix first), A patches, E emb
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from reuse_models.addon import Addon, addon_shape, check_addon, load_addon
 from reuse_models.anchors import BoundaryAnchors, measured_bytes, start_anchors
-from reuse_models.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history, codec_net_macs
+from reuse_models.codec_net import CODEC_STEPS, codec_history, codec_net_macs
 from reuse_models.compacted import Compacted, Pass, PassResult
-from reuse_models.fixed_capacity import FixedCapacity, FixedPlaces
+from reuse_models.fixed_capacity import FixedCapacity
 from reuse_models.flops import dense_work
 from reuse_models.frame_order import GROUPS, Order, check_refresh, group_size
 from reuse_models.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
+from reuse_models.given_rows import GivenRows, Places
 from reuse_models.lockstep import check_chunk
 from reuse_models.method import Chunk, Encoded, Method, Work
 from reuse_models.published import VARIANTS, Variant, load_published
@@ -188,7 +190,7 @@ class ReuseVitMemory:
     anchors: tuple[BoundaryAnchors, ...]
     places: list[StreamPlace]
     workspaces: dict[int, Workspace] = field(default_factory=dict)
-    fixed_places: FixedPlaces | None = None
+    fixed_places: Places | None = None
 
     @property
     def bytes_per_stream(self) -> int:
@@ -227,7 +229,7 @@ class ReuseVit:
         self.engine = Compacted(vit, rules)
         on_gpu = vit.position.device.type == "cuda"
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
-        self.fixed = FixedCapacity(vit, rules) if is_fixed else None
+        self.fixed = fixed_engine(vit, rules) if is_fixed else None
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
@@ -250,11 +252,9 @@ class ReuseVit:
         check_chunk(chunk, self.vit, len(memory.places))
         if chunk.codec is None:
             raise ValueError("reusevit: got frames without codec grids, expected one each; decode them with the frames")
-        for place, ended, pixels_F3HW, codec_F4PP in zip(
-            memory.places, chunk.ended, chunk.pixels, chunk.codec, strict=True
-        ):
+        for place, ended in zip(memory.places, chunk.ended, strict=True):
             place.ended = ended
-            self._take(place, pixels_F3HW, codec_F4PP)
+        self._take(memory.places, chunk.pixels, chunk.codec)
         finished = self._advance(memory) if self.fixed is None else self._advance_fixed(self.fixed, memory)
         return self._encoded(finished, memory)
 
@@ -270,7 +270,7 @@ class ReuseVit:
         _each_core(run, len(memory.places), self.vit.position.device)
         return finished
 
-    def _advance_fixed(self, fixed: FixedCapacity, memory: ReuseVitMemory) -> list[_Finished]:
+    def _advance_fixed(self, fixed: GivenRows[Any], memory: ReuseVitMemory) -> list[_Finished]:
         """Advance on the rows given; once more, on all rows, if they were too few."""
         assert memory.fixed_places is not None
         may_be_too_few = fixed.capacities.is_known
@@ -286,17 +286,26 @@ class ReuseVit:
             fixed.restore(memory.anchors, memory.fixed_places)
             memory.places[:] = places
 
-    def _take(self, place: StreamPlace, pixels_F3HW: Tensor, codec_F4PP: Tensor) -> None:
-        if not len(pixels_F3HW):
-            return
-        codec_F4PP = codec_F4PP.to(self.vit.position)
-        side = self.vit.shape.patches_per_side
-        if place.before_T4PP is None:
-            place.before_T4PP = codec_F4PP.new_zeros(CODEC_STEPS - 1, CODEC_CHANNELS, side, side)
-        place.held_pixels += list(pixels_F3HW.to(self.vit.position.device))
-        place.held_codec += list(codec_history(place.before_T4PP, codec_F4PP))
-        place.held_cuts += [self.adaptive.is_cut(codec_4PP) for codec_4PP in codec_F4PP]
-        place.before_T4PP = torch.cat([place.before_T4PP, codec_F4PP])[1 - CODEC_STEPS :].clone()
+    def _take(self, places: Sequence[StreamPlace], pixels: Sequence[Tensor], codec: Sequence[Tensor]) -> None:
+        """Hold frames until their group is full; the codec grids of streams of one length are prepared at once."""
+        of_length: dict[int, list[int]] = {}
+        for stream, pixels_F3HW in enumerate(pixels):
+            of_length.setdefault(len(pixels_F3HW), []).append(stream)
+        of_length.pop(0, None)
+        for streams in of_length.values():
+            codec_SF4PP = torch.stack([codec[stream] for stream in streams]).to(self.vit.position)
+            nothing_T4PP = codec_SF4PP.new_zeros(CODEC_STEPS - 1, *codec_SF4PP.shape[2:])
+            before = [places[stream].before_T4PP for stream in streams]
+            before_ST4PP = torch.stack([nothing_T4PP if one is None else one for one in before])
+            histories = codec_history(before_ST4PP, codec_SF4PP).flatten(0, 1).unbind()
+            lasts = torch.cat([before_ST4PP, codec_SF4PP], dim=1)[:, 1 - CODEC_STEPS :].clone().unbind()
+            num_frames = codec_SF4PP.shape[1]
+            for index, (stream, last_T4PP) in enumerate(zip(streams, lasts, strict=True)):
+                place = places[stream]
+                place.held_pixels += pixels[stream].to(self.vit.position.device).unbind()
+                place.held_codec += histories[index * num_frames : (index + 1) * num_frames]
+                place.held_cuts += self.adaptive.are_cuts(codec_SF4PP[index])
+                place.before_T4PP = last_T4PP
 
     def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, finished: list[_Finished]) -> None:
         """Advance these streams as far as their frames go."""
@@ -311,10 +320,17 @@ class ReuseVit:
                     finished.append(self._run_dense(dense, memory))
                 sizes = {stream: self._group_size(memory.places[stream]) for stream in turn}
                 groups = {stream: size for stream, size in sizes.items() if size}
-                if groups:
-                    finished.append(self._run_groups(part, groups, memory))
+                for of_one_pass in self._passes(groups):
+                    finished.append(self._run_groups(part, of_one_pass, memory))
                 if not dense and not groups:
                     break
+
+    def _passes(self, groups: dict[int, int]) -> list[dict[int, int]]:
+        """Return the groups that go together: all, or those of one size each."""
+        if self.fixed is None or not self.fixed.one_size:
+            return [groups] if groups else []
+        sizes = sorted(set(groups.values()), reverse=True)
+        return [{stream: size for stream, size in groups.items() if size == one} for one in sizes]
 
     def _dense_is_due(self, place: StreamPlace) -> bool:
         return bool(place.held_pixels) and (place.left_in_segment == 0 or place.held_cuts[0])
@@ -330,6 +346,9 @@ class ReuseVit:
 
     def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory) -> _Finished:
         pixels_S3HW = torch.stack([memory.places[stream].held_pixels[0] for stream in streams])
+        if self.fixed is not None and self.fixed.capacities.is_known:
+            assert memory.fixed_places is not None
+            self.fixed.keep(memory.anchors, memory.fixed_places, streams)
         embeddings_SE = self.engine.dense(memory.anchors, streams, pixels_S3HW)
         frames = [(stream, memory.places[stream].next_frame) for stream in streams]
         for stream in streams:
@@ -378,12 +397,11 @@ class ReuseVit:
         """Return [F, K] units of each part; a boundary is filed under the layer that it leads into."""
         shape = self.vit.shape
         num_tokens = shape.num_tokens
-        computed_Fb, restored_Fb, compared_Fb, weighed_Fb = (
-            torch.cat(columns).cpu()
-            for columns in zip(
-                *((one.executed_Fb, one.restored_Fb, one.compared_Fb, one.weighed_Fb) for one in results), strict=True
-            )
+        # One copy from the device for all.
+        columns = zip(
+            *((one.executed_Fb, one.restored_Fb, one.compared_Fb, one.weighed_Fb) for one in results), strict=True
         )
+        computed_Fb, restored_Fb, compared_Fb, weighed_Fb = torch.stack([torch.cat(one) for one in columns]).cpu()
         one_F1 = torch.ones(len(computed_Fb), 1, dtype=torch.int64)
         none_F1 = torch.zeros_like(one_F1)
         asked_F1 = shape.num_last_queries * one_F1
@@ -434,10 +452,11 @@ class ReuseVit:
         on_device_R = order_R.to(like.device)
         embeddings = embeddings_RE[on_device_R].split(lengths)
         reuse = reuse_RbN[on_device_R].split(lengths)
-        units = {name: units_RK[order_R].split(lengths) for name, units_RK in self._units(results, num_dense).items()}
-        work = tuple(
-            Work({name: by_stream[stream] for name, by_stream in units.items()}) for stream in range(len(lengths))
-        )
+        units = self._units(results, num_dense)
+        # Side by side, they are put in order and cut once.
+        widths = [units_RK.shape[1] for units_RK in units.values()]
+        by_stream = torch.cat(list(units.values()), dim=1)[order_R].split(lengths)
+        work = tuple(Work(dict(zip(units, one_GK.split(widths, dim=1), strict=True))) for one_GK in by_stream)
         return Encoded(embeddings, reuse, work, memory)
 
     def _units(self, results: Sequence[PassResult], num_dense: int) -> dict[str, Tensor]:
@@ -450,6 +469,20 @@ class ReuseVit:
             name: torch.cat([units_FK, dense.get(name, units_FK.new_zeros(num_dense, units_FK.shape[1]))])
             for name, units_FK in groups.items()
         }
+
+
+def fixed_engine(vit: Vit, rules: Rules) -> GivenRows[Any]:
+    """Return the engine for a GPU: of Triton's kernels where there is Triton and they serve, of plain steps elsewhere.
+
+    On a CPU, kernels run in Triton's interpreter alone, which is for tests.
+    """
+    if vit.position.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        # Not everywhere is there a Triton.
+        from reuse_models.fused_capacity import FusedCapacity, can_fuse  # noqa: PLC0415
+
+        if can_fuse(vit, rules):
+            return FusedCapacity(vit, rules)
+    return FixedCapacity(vit, rules)
 
 
 def _drop(place: StreamPlace, num_frames: int) -> None:

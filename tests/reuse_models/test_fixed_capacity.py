@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reuse_models.addon import Addon, addon_shape
 from reuse_models.counting import ExecutedFlops
-from reuse_models.fixed_capacity import FixedCapacity, _FixedRun
+from reuse_models.fixed_capacity import FixedCapacity, FixedRun
 from reuse_models.fixed_choice import plan_of
 from reuse_models.flops import flops_per_frame
 from reuse_models.gate import ForcedGate, Gate, HardGate
@@ -61,7 +61,7 @@ def encode(method: ReuseVit, pixels: list[Tensor], codec: list[Tensor]) -> tuple
 
 
 def fixed_of(method: ReuseVit) -> FixedCapacity:
-    assert method.fixed is not None
+    assert isinstance(method.fixed, FixedCapacity)
     return method.fixed
 
 
@@ -215,7 +215,7 @@ def test_steps_have_shapes_that_no_value_decides(semantics: Semantics) -> None:
         vit, addon = Vit(SHAPE), Addon(addon_shape(SHAPE))
     engine = FixedCapacity(vit, Rules(addon, HardGate(addon.decisions), semantics))
     plan = plan_of((4, 3), SHAPE.num_tokens, meta)
-    run = _FixedRun(engine, *engine.take(2, 2), plan, [])
+    run = FixedRun(engine, *engine.take(2, 2), plan, [])
     with torch.no_grad():
         run.enter()
         for boundary in range(SHAPE.num_layers - 1):

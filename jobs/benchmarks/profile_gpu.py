@@ -1,0 +1,106 @@
+"""Say where the time of one ReuseViT call goes on a GPU: `python jobs/benchmarks/profile_gpu.py --streams 16`.
+
+Prints the wall clock of a call, how long the GPU was busy in it, the longest kernels by name with their share, and the
+longest gaps between kernels. Reuse is forced to a rate on random weights, as in the speed benchmark.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _bootstrap  # noqa: F401  makes the packages importable
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import benchmark
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.vit import Vit
+from reuse_models.vit_shape import KNOWN_SHAPES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Profile one setting."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--backbone", default="openai/clip-vit-large-patch14")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--reuse-rate", type=float, default=0.85)
+    parser.add_argument("--calls", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=40)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("profile: got no GPU, expected one; run it where torch.cuda.is_available()", file=sys.stderr)
+        return 1
+    with torch.inference_mode():
+        found = profiled(options)
+    print(text_of(found, options.rows))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def profiled(options: argparse.Namespace) -> dict[str, Any]:
+    """Return times in ms of one call: wall, busy, and kernels by name with their number."""
+    vit = Vit.random(KNOWN_SHAPES[options.backbone]).to("cuda", torch.bfloat16)
+    first, chunk = benchmark._chunks(vit, options.streams)
+    config = ReuseVitConfig(forced_rate=options.reuse_rate, forced_choice="random")
+    setting = benchmark._start(config, options.reuse_rate, vit, first, chunk)
+    walls = [1e3 * benchmark._time(setting.step, vit) for _ in range(options.calls)]
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        setting.step()
+        torch.cuda.synchronize()
+    kernels: dict[str, list[float]] = defaultdict(list)
+    spans = []
+    for event in seen.events():
+        if event.device_type == DeviceType.CUDA:
+            kernels[event.name].append(event.time_range.elapsed_us() / 1e3)
+            spans.append((event.time_range.start, event.time_range.end))
+    host = sorted(
+        (
+            (one.self_cpu_time_total / 1e3, one.count, one.key)
+            for one in seen.key_averages()
+            if one.self_cpu_time_total > 0
+        ),
+        reverse=True,
+    )
+    busy, end = 0.0, 0.0
+    for begin, stop in sorted(spans):
+        busy += max(0.0, stop - max(begin, end))
+        end = max(end, stop)
+    return {
+        "backbone": options.backbone,
+        "streams": options.streams,
+        "reuse_rate": options.reuse_rate,
+        "hardware": torch.cuda.get_device_name(),
+        "wall_ms": statistics.median(walls),
+        "busy_ms": busy / 1e3,
+        "frames": setting.num_frames,
+        "kernels": sorted(((sum(ms), len(ms), name) for name, ms in kernels.items()), reverse=True),
+        "host": host[:30],
+    }
+
+
+def text_of(found: dict[str, Any], rows: int) -> str:
+    """Return the table."""
+    lines = [
+        f"{found['backbone']}, {found['streams']} streams, {found['reuse_rate']:.0%} reused, {found['hardware']}: "
+        f"a call of {found['frames']} frames takes {found['wall_ms']:.2f} ms, the GPU is busy {found['busy_ms']:.2f} ms"
+    ]
+    lines += [f"{ms:9.3f} ms {count:5} x  {name[:110]}" for ms, count, name in found["kernels"][:rows]]
+    lines += ["host"]
+    lines += [f"{ms:9.3f} ms {count:5} x  {name[:110]}" for ms, count, name in found["host"][:15]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
