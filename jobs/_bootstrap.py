@@ -1,6 +1,6 @@
 """Lets a job find the project's packages where the project is not installed: `import _bootstrap` is its first line.
 
-`dejavu.cluster` does the same for the workers, which do not see the driver's `sys.path`.
+`dejavu.cluster.cluster` does the same for the workers, which do not see the driver's `sys.path`.
 """
 
 import atexit

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from dejavu import cluster
+from dejavu.cluster import cluster
 from dejavu.ablation.footage import open_world
 from dejavu.ablation.table import render
 from dejavu.ablation.trial import Trial, fit_addon, measure, to_row
@@ -23,8 +23,8 @@ from dejavu.ablation.variants import VARIANTS
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.experiment import RECIPES
 from dejavu.stages.score import set_exam
-from dejavu.stages.texts import embed_texts
-from dejavu.store import Store, StoreError, write_json, write_text
+from dejavu.embedding.texts import embed_texts
+from dejavu.storage.store import Store, StoreError, write_json, write_text
 
 NUM_SEEDS = 3
 BEGIN, END = "<!-- table: written by jobs/ablate.py -->", "<!-- end of table -->"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from dejavu.comparison import (
+from dejavu.report.comparison import (
     Difference,
     Run,
     common_quality,
@@ -21,10 +21,10 @@ from dejavu.comparison import (
     plot_comparison,
     write_differences_csv,
 )
-from dejavu.given_place import GivenPlace
-from dejavu.looks import looks_of
-from dejavu.pareto_csv import read_pareto_csv
-from dejavu.place import Place, storage_errors
+from dejavu.storage.given_place import GivenPlace
+from dejavu.report.looks import looks_of
+from dejavu.report.pareto_csv import read_pareto_csv
+from dejavu.storage.place import Place, storage_errors
 
 ONE_LINE_ERRORS = (ValueError,)
 NEEDED = ("method", "setting", "split", "num_clips")

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
 from dejavu.backbones.words import word_tokenizer
-from dejavu.datasets.labelled_frames import BACKGROUND, CELL_PX, UNCLEAR, LabelledFrames, labelled_frames
-from dejavu.datasets.world import COLOURS, KINDS, SHAPES, Kind
+from dejavu.synthetic.labelled_frames import BACKGROUND, CELL_PX, UNCLEAR, LabelledFrames, labelled_frames
+from dejavu.synthetic.world import COLOURS, KINDS, SHAPES, Kind
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -20,24 +20,24 @@ import yaml
 from numpy.typing import NDArray
 
 from dejavu.backbones.load import BackboneError, load_backbone
-from dejavu.frontier import best_within, quality_of
-from dejavu.given_place import GivenPlace
-from dejavu.looks import looks_of
-from dejavu.overlay import draw_overlay
-from dejavu.pareto_csv import read_pareto_csv
-from dejavu.place import Place, is_file, place, storage_errors
-from dejavu.reuse_stream import follow
-from dejavu.setting import with_local_weights
+from dejavu.report.frontier import best_within, quality_of
+from dejavu.storage.given_place import GivenPlace
+from dejavu.report.looks import looks_of
+from dejavu.report.overlay import draw_overlay
+from dejavu.report.pareto_csv import read_pareto_csv
+from dejavu.storage.place import Place, is_file, place, storage_errors
+from dejavu.report.reuse_stream import follow
+from dejavu.storage.setting import with_local_weights
 from dejavu.video.decode import decode
 from dejavu.video.mp4 import TranscodeConfig, VideoError, transcode
 from dejavu.video.write import write_video
-from reuse_models.cmc import CmcConfig
-from reuse_models.eventful import EventfulConfig
-from reuse_models.eventful_full import EventfulFullConfig
-from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.eventful_full import EventfulFullConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict
-from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.reusevit.method import ReuseVitConfig
 
 REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameSkipConfig)
 """Methods that reuse between frames; the first that a run has is shown unless another is named."""

@@ -20,25 +20,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from dejavu import cluster
+from dejavu.cluster import cluster
 from dejavu.backbones.load import Backbone, BackboneError, load_backbone
-from dejavu.events import LOGS, Work, tell, telling
+from dejavu.observability.events import LOGS, Work, tell, telling
 from dejavu.experiment import Experiment, ExperimentError, Stage, parse
-from dejavu.pareto_view import VIEW_ID
-from dejavu.place import Place, is_file, listed, storage_errors
+from dejavu.report.pareto_view import VIEW_ID
+from dejavu.storage.place import Place, is_file, listed, storage_errors
 from dejavu.records import Dataset, Question, Split, Transcoded
-from dejavu.report import RunFacts
-from dejavu.results_folder import local_folder, results_folder
-from dejavu.setting import Setting, name_setting, with_local_weights
-from dejavu.stages.batch import Embedding
+from dejavu.report.page import RunFacts
+from dejavu.storage.results_folder import local_folder, results_folder
+from dejavu.storage.setting import Setting, name_setting, with_local_weights
+from dejavu.embedding.batch import Embedding
 from dejavu.stages.embed import embed_clips
-from dejavu.stages.embed_memory import fit_memory
-from dejavu.stages.failed import TooManyFailures, check_failures, write_failures_csv
+from dejavu.embedding.memory import fit_memory
+from dejavu.storage.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
-from dejavu.stages.live import Curve, LiveCurves, See, ending
+from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
-from dejavu.stages.read import clips_identity
+from dejavu.embedding.stored import clips_identity
 from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
@@ -52,22 +52,22 @@ from dejavu.stages.temp_clip import (
     fit_head,
     open_head,
 )
-from dejavu.stages.texts import embed_texts
+from dejavu.embedding.texts import embed_texts
 from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
-from dejavu.stages.transcode_apart import transcode_apart
-from dejavu.status import end_status, keep_status
-from dejavu.store import Store, StoreError, identity, write_json, write_text
-from dejavu.tracking import LoggedAddon, Run, Tracking, TrackingError
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.diffrate_schedule import read_schedule
+from dejavu.video.transcode_apart import transcode_apart
+from dejavu.observability.status import end_status, keep_status
+from dejavu.storage.store import Store, StoreError, identity, write_json, write_text
+from dejavu.observability.tracking import LoggedAddon, Run, Tracking, TrackingError
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.diffrate.schedule import read_schedule
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.reusevit import ReuseVitConfig
-from tune_spaces.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, write_chosen
-from tune_spaces.sweep import Bench, SweepError, search, sweep
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.reusevit.method import ReuseVitConfig
+from dejavu.sweep.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, write_chosen
+from dejavu.sweep.sweep import Bench, SweepError, search, sweep
 from tune_spaces.tower import AddonCurve, Trained
-from tune_spaces.tried import Tried, tried_runs
+from dejavu.sweep.tried import Tried, tried_runs
 
 PUBLISHED_REFRESH = (4, 8, 32, None)
 """Frames after which the published points begin a new segment."""

@@ -28,8 +28,8 @@ import tyro
 import submit
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.backbones.locate import EMBEDDED
-from dejavu.cluster import hardware
-from dejavu.events import LOGS
+from dejavu.cluster.cluster import hardware
+from dejavu.observability.events import LOGS
 from dejavu.experiment import RECIPES, ExperimentError, parse
 from dejavu.rehearsal.footage import WORDS, FootageConfig, draw_footage
 from dejavu.rehearsal.spent import Spent, read_events, spent
@@ -37,8 +37,9 @@ from dejavu.rehearsal.table import markdown, record
 from dejavu.rehearsal.watch import Watch
 from dejavu.rehearsal.weights import num_bytes, text_sizes, write_weights
 from dejavu.rehearsal.whole import Extent, Hardware, forecast, list_lines
-from dejavu.store import write_json
-from reuse_models.vit_shape import KNOWN_SHAPES, VitShape
+from dejavu.storage.store import write_json
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.shape import VitShape
 
 RECIPE = "nextqa"
 HANDFUL = {

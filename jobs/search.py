@@ -17,30 +17,30 @@ from typing import Any
 import yaml
 from numpy.typing import ArrayLike
 
-from dejavu import cluster
+from dejavu.cluster import cluster
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
 from dejavu.backbones.locate import locate
-from dejavu.contact_sheet import Tile, draw_contact_sheet
+from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
 from dejavu.datasets.video_folder import load_video_folder
 from dejavu.experiment import RECIPES, ExperimentError
-from dejavu.place import Place, is_file, is_folder, listed, place, storage_errors
+from dejavu.storage.place import Place, is_file, is_folder, listed, place, storage_errors
 from dejavu.records import Failure, Transcoded
-from dejavu.search import Frames, Moment, MomentConfig, find_moments
-from dejavu.setting import Setting, name_setting
-from dejavu.stages.batch import EmbedConfig, Embedding, cut
-from dejavu.stages.collect import StoredSetting, list_settings, read_frames
+from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
+from dejavu.storage.setting import Setting, name_setting
+from dejavu.embedding.batch import EmbedConfig, Embedding, cut
+from dejavu.retrieval.collect import StoredSetting, list_settings, read_frames
 from dejavu.stages.embed import embed_clips
-from dejavu.stages.embed_memory import fit_memory
-from dejavu.stages.failed import write_failures_csv
-from dejavu.stages.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
+from dejavu.embedding.memory import fit_memory
+from dejavu.storage.failed import write_failures_csv
+from dejavu.retrieval.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
-from dejavu.store import Store, StoreError, local_copy, write_json, write_text
+from dejavu.storage.store import Store, StoreError, local_copy, write_json, write_text
 from dejavu.tasks.zero_shot import USUAL_SHARE
 from dejavu.video.decode import decode
 from dejavu.video.mp4 import TranscodeConfig
 from dejavu.video.source import VideoError
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
+from reuse_models.baselines.original import OriginalConfig
 from reuse_models.registry import config_from_dict
 
 ONE_LINE_ERRORS = (BackboneError, ExperimentError, StoreError, cluster.ClusterError, OSError, ValueError)

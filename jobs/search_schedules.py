@@ -20,13 +20,13 @@ import tyro
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
 from dejavu.datasets.video_folder import load_video_folder
 from dejavu.records import Clip, Transcoded
-from dejavu.stages.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, Embedding
 from dejavu.stages.search_schedules import FRAMES_PER_CLIP, SchedulesConfig, gather_frames
 from dejavu.stages.transcode import geometry, source_key, transcode_clips, transcode_one
-from dejavu.store import Store, write_json
+from dejavu.storage.store import Store, write_json
 from dejavu.video.mp4 import TranscodeConfig
-from reuse_models.diffrate_schedule import schedule_json
-from reuse_models.diffrate_search import search_schedule
+from reuse_models.baselines.diffrate.schedule import schedule_json
+from reuse_models.baselines.diffrate.search import search_schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

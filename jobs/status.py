@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dejavu.place import place, storage_errors
-from dejavu.results_folder import results_folder
-from dejavu.status import describe, read_status
-from dejavu.store import StoreError
+from dejavu.storage.place import place, storage_errors
+from dejavu.storage.results_folder import results_folder
+from dejavu.observability.status import describe, read_status
+from dejavu.storage.store import StoreError
 
 NO_RUN, BROKEN = 1, 3
 ONE_LINE_ERRORS = (StoreError, ValueError)

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from dejavu.cluster import NODE_SETTINGS
+from dejavu.cluster.cluster import NODE_SETTINGS
 from dejavu.stages.frontier import git_commit
 
 START_TIMEOUT_S = 120

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from reuse_models.fast_paths import compare_fast_paths
-from reuse_models.golden import AbsentError, Golden, Row, attempt, judge
+from reuse_models.verify.fast_paths import compare_fast_paths
+from reuse_models.verify.golden import AbsentError, Golden, Row, attempt, judge
 
 MOTION_TOLERANCE = 1e-5
 
@@ -74,7 +74,7 @@ def _line(row: Row) -> str:
 def _temp_clip(golden: Golden) -> Iterable[Row]:
     state, forward = golden.path("tempclip_state.safetensors"), golden.path("tempclip_forward.safetensors")
     try:
-        from dejavu.temp_clip_golden import check_temp_clip
+        from dejavu.verify.temp_clip import check_temp_clip
     except ModuleNotFoundError as error:
         raise AbsentError(f"{error.name} is not installed") from error
     return check_temp_clip(state, forward)
@@ -130,7 +130,7 @@ def _nextgqa(golden: Golden, annotations: Path) -> Iterable[Row]:
     if not annotations.is_dir():
         raise AbsentError(f"no annotations in {annotations}; pass --annotations")
     try:
-        from dejavu.nextgqa_golden import check_nextgqa
+        from dejavu.verify.nextgqa import check_nextgqa
     except ModuleNotFoundError as error:
         raise AbsentError(f"{error.name} is not installed") from error
     for row in check_nextgqa(predictions, expected, annotations):

@@ -15,7 +15,7 @@ def apply(model: PreTrainedModel, config: MethodConfig, image_px: int | None = N
     """Lay a method over a Hugging Face vision tower; see `encoder.Encoder` for what comes back.
 
     Args:
-        model: As `Vit.from_hf` takes it: CLIP, SigLIP, DINOv2 or DINOv3. It is copied, and stays as it is.
+        model: As `from_hf` takes it: CLIP, SigLIP, DINOv2 or DINOv3. It is copied, and stays as it is.
         config: Of any method, such as `EventfulConfig(refreshed_tokens=64)`.
         image_px: Side of the frames that it will see; that of the model's config unless given, which is not always that
             of its image processor (DINOv2: 518 and 224).

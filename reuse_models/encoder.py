@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk, Encoded, MethodConfig
-from reuse_models.vit import Vit
+from reuse_models.tower.hugging_face import from_hf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ class Encoder:
         Raises:
             ValueError: As `reuse_models.apply` says.
         """
-        self.vit = Vit.from_hf(model, image_px)
+        self.vit = from_hf(model, image_px)
         self.method = config.build(self.vit)
 
     @overload

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reuse_models.method import Work
-from reuse_models.vit import VitShape
+from reuse_models.tower.shape import VitShape
 
 FLOPS_PER_MAC = 2
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from reuse_models.vit import Vit
+from reuse_models.tower.vit import Vit
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from reuse_models.cmc import CmcConfig
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.eventful import EventfulConfig
-from reuse_models.eventful_full import EventfulFullConfig
-from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.eventful_full import EventfulFullConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.tome import ToMeConfig
+from reuse_models.reusevit.method import ReuseVitConfig
 
 METHODS: dict[str, type[MethodConfig]] = {
     config.method: config

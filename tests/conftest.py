@@ -67,7 +67,7 @@ def s3_server(s3_variables: dict[str, str]) -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_server: str) -> Any:
     """An empty bucket, as a place."""
-    from dejavu.place import place
+    from dejavu.storage.place import place
 
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     root = place(f"s3://{name}/")

@@ -9,32 +9,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    ("reuse_models",),
-    ("dejavu.records", "dejavu.place", "dejavu.working_directory", "dejavu.code_version"),
-    ("dejavu.events", "dejavu.given_place"),
-    ("dejavu.video", "dejavu.backbones", "dejavu.store", "dejavu.apart", "dejavu.cluster", "dejavu.spot_fallback"),
-    ("dejavu.status", "dejavu.results_folder"),
-    ("dejavu.setting", "dejavu.frontier", "dejavu.pareto_csv", "dejavu.published_points", "dejavu.looks"),
-    ("dejavu.label_placement", "dejavu.pareto_view", "dejavu.contact_sheet"),
-    ("dejavu.datasets", "dejavu.tasks", "dejavu.plots", "dejavu.reuse_map"),
-    ("dejavu.tracking", "dejavu.addon_model"),
-    ("dejavu.equal_flops", "dejavu.search"),
-    ("dejavu.headline", "dejavu.breakdown", "dejavu.drift", "dejavu.reuse_layers", "dejavu.reuse_stream"),
-    ("dejavu.overlay",),
-    ("dejavu.report", "dejavu.comparison"),
-    ("dejavu.nextgqa_golden", "dejavu.temp_clip_golden"),
-    ("dejavu.stages",),
-    ("dejavu.ablation",),
-    ("tune_spaces",),
+    ("reuse_models.method", "reuse_models.flops", "reuse_models.tower"),
+    ("reuse_models.streams",),
+    ("reuse_models.baselines", "reuse_models.reusevit", "reuse_models.training", "reuse_models.artifact"),
+    ("reuse_models.registry", "reuse_models.encoder", "reuse_models"),
+    ("reuse_models.verify", "tune_spaces"),
+    ("dejavu.records", "dejavu.storage"),
+    ("dejavu.video", "dejavu.backbones"),
+    ("dejavu.observability",),
+    ("dejavu.cluster", "dejavu.synthetic"),
+    ("dejavu.datasets", "dejavu.tasks"),
+    ("dejavu.embedding", "dejavu.verify"),
+    ("dejavu.report",),
+    ("dejavu.retrieval", "dejavu.stages"),
+    ("dejavu.ablation", "dejavu.sweep"),
     ("dejavu.experiment",),
     ("dejavu.rehearsal",),
     ("jobs",),
 ]
 HOMES = {
-    "ray": ("dejavu.cluster", "dejavu.spot_fallback", "dejavu.stages", "tune_spaces", "jobs"),
-    "mlflow": ("dejavu.tracking", "dejavu.addon_model"),
+    "ray": ("dejavu.cluster", "dejavu.observability", "dejavu.report", "dejavu.stages", "dejavu.sweep", "jobs"),
+    "mlflow": ("dejavu.observability",),
     "av": ("dejavu.video",),
+    "triton": ("reuse_models.reusevit.engines",),
 }
+LOOSE = 5
+"""Files beside rooms that a package may have."""
+LARGEST = 1 / 3
+"""Of all lines, in one room."""
 
 
 def modules() -> dict[str, Path]:
@@ -48,7 +50,7 @@ def modules() -> dict[str, Path]:
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join([top, *(part for part in parts if part != "__init__")])] = path
-    return found | {f"jobs.{path.stem}": path for path in (ROOT / "jobs").glob("*.py")}
+    return found | {f"jobs.{path.stem}": path for path in (ROOT / "jobs").rglob("*.py")}
 
 
 def imports(path: Path) -> set[str]:
@@ -85,6 +87,30 @@ def test_imports_point_down(name: str) -> None:
         return
     up = [other for other in imports(modules()[name]) if (theirs := level(other)) is not None and theirs > own]
     assert up == []
+
+
+def test_no_two_modules_import_each_other_by_whatever_way() -> None:
+    """Imports within functions count; a package stands for nothing but its own file."""
+    names = modules()
+    arrows = {name: {other for other in imports(path) if other in names} - {name} for name, path in names.items()}
+    for _ in names:  # whatever imports nothing that is left cannot lie on a circle
+        arrows = {name: others & arrows.keys() for name, others in arrows.items() if others & arrows.keys()}
+    assert sorted(arrows) == []
+
+
+@pytest.mark.parametrize("package", ["platform/dejavu", "reuse_models"])
+def test_few_files_lie_beside_the_rooms(package: str) -> None:
+    loose = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= LOOSE, loose
+
+
+def test_no_room_holds_a_third_of_the_lines() -> None:
+    lines: dict[str, int] = {}
+    for name, path in modules().items():
+        room = ".".join(name.split(".")[:2])
+        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
+    whole = sum(lines.values())
+    assert {room: number for room, number in lines.items() if number > LARGEST * whole} == {}
 
 
 @pytest.mark.parametrize("library", sorted(HOMES))

@@ -21,12 +21,12 @@ import yaml
 from dejavu.backbones.load import load_backbone
 from dejavu.datasets.synthetic import make_world
 from dejavu.experiment import RECIPES
-from dejavu.setting import name_setting
 from dejavu.stages.prepare import draw_world
 from dejavu.stages.transcode import source_key, transcode_one
-from dejavu.store import Store
-from reuse_models.eventful import EventfulConfig
-from tune_spaces.study import write_chosen
+from dejavu.storage.setting import name_setting
+from dejavu.storage.store import Store
+from dejavu.sweep.study import write_chosen
+from reuse_models.baselines.eventful import EventfulConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -84,7 +84,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         "RAY_FAKE_CLUSTER": "1",
         "RAY_NODE_TYPE_NAME": HEAD,  # as `ray up` tells the head
         "RAY_enable_autoscaler_v2": "0",
-        "RAY_AUTOSCALER_UTILIZATION_SCORER": "dejavu.spot_fallback.score",
+        "RAY_AUTOSCALER_UTILIZATION_SCORER": "dejavu.cluster.spot_fallback.score",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     for name, value in settings.items():

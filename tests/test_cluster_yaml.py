@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dejavu.cluster.spot_fallback import score
 from dejavu.experiment import parse
-from dejavu.spot_fallback import score
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOUDS = ("cluster.yaml", "cluster.gcp.yaml")
@@ -158,8 +158,8 @@ def test_the_head_names_the_scorer_to_the_autoscaler(monkeypatch: pytest.MonkeyP
     words = shlex.split(config["head_start_ray_commands"][-1])
     assert f"{AUTOSCALER_UTILIZATION_SCORER_KEY}=spot_fallback.score" in words
     assert "PYTHONPATH=/home/ray/dejavu" in words
-    assert config["file_mounts"]["/home/ray/dejavu/spot_fallback.py"] == "platform/dejavu/spot_fallback.py"
-    monkeypatch.setenv(AUTOSCALER_UTILIZATION_SCORER_KEY, "dejavu.spot_fallback.score")
+    assert config["file_mounts"]["/home/ray/dejavu/spot_fallback.py"] == "platform/dejavu/cluster/spot_fallback.py"
+    monkeypatch.setenv(AUTOSCALER_UTILIZATION_SCORER_KEY, "dejavu.cluster.spot_fallback.score")
     scheduler = ResourceDemandScheduler(None, config["available_node_types"], config["max_workers"], "head", 1.0)
     assert scheduler.utilization_scorer is score
 

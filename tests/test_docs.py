@@ -104,7 +104,7 @@ def test_every_flag_in_running_text_is_one_of_ours_or_of_a_tool(
     with pytest.raises(SystemExit):
         parse(["demo", "--help"])
     known = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
-    for job in (ROOT / "jobs").glob("*.py"):
+    for job in (ROOT / "jobs").rglob("*.py"):
         source = job.read_text(encoding="utf-8")
         known |= set(re.findall(r'"(--[a-z][\w-]*)"', source))
         known |= {"--" + name.replace("_", "-") for name in re.findall(r"^    (\w+): ", source, re.MULTILINE)}

@@ -114,7 +114,7 @@ def test_only_one_module_reads_pickles_and_it_executes_nothing() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Import) and any(alias.name in {"pickle", "dill", "cloudpickle"} for alias in node.names)
     ]
-    assert importers == ["checkpoint_reader.py"]
+    assert importers == ["pickle_reader.py"]
 
 
 def imported(path: Path) -> set[str]:
@@ -130,8 +130,8 @@ def imported(path: Path) -> set[str]:
 
 def test_archives_are_opened_in_one_place_alone_which_writes_nothing() -> None:
     users = [path.name for path in SOURCES if imported(path) & {"zipfile", "tarfile", "gzip"}]
-    assert users == ["checkpoint_reader.py"]
-    reader = ast.parse((ROOT / "reuse_models" / "checkpoint_reader.py").read_text(encoding="utf-8"))
+    assert users == ["pickle_reader.py"]
+    reader = ast.parse((ROOT / "reuse_models" / "artifact" / "pickle_reader.py").read_text(encoding="utf-8"))
     calls = {dotted(node.func).split(".")[-1] for node in ast.walk(reader) if isinstance(node, ast.Call)}
     assert not calls & {"extract", "extractall", "write", "write_bytes", "write_text", "mkdir", "symlink_to"}
 
@@ -216,7 +216,7 @@ def test_a_playlist_reads_no_other_file(tmp_path: Path) -> None:
 def test_the_store_names_nothing_after_an_id(tmp_path: Path) -> None:
     from dejavu.records import Clip
     from dejavu.stages.transcode import transcode_clips
-    from dejavu.store import Store
+    from dejavu.storage.store import Store
     from dejavu.video.mp4 import TranscodeConfig
     from dejavu.video.write import write_video
 
@@ -235,9 +235,9 @@ def test_a_picture_of_an_absurd_size_is_refused_before_it_takes_memory(tmp_path:
     """A JPEG says that it is 60000 x 60000: 10 GB a picture."""
     import av
 
-    from dejavu.stages.transcode_apart import transcode_apart
     from dejavu.video.mp4 import TranscodeConfig
     from dejavu.video.source import VideoError
+    from dejavu.video.transcode_apart import transcode_apart
 
     path = tmp_path / "bomb.mjpeg"
     with av.open(str(path), "w", format="mjpeg") as container:
@@ -257,7 +257,7 @@ def test_a_picture_of_an_absurd_size_is_refused_before_it_takes_memory(tmp_path:
 
 # -------------------------------------------------------------------------------------------------------------- secrets
 def test_a_password_is_in_no_line_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavu.tracking import Tracking, TrackingError
+    from dejavu.observability.tracking import Tracking, TrackingError
 
     for uri in ("postgresql://user:hunter2@127.0.0.1:9/mlflow", "http://user:hunter2@127.0.0.1:9"):
         assert "hunter2" not in Tracking(uri, "1").ui_command
@@ -282,7 +282,7 @@ def test_a_password_in_the_tracking_uri_is_printed_logged_and_stored_nowhere(
     monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"):
         monkeypatch.setenv(name, "hunter3")
-    from dejavu.tracking import Run, Tracking
+    from dejavu.observability.tracking import Run, Tracking
 
     caplog.set_level("DEBUG")
     server = MlflowServer(tmp_path, monkeypatch)

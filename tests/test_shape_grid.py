@@ -20,21 +20,23 @@ import torch.nn.functional as F
 from dejavu.backbones.image_processor import read_image_processor
 from dejavu.backbones.load import Backbone
 from dejavu.backbones.preprocess import Preprocess
-from dejavu.stages.batch import Segment
-from dejavu.stages.encode import EncodedSegment, cut_chunk, encode_batch, to_table
+from dejavu.embedding.batch import Segment
+from dejavu.embedding.encode import EncodedSegment, cut_chunk, encode_batch, to_table
 from dejavu.video.decode import DecodedFrames, decode_all
 from dejavu.video.mp4 import TranscodeConfig, transcode
-from reuse_models.cmc import CmcConfig, distance_quantiles
-from reuse_models.counting import ExecutedFlops
-from reuse_models.diffrate import DiffRateConfig, uniform_schedule
-from reuse_models.eventful import EventfulConfig
-from reuse_models.eventful_full import EventfulFullConfig
-from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
+from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.eventful_full import EventfulFullConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.tome import ToMeConfig
-from reuse_models.vit import KNOWN_SHAPES, Vit, VitShape
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
+from reuse_models.verify.counting import ExecutedFlops
 
 LENGTHS = (13, 1, 40, 3, 2, 5)
 """Frames at 2 a second of the clips of a batch, in no order."""

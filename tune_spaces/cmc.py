@@ -2,7 +2,7 @@
 
 from optuna.distributions import FloatDistribution
 
-from reuse_models.cmc import CmcConfig
+from reuse_models.baselines.cmc import CmcConfig
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 

@@ -1,7 +1,7 @@
 """DiffRate: the schedules that were searched for the tower; without any, the same rate in every layer."""
 
-from reuse_models.diffrate import DiffRateConfig, uniform_schedule
-from reuse_models.diffrate_schedule import PUBLISHED_SHARES
+from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
+from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES
 from tune_spaces.tower import Density, Tower, thin
 
 

@@ -2,7 +2,7 @@
 
 from optuna.distributions import IntDistribution
 
-from reuse_models.eventful import EventfulConfig
+from reuse_models.baselines.eventful import EventfulConfig
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 

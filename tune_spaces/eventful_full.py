@@ -1,6 +1,6 @@
 """The faithful Eventful: how many tokens each gate refreshes."""
 
-from reuse_models.eventful_full import EventfulFullConfig
+from reuse_models.baselines.eventful_full import EventfulFullConfig
 from tune_spaces import eventful
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower

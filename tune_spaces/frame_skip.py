@@ -2,7 +2,7 @@
 
 from optuna.distributions import IntDistribution
 
-from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from optuna.distributions import FloatDistribution
 
-from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.reusevit.method import ReuseVitConfig
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 

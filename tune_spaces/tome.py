@@ -2,7 +2,7 @@
 
 from optuna.distributions import IntDistribution
 
-from reuse_models.tome import ToMeConfig
+from reuse_models.baselines.tome import ToMeConfig
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.vit import VitShape
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.shape import VitShape
 
 Density = Literal["paper", "demo", "tiny"]
 """How many points a grid has: the paper's, a handful, or two."""

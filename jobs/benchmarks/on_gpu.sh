@@ -38,15 +38,15 @@ speed() {
 	local name=$1 limit=$2 backbone=$3
 	shift 3
 	# shellcheck disable=SC2086
-	part "$name" "$limit" "$python" jobs/benchmark.py --backbone "$backbone" --random-weights $rounds $device \
+	part "$name" "$limit" "$python" jobs/benchmarks/speed.py --backbone "$backbone" --random-weights $rounds $device \
 		--streams $streams --reuse-rates $rates --json "$out/$name.json" "$@"
 }
 
 for name in ${PARTS:-tests verify large profile parts step base siglip dino}; do
 	case $name in
 	tests)
-		part tests 100 "$python" -m pytest -q -p no:cacheprovider -W default tests/reuse_models/test_fused_capacity.py \
-			tests/reuse_models/test_fixed_capacity.py tests/reuse_models/test_recorded.py
+		part tests 100 "$python" -m pytest -q -p no:cacheprovider -W default tests/reuse_models/reusevit/engines/test_fused_capacity.py \
+			tests/reuse_models/reusevit/engines/test_fixed_capacity.py tests/reuse_models/reusevit/engines/test_cuda_graphs.py
 		;;
 	verify)
 		if [ -n "$golden" ]; then

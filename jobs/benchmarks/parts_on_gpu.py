@@ -7,28 +7,26 @@ there what they have just written, which in a whole layer they do not.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import _bootstrap  # noqa: F401  makes the packages importable
+import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
-import benchmark
+import speed
 import torch
 import torch.nn.functional as F
 
-from reuse_models.compacted import Pass
-from reuse_models.fixed_choice import plan_of
-from reuse_models.frame_order import GROUP_SIZE
-from reuse_models.fused_capacity import FusedCapacity, FusedPlaces, FusedRun
-from reuse_models.reusevit import ReuseVit, ReuseVitConfig
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import KNOWN_SHAPES
+from reuse_models.reusevit.engines.compacted import Pass
+from reuse_models.reusevit.engines.fixed_choice import plan_of
+from reuse_models.reusevit.frame_order import GROUP_SIZE
+from reuse_models.reusevit.engines.fused_capacity import FusedCapacity, FusedPlaces, FusedRun
+from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
+from reuse_models.tower.vit import Vit
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 REPEATS = 20
 
@@ -60,7 +58,7 @@ def parts_us(options: argparse.Namespace) -> dict[str, float]:
     vit = Vit.random(KNOWN_SHAPES[options.backbone]).to("cuda", torch.bfloat16)
     method = ReuseVitConfig(forced_rate=options.reuse_rate, forced_choice="random").build(vit)
     assert isinstance(method, ReuseVit)
-    first, chunk = benchmark._chunks(vit, options.streams)
+    first, chunk = speed._chunks(vit, options.streams)
     memory = method.start(options.streams)
     for step in (first, *[chunk] * 4):
         method.encode(step, memory)

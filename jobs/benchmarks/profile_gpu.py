@@ -1,31 +1,29 @@
 """Say where the time of one ReuseViT call goes on a GPU: `python jobs/benchmarks/profile_gpu.py --streams 16`.
 
 Prints the wall clock of a call, how long the GPU was busy in it, the longest kernels by name with their share, and the
-longest gaps between kernels. Reuse is forced to a rate on random weights, as in the speed benchmark.
+longest gaps between kernels. Reuse is forced to a rate on random weights, as in the speed speed.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import _bootstrap  # noqa: F401  makes the packages importable
+import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
 import argparse
 import json
 import statistics
+import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
-import benchmark
+import speed
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import KNOWN_SHAPES
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.vit import Vit
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,10 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 def profiled(options: argparse.Namespace) -> dict[str, Any]:
     """Return times in ms of one call: wall, busy, and kernels by name with their number."""
     vit = Vit.random(KNOWN_SHAPES[options.backbone]).to("cuda", torch.bfloat16)
-    first, chunk = benchmark._chunks(vit, options.streams)
+    first, chunk = speed._chunks(vit, options.streams)
     config = ReuseVitConfig(forced_rate=options.reuse_rate, forced_choice="random")
-    setting = benchmark._start(config, options.reuse_rate, vit, first, chunk)
-    walls = [1e3 * benchmark._time(setting.step, vit) for _ in range(options.calls)]
+    setting = speed._start(config, options.reuse_rate, vit, first, chunk)
+    walls = [1e3 * speed._time(setting.step, vit) for _ in range(options.calls)]
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         setting.step()
         torch.cuda.synchronize()

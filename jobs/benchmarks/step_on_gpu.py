@@ -6,25 +6,24 @@ in them; the first step, which compiles, is timed apart.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import _bootstrap  # noqa: F401  makes the packages importable
+import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
 import argparse
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from reuse_models.frame_order import PUBLISHED_PATTERN
-from reuse_models.loss import LossConfig, Teacher
-from reuse_models.training import Batch, Fit, FitConfig
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import KNOWN_SHAPES, VitShape
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
+from reuse_models.training.loss import LossConfig, Teacher
+from reuse_models.training.fit import Batch, Fit, FitConfig
+from reuse_models.tower.vit import Vit
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.shape import VitShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -13,21 +13,21 @@ import yaml
 from upath import UPath
 
 from dejavu.datasets.synthetic import SyntheticConfig
-from dejavu.given_place import GivenPlace
-from dejavu.place import Place, is_folder, listed
-from dejavu.stages.batch import EmbedConfig
+from dejavu.embedding.batch import EmbedConfig
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
 from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train import TrainConfig
-from dejavu.stages.transcode_apart import CLIP_LIMIT_S
-from dejavu.tasks.temp_clip_fit import TempClipFitConfig
+from dejavu.storage.given_place import GivenPlace
+from dejavu.storage.place import Place, is_folder, listed
+from dejavu.sweep.study import SweepConfig
+from dejavu.tasks.temp_clip.fit import TempClipFitConfig
 from dejavu.video.mp4 import TranscodeConfig
-from reuse_models.diffrate_search import SearchConfig
-from reuse_models.published import Variant
-from reuse_models.training import FitConfig
-from tune_spaces.study import SweepConfig
+from dejavu.video.transcode_apart import CLIP_LIMIT_S
+from reuse_models.artifact.weights import Variant
+from reuse_models.baselines.diffrate.search import SearchConfig
+from reuse_models.training.fit import FitConfig
 
 Stage = Literal["transcode", "train", "sweep", "embed", "measure", "score"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

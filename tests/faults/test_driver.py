@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dejavu.status import read_status
+from dejavu.observability.status import read_status
 
 pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from dejavu.backbones.load import load_backbone
+from dejavu.embedding.batch import EmbedConfig, Embedding, decode_batch, plan
+from dejavu.embedding.encode import BatchEncoder
+from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
-from dejavu.setting import name_setting
-from dejavu.stages.batch import EmbedConfig, Embedding, decode_batch, plan
-from dejavu.stages.encode import BatchEncoder
 from dejavu.stages.prepare import draw_world
-from dejavu.stages.read import read_embeddings
 from dejavu.stages.score import score_settings, set_exam
 from dejavu.stages.transcode import transcode_clips
-from dejavu.store import Store
+from dejavu.storage.setting import name_setting
+from dejavu.storage.store import Store
+from dejavu.sweep.study import read_chosen
 from dejavu.tasks.fidelity import frame_cosines
-from reuse_models.original import OriginalConfig
-from tune_spaces.study import read_chosen
+from reuse_models.baselines.original import OriginalConfig
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dejavu import store as store_module
-from dejavu.store import Store
+from dejavu.storage import store as store_module
+from dejavu.storage.store import Store
 
 
 def test_a_shard_is_written_once_storage_answers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.tracking import Run, Tracking, TrackingError
+from dejavu.observability.tracking import Run, Tracking, TrackingError
 from tests.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore")]  # the server's own warnings, in our process

@@ -88,6 +88,6 @@ def write_noise(path: Path, num_frames: int) -> None:
 
 def _has_open(process: psutil.Process, path: Path) -> bool:
     with contextlib.suppress(psutil.Error):
-        named = "dejavu.stages.transcode_apart" in process.cmdline()
+        named = "dejavu.video.transcode_apart" in process.cmdline()
         return named and any(Path(file.path) == path for file in process.open_files())
     return False

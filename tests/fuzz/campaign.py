@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavu.apart import Apart, ApartError
+from dejavu.video.apart import Apart, ApartError
 from tests.fuzz.mutate import Mutation, mutate
 from tests.fuzz.seeds import Seed
 

@@ -190,9 +190,9 @@ def checkpoint_seeds(folder: Path) -> Iterator[Seed]:
     import torch
 
     from dejavu.backbones.locate import EMBEDDED, locate
-    from dejavu.tasks.temp_clip import TempClip, TempClipShape
-    from dejavu.tasks.temp_clip_weights import save_temp_clip
-    from reuse_models.addon import Addon, AddonShape, save_addon
+    from dejavu.tasks.temp_clip.head import TempClip, TempClipShape
+    from dejavu.tasks.temp_clip.weights import save_temp_clip
+    from reuse_models.reusevit.addon import Addon, AddonShape, save_addon
 
     torch.manual_seed(0)
     addon = Addon(AddonShape(width=16, num_layers=3, decision_hidden=8, restoration_rank=4))

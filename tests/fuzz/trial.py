@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu.apart import serve
+from dejavu.video.apart import serve
 from tests.fuzz.seeds import FRAME_PX
 
 CLEAR = re.compile(r"[^\n]+: got [^\n]*, expected [^\n]*")
@@ -63,9 +63,9 @@ def _video(folder: Path, request: dict[str, Any]) -> str:
     """Transcode as the stage does; then decode what it says that it made."""
     from dejavu.records import Clip, Transcoded
     from dejavu.stages.transcode import transcode_one
-    from dejavu.stages.transcode_apart import transcode_apart
-    from dejavu.store import Store
+    from dejavu.storage.store import Store
     from dejavu.video.mp4 import TranscodeConfig
+    from dejavu.video.transcode_apart import transcode_apart
 
     store = Store(folder / "store")
     clip = Clip(clip_id="x", path=str(folder / request["target"]), split="test")
@@ -100,8 +100,8 @@ def _store(folder: Path, request: dict[str, Any]) -> str:
 
 
 def _decode(path: Path, num_frames: int, codec_metadata: bool | None) -> None:
-    from dejavu.stages.batch import EmbedConfig, Embedding, Segment, decode_segment
-    from dejavu.store import Store
+    from dejavu.embedding.batch import EmbedConfig, Embedding, Segment, decode_segment
+    from dejavu.storage.store import Store
 
     embedding = Embedding("embedded", Store(path.parent), EmbedConfig())
     segment = Segment(clip_id="x", content_id="c", path=path.name, start=0, num_frames=num_frames)
@@ -157,9 +157,9 @@ def _checkpoint(folder: Path, request: dict[str, Any]) -> str:
     import torch
 
     from dejavu.backbones.load import load_backbone
-    from dejavu.tasks.temp_clip_weights import load_temp_clip
-    from reuse_models.addon import load_addon
-    from reuse_models.published import read_checkpoint
+    from dejavu.tasks.temp_clip.weights import load_temp_clip
+    from reuse_models.artifact.weights import read_checkpoint
+    from reuse_models.reusevit.addon import load_addon
 
     torch.set_num_threads(1)  # small files; on a busy machine more threads wait for each other
     kind = request["name"].split(".")[0].split("-")[0]

@@ -10,8 +10,8 @@ import compare
 import pytest
 from matplotlib.image import imread
 
-from dejavu.pareto_csv import write_pareto_csv
 from dejavu.records import ParetoPoint
+from dejavu.report.pareto_csv import write_pareto_csv
 
 POINTS = [
     ParetoPoint(

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from dejavu.backbones.load import load_backbone
-from dejavu.datasets.world import KINDS
+from dejavu.synthetic.world import KINDS
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

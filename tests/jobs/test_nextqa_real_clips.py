@@ -25,7 +25,7 @@ from dejavu.rehearsal.footage import WORDS, Clip, FootageConfig, annotate, draw_
 from dejavu.rehearsal.weights import write_weights
 from dejavu.video.plain import decode_plain
 from dejavu.video.write import write_video
-from reuse_models.vit_shape import KNOWN_SHAPES
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

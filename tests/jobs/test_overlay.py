@@ -11,9 +11,9 @@ import overlay
 import pytest
 from numpy.typing import NDArray
 
-from dejavu.overlay import GAP_PX, STRIP_PX, OverlaySize
-from dejavu.pareto_csv import write_pareto_csv
 from dejavu.records import ParetoPoint
+from dejavu.report.overlay import GAP_PX, STRIP_PX, OverlaySize
+from dejavu.report.pareto_csv import write_pareto_csv
 from dejavu.video.decode import decode_all
 from dejavu.video.write import write_video
 

@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dejavu.rehearsal.footage import WORDS
 from dejavu.rehearsal.weights import write_weights
-from reuse_models.vit_shape import KNOWN_SHAPES
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = "openai/clip-vit-large-patch14"

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from dejavu.backbones.load import load_backbone
-from dejavu.setting import name_setting
-from dejavu.stages.batch import EmbedConfig
-from dejavu.store import Store
+from dejavu.embedding.batch import EmbedConfig
+from dejavu.storage.setting import name_setting
+from dejavu.storage.store import Store
 from dejavu.video.write import write_video
-from reuse_models.eventful import EventfulConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUERY = "a red circle"

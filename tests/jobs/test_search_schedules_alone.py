@@ -10,7 +10,7 @@ import search_schedules
 
 from dejavu.backbones.load import load_backbone
 from dejavu.video.plain import write_moving_texture
-from reuse_models.diffrate_schedule import read_schedule
+from reuse_models.baselines.diffrate.schedule import read_schedule
 
 QUICK = (
     "--schedules.num-frames",

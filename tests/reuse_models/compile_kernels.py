@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reuse_models import fused_kernels
+from reuse_models.reusevit.engines import fused_kernels
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SIZES = {

@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from reuse_models.addon import Addon, addon_shape
 from reuse_models.method import Chunk, Encoded, Method
-from reuse_models.vit import Vit, VitShape
+from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.tower.hugging_face import from_hf
+from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -153,7 +155,7 @@ def golden_vit(golden_dir: Path) -> Vit:
     expected = model.state_dict().keys()
     tower = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
     model.load_state_dict({name: weight for name, weight in tower.items() if name in expected})
-    return Vit.from_hf(model.eval())
+    return from_hf(model.eval())
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reuse_models.vit import VitShape
+from reuse_models.tower.shape import VitShape
 
 SMALL = {
     "image_px": 48,

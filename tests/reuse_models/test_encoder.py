@@ -12,12 +12,12 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 import reuse_models
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
 from reuse_models.encoder import CHUNK_FRAMES
-from reuse_models.eventful import EventfulConfig
 from reuse_models.flops import dense_flops
-from reuse_models.frame_skip import FrameSkipConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.reusevit.method import ReuseVitConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,26 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.addon import Addon, addon_shape
-from reuse_models.cmc import CmcConfig, distance_quantiles
-from reuse_models.counting import ExecutedFlops
-from reuse_models.diffrate import DiffRateConfig, uniform_schedule
-from reuse_models.diffrate_relaxed import RelaxedCounts, relaxed_embed
-from reuse_models.diffrate_search import SearchConfig, search_schedule
-from reuse_models.eventful import EventfulConfig
-from reuse_models.eventful_full import EventfulFullConfig
+from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
+from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
+from reuse_models.baselines.diffrate.relaxed import RelaxedCounts, relaxed_embed
+from reuse_models.baselines.diffrate.search import SearchConfig, search_schedule
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.eventful_full import EventfulFullConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
-from reuse_models.frame_skip import FrameSkipConfig
-from reuse_models.gate import ForcedGate, HardGate
 from reuse_models.method import Chunk, Encoded, MethodConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.reusevit import ReuseVit, ReuseVitConfig
-from reuse_models.rules import Rules
-from reuse_models.token_memory import SEMANTICS, Semantics
-from reuse_models.tome import ToMeConfig
-from reuse_models.vit import Vit
+from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
+from reuse_models.reusevit.gate import ForcedGate, HardGate
+from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
+from reuse_models.reusevit.rules import Rules
+from reuse_models.tower.vit import Vit
+from reuse_models.verify.counting import ExecutedFlops
 from tests.reuse_models.families import FAMILIES
-from tests.reuse_models.test_reusevit import encode_in_chunks, of_stream, oracle, streams_of
+from tests.reuse_models.reusevit.test_method import encode_in_chunks, of_stream, oracle, streams_of
 
 Run = Callable[..., Encoded]
 
@@ -240,9 +240,9 @@ def test_a_stream_is_the_same_in_any_company(vit: Vit, run: Run) -> None:
 
 def test_training_goes_through_every_family(vit: Vit) -> None:
     """The soft forward has a gradient for every weight that inference reads."""
-    from reuse_models.frame_order import training_pattern
-    from reuse_models.gate import StraightGate
-    from reuse_models.masked import Clips, masked_forward
+    from reuse_models.reusevit.engines.masked import Clips, masked_forward
+    from reuse_models.reusevit.frame_order import training_pattern
+    from reuse_models.reusevit.gate import StraightGate
 
     torch.manual_seed(0)
     addon = Addon(addon_shape(vit.shape)).double()

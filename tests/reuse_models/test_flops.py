@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from reuse_models.cmc import CmcConfig
-from reuse_models.counting import ExecutedFlops
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.eventful import EventfulConfig
-from reuse_models.eventful_full import EventfulFullConfig
+from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.eventful_full import EventfulFullConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import PARTS, dense_flops, dense_work, flops_per_frame
-from reuse_models.frame_skip import FrameSkipConfig
 from reuse_models.method import Encoded, MethodConfig, Work
-from reuse_models.original import OriginalConfig
-from reuse_models.tome import ToMeConfig
-from reuse_models.vit import KNOWN_SHAPES, Vit
+from reuse_models.tower.hugging_face import from_hf
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.vit import Vit
+from reuse_models.verify.counting import ExecutedFlops
 
 Run = Callable[..., Encoded]
 FOR_ANY_TOWER: tuple[MethodConfig, ...] = (
@@ -88,7 +90,7 @@ def test_our_dense_tower_does_less_than_hugging_face_by_the_last_layers_patches(
     model = CLIPVisionModelWithProjection(config).eval()
     with torch.no_grad(), ExecutedFlops() as executed:
         model(torch.zeros(1, 3, 32, 32))
-    shape = Vit.from_hf(model).shape
+    shape = from_hf(model).shape
     patches, width = shape.num_patches, shape.width
     spared = patches * (2 * width**2 + 2 * width * shape.mlp_width) + 2 * width * patches * shape.num_tokens
     assert dense_flops(shape) + 2 * spared == executed.total

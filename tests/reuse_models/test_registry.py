@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.eventful import EventfulConfig
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.registry import METHODS, config_from_dict, config_to_dict
 
 

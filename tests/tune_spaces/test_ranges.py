@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.vit import KNOWN_SHAPES, Vit, VitShape
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
 from tune_spaces.grids import GRIDS, RANGES
 from tune_spaces.ranges import BASE
 from tune_spaces.tower import AddonCurve, Tower, Trained

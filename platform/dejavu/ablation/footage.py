@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from dejavu.backbones.load import Backbone
 from dejavu.datasets.next_qa import load_next_qa
 from dejavu.datasets.synthetic import SyntheticConfig, make_world
+from dejavu.embedding.encode import encode_batch
+from dejavu.embedding.windows import Window
 from dejavu.records import Clip, Question, Split, Transcoded
-from dejavu.stages.encode import encode_batch
 from dejavu.stages.transcode import geometry, source_key, transcode_one
-from dejavu.stages.windows import Window
-from dejavu.store import Store, atomic, identity, local_copy
+from dejavu.storage.store import Store, atomic, identity, local_copy
 from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode_all
 from dejavu.video.mp4 import TranscodeConfig
-from reuse_models.codec_net import CODEC_STEPS
-from reuse_models.frame_order import PATTERN_SPAN, FrameStep
-from reuse_models.original import OriginalConfig
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.reusevit.codec_net import CODEC_STEPS
+from reuse_models.reusevit.frame_order import PATTERN_SPAN, FrameStep
 
 CHUNK_FRAMES = 16
 MOTIONS: tuple[MotionBinning, ...] = get_args(MotionBinning)

@@ -18,22 +18,22 @@ import numpy as np
 from dejavu.ablation.footage import CHUNK_FRAMES, World, windows
 from dejavu.ablation.variants import DEFAULT_FIT, Variant
 from dejavu.backbones.load import Backbone
+from dejavu.embedding.encode import EncodedSegment, encode_batch
+from dejavu.embedding.windows import to_batch
 from dejavu.records import Prediction
-from dejavu.stages.encode import EncodedSegment, encode_batch
 from dejavu.stages.score import Exam
-from dejavu.stages.windows import to_batch
-from dejavu.store import identity
+from dejavu.storage.store import identity
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.zero_shot import zero_shot
 from dejavu.video.codec_grid import MotionBinning
-from reuse_models.addon import Addon, save_addon
 from reuse_models.flops import dense_flops
-from reuse_models.frame_order import training_pattern
 from reuse_models.method import MethodConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.training import Fit
-from reuse_models.warm_up import gather_pairs, warm_up
+from reuse_models.reusevit.addon import Addon, save_addon
+from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.training.fit import Fit
+from reuse_models.training.warm_up import gather_pairs, warm_up
 
 TRIAL_VERSION = 1
 """Goes up when the same variant would give something else: results are kept by it, not by a hash of the code, which

@@ -7,10 +7,10 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from dejavu.video.codec_grid import MotionBinning
-from reuse_models.loss import LossConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.training import FitConfig
-from reuse_models.warm_up import WarmUpConfig
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.training.fit import FitConfig
+from reuse_models.training.loss import LossConfig
+from reuse_models.training.warm_up import WarmUpConfig
 
 DEFAULT = "default"
 DEFAULT_FIT = FitConfig(

@@ -20,8 +20,8 @@ from dejavu.backbones.plain import read_tower
 from dejavu.backbones.preprocess import Preprocess
 from dejavu.backbones.quiet import quiet
 from dejavu.backbones.text import TextTower, find_text, part_config
-from reuse_models.hugging_face import check_family
-from reuse_models.vit import Vit
+from reuse_models.tower.hugging_face import check_family, from_hf
+from reuse_models.tower.vit import Vit
 
 __all__ = ["EMBEDDED", "Backbone", "BackboneError", "load_backbone"]
 
@@ -150,7 +150,7 @@ def _vision_tower(name: str, files: BackboneFiles) -> Vit:
             raise ValueError(f"no weights for {sorted(info['missing_keys'])[0]}")
         if broken := [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]:
             raise ValueError(f"values that are no numbers in {broken[0]}")
-        return Vit.from_hf(model)
+        return from_hf(model)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dejavu.backbones.locate import BackboneFiles
-from reuse_models.hugging_face import CLIP, TOWER, TWO_TOWERS, shape_of, tower_weights
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import VitShape
+from reuse_models.tower.hugging_face import CLIP, TOWER, TWO_TOWERS, shape_of, tower_weights
+from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
 
 PROJECTION = "visual_projection."
 LAYER = re.compile(r"(?:encoder\.|model\.)?layers?\.(\d+)\.")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dejavu.backbones.load import Backbone
 from dejavu.backbones.preprocess import Preprocess
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import VitShape
+from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import parse_json, read_text
-from dejavu.place import Place, is_file
 from dejavu.records import Clip, Dataset, Question, Split
+from dejavu.storage.place import Place, is_file
 
 SPLIT_NAMES: dict[Split, str] = {"train": "train", "val": "val", "test": "test_public"}
 CELLS = ("video", "[start:end]", "wrong answer", "wrong answer", "wrong answer", "question", "right answer")

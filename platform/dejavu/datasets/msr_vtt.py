@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import read_json
-from dejavu.place import Place, is_file, listed
 from dejavu.records import CAPTION, Clip, Dataset, Question, Split
+from dejavu.storage.place import Place, is_file, listed
 
 TEST_CSV = "MSRVTT_JSFUSION_test.csv"
 COLUMNS = ("key", "vid_key", "video_id", "sentence")

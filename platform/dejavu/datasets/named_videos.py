@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from dejavu.datasets.video_folder import load_video_folder
-from dejavu.place import Place
+from dejavu.storage.place import Place
 
 
 def find_named_videos(root: Place) -> dict[str, str]:

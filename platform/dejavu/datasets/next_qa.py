@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dejavu.datasets.strict_json import read_json
-from dejavu.place import Place, is_file, is_folder, names_below
 from dejavu.records import Clip, Dataset, Question, Split
+from dejavu.storage.place import Place, is_file, is_folder, names_below
 
 ID_MAP = "map_vid_vidorID.json"
 LONGEST_NAME = 200

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
-from dejavu.place import Place
 from dejavu.records import Split
-from dejavu.store import write_json, write_text
+from dejavu.storage.place import Place
+from dejavu.storage.store import write_json, write_text
 
 NUM_FRAME_TIMES = 32
 """NExT-GQA's frame2time holds the times of 32 frames spread evenly over each video."""

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from dejavu.place import Place
+from dejavu.storage.place import Place
 
 LONGEST_NUMBER = 18
 """Digits of a whole number; the longest in the published files has 11."""

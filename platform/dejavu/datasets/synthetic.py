@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from dejavu.datasets.next_qa_write import write_next_qa
-from dejavu.datasets.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
-from dejavu.place import Place, is_file, side_by_side
 from dejavu.records import Split
-from dejavu.store import atomic, write_json
+from dejavu.storage.place import Place, is_file, side_by_side
+from dejavu.storage.store import atomic, write_json
+from dejavu.synthetic.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
 from dejavu.video.write import write_video
 
 WORLD_VERSION = 2

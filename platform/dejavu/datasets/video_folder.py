@@ -8,8 +8,8 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from dejavu.place import Place, is_folder, names_below
 from dejavu.records import Clip, Dataset
+from dejavu.storage.place import Place, is_folder, names_below
 
 # fmt: off
 EXTENSIONS = frozenset({

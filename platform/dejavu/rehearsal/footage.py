@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dejavu.datasets.next_qa_write import Known, write_next_qa
-from dejavu.datasets.world import COLOURS, KINDS, SHAPES, Sprite, draw, texture
 from dejavu.records import Split
+from dejavu.synthetic.world import COLOURS, KINDS, SHAPES, Sprite, draw, texture
 from dejavu.video.write import write_video
 
 KINDS_OF_QUESTION = ("CW", "CH", "TC", "TN", "TP")

@@ -10,7 +10,7 @@ import torch
 
 from dejavu.backbones.quiet import quiet
 from dejavu.backbones.words import word_tokenizer
-from reuse_models.vit_shape import VitShape
+from reuse_models.tower.shape import VitShape
 
 CLIP_TEXT_TOKENS = 77
 SIGLIP_TEXT_TOKENS = 64

@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dejavu.embedding.calibrate import PROBED_BIASES
 from dejavu.experiment import Experiment
 from dejavu.records import Split
 from dejavu.rehearsal.spent import Spent, StepKey, Steps
-from dejavu.stages.calibrate import PROBED_BIASES
 from dejavu.stages.measure import PASSES_APART, PASSES_PER_ROUND, MeasureConfig
 from dejavu.stages.search_schedules import SchedulesConfig
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.diffrate_search import JUDGED_FRAMES
-from reuse_models.frame_order import training_pattern
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.vit_shape import VitShape
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.diffrate.search import JUDGED_FRAMES
+from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.shape import VitShape
 from tune_spaces.grids import GRIDS
 from tune_spaces.tower import AddonCurve, Tower, Trained
 

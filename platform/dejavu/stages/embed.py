@@ -13,15 +13,15 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dejavu.cluster import Pool
-from dejavu.events import Work
+from dejavu.cluster.cluster import Pool
+from dejavu.cluster.ray_map import Row, configure, report_progress, waves
+from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
+from dejavu.embedding.encode import BatchEncoder
+from dejavu.embedding.reader import Decode, DecodeRow, step_on
+from dejavu.observability.events import Work
+from dejavu.observability.metrics import failed, metered, watched
 from dejavu.records import Failure, Transcoded
-from dejavu.setting import Setting
-from dejavu.stages.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
-from dejavu.stages.encode import BatchEncoder
-from dejavu.stages.meter import failed, metered, watched
-from dejavu.stages.reader import Decode, DecodeRow, step_on
-from dejavu.stages.spread import Row, configure, report_progress, waves
+from dejavu.storage.setting import Setting
 from dejavu.video.decode import DecodedFrames
 from reuse_models.registry import config_to_dict
 
@@ -35,7 +35,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmark_load.py`)."""
+    """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmarks/overhead.py`)."""
 
     decode: Decode = decode_batch
     encoder: Callable[[Embedding], Encoder] = BatchEncoder

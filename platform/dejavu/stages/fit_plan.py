@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reuse_models.training_memory import GIB, TrainingMemory
+from reuse_models.training.memory import GIB, TrainingMemory
 
 USABLE_SHARE = 0.85
 """Of what a machine has for tasks: the driver, and what the system needs, take the rest. Ray has taken the share of the

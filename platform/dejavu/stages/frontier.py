@@ -10,27 +10,27 @@ from typing import Any
 
 import yaml
 
-from dejavu.cluster import PACKAGES_ROOT
-from dejavu.equal_flops import Lead, Scored, leads
-from dejavu.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of, words_of
-from dejavu.looks import looks_of
-from dejavu.pareto_csv import write_pareto_csv
-from dejavu.pareto_view import VIEW_ID, VIEW_NAME, saved_view
-from dejavu.place import Place, is_file
-from dejavu.plots import plot_pareto
+from dejavu.cluster.cluster import PACKAGES_ROOT
+from dejavu.observability.tracking import Run, Tracking
 from dejavu.records import EvalRow, ParetoPoint
+from dejavu.report.equal_flops import Lead, Scored, leads
+from dejavu.report.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of, words_of
+from dejavu.report.looks import looks_of
+from dejavu.report.pareto_csv import write_pareto_csv
+from dejavu.report.pareto_view import VIEW_ID, VIEW_NAME, saved_view
+from dejavu.report.plots import plot_pareto
 from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
+from dejavu.storage.place import Place, is_file
 from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
-from dejavu.tracking import Run, Tracking
-from reuse_models import flops_published
-from reuse_models.cmc import CmcConfig
-from reuse_models.diffrate import DiffRateConfig
-from reuse_models.eventful import EventfulConfig
+from reuse_models.artifact import flops as flops_published
+from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.vit import VitShape
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.shape import VitShape
 
 PARAMETER_FIELDS = ("method", "setting", "split", "num_clips")
 FLAG_FIELDS = ("trained", "on_frontier")

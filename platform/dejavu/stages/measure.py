@@ -20,15 +20,15 @@ from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 from torch.profiler import ProfilerActivity, profile
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.cluster import cluster_hardware, hardware
-from dejavu.events import Work, told
-from dejavu.place import Place, is_file
+from dejavu.cluster.cluster import cluster_hardware, hardware
+from dejavu.embedding.batch import Embedding, Segment, cut, decode_batch
+from dejavu.embedding.encode import cut_chunk
+from dejavu.observability.events import Work, told
+from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
-from dejavu.setting import Setting
-from dejavu.stages.batch import Embedding, Segment, cut, decode_batch
-from dejavu.stages.encode import cut_chunk
-from dejavu.stages.meter import Step, metered
-from dejavu.store import identity, local_copy, write_json
+from dejavu.storage.place import Place, is_file
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import identity, local_copy, write_json
 from dejavu.video.decode import DecodedFrames, decode
 from dejavu.video.plain import decode_plain
 from reuse_models.method import Method, MethodConfig

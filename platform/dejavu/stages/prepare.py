@@ -7,14 +7,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
+from dejavu.cluster.ray_map import Row, spread
 from dejavu.datasets.how2qa import load_how2qa
 from dejavu.datasets.msr_vtt import load_msr_vtt
 from dejavu.datasets.next_qa import load_next_qa
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
 from dejavu.datasets.video_folder import load_video_folder
-from dejavu.place import Place, place, side_by_side
 from dejavu.records import Dataset, Split
-from dejavu.stages.spread import Row, spread
+from dejavu.storage.place import Place, place, side_by_side
 
 DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder"]
 ANNOTATED = {"next_qa": load_next_qa, "msr_vtt": load_msr_vtt, "how2qa": load_how2qa}

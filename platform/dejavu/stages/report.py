@@ -8,27 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dejavu.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
-from dejavu.drift import drift_curve, plot_drift, write_drift_csv
-from dejavu.equal_flops import write_leads_csv
-from dejavu.frontier import MAX_LOSS, original_quality, quality_of
-from dejavu.looks import looks_of
-from dejavu.place import Place
+from dejavu.embedding.batch import Embedding
+from dejavu.embedding.stored import read_beside
 from dejavu.records import ParetoPoint, Transcoded
-from dejavu.report import Picture, RunFacts, Tables, write_report
-from dejavu.reuse_layers import LayerRates, layer_rates, plot_layer_rates
-from dejavu.reuse_map import plot_reuse_map
-from dejavu.setting import Setting
-from dejavu.stages.batch import Embedding
+from dejavu.report.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
+from dejavu.report.drift import drift_curve, plot_drift, write_drift_csv
+from dejavu.report.equal_flops import write_leads_csv
+from dejavu.report.frontier import MAX_LOSS, original_quality, quality_of
+from dejavu.report.looks import looks_of
+from dejavu.report.motion import measure_motion
+from dejavu.report.observe import observe_reuse
+from dejavu.report.page import Picture, RunFacts, Tables, write_report
+from dejavu.report.reuse_layers import LayerRates, layer_rates, plot_layer_rates
+from dejavu.report.reuse_map import plot_reuse_map
 from dejavu.stages.frontier import Evidence, compare
-from dejavu.stages.motion import measure_motion
-from dejavu.stages.observe import observe_reuse
-from dejavu.stages.read import read_beside
 from dejavu.stages.score import Exam
-from dejavu.store import local_copy
+from dejavu.storage.place import Place
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import local_copy
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.video.decode import decode_all
-from reuse_models.reusevit import ReuseVitConfig
+from reuse_models.reusevit.method import ReuseVitConfig
 
 PARETO_CAPTION = (
     "Each line is a method, each mark a setting. Right is cheaper, up is better. Whiskers are the paired 95 % interval "

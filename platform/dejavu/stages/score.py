@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dejavu.embedding.batch import Embedding
+from dejavu.embedding.stored import ClipEmbeddings, complete_clips, read_beside
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
-from dejavu.setting import Setting
-from dejavu.stages.batch import Embedding
-from dejavu.stages.read import ClipEmbeddings, complete_clips, read_beside
 from dejavu.stages.temp_clip import TrainedHead
+from dejavu.storage.setting import Setting
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.multiple_choice import score_choices
 from dejavu.tasks.retrieval import pool, score_retrieval
-from dejavu.tasks.temp_clip import TempClip
-from dejavu.tasks.temp_clip_answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
+from dejavu.tasks.temp_clip.answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
+from dejavu.tasks.temp_clip.head import TempClip
 from dejavu.tasks.zero_shot import zero_shot
 
 

@@ -19,23 +19,22 @@ import torch
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.cluster import PROCESS_BYTES, grows, memory_per_machine
-from dejavu.events import Work
-from dejavu.place import Place, is_file
+from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
+from dejavu.cluster.ray_map import Row, report_progress
+from dejavu.embedding.batch import Embedding, Segment, decode_segment
+from dejavu.embedding.stored import clips_identity
+from dejavu.embedding.worker_memory import tower_bytes
+from dejavu.observability.events import Work
+from dejavu.observability.metrics import Step, failed, first_line, metered, watched
 from dejavu.records import Failure, Transcoded
-from dejavu.setting import kernel_version
-from dejavu.stages.batch import Embedding, Segment, decode_segment
-from dejavu.stages.meter import Step, failed, metered, watched
-from dejavu.stages.read import clips_identity
-from dejavu.stages.spread import Row, report_progress
 from dejavu.stages.train import TrainError
-from dejavu.stages.transcode import first_line
-from dejavu.stages.worker_memory import tower_bytes
-from dejavu.store import identity, local_copy, write_json
-from reuse_models.diffrate_memory import plan_turns, search_bytes
-from reuse_models.diffrate_schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
-from reuse_models.diffrate_search import SearchConfig, SearchResult, search_schedule
-from reuse_models.vit import Vit
+from dejavu.storage.place import Place, is_file
+from dejavu.storage.setting import kernel_version
+from dejavu.storage.store import identity, local_copy, write_json
+from reuse_models.baselines.diffrate.memory import plan_turns, search_bytes
+from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
+from reuse_models.baselines.diffrate.search import SearchConfig, SearchResult, search_schedule
+from reuse_models.tower.vit import Vit
 
 STAGE = "schedules"
 FRAMES_PER_CLIP = 4

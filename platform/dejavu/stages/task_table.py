@@ -7,10 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from dejavu.place import Place
 from dejavu.records import TaskScore
 from dejavu.stages.score import SettingScore
-from dejavu.store import write_text
+from dejavu.storage.place import Place
+from dejavu.storage.store import write_text
 from dejavu.tasks.grounded_qa import TYPE_GROUPS
 
 METRICS = tuple(field.name for field in fields(TaskScore) if field.name not in ("by_type", "rows"))

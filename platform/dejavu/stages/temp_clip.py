@@ -29,21 +29,22 @@ from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.sentences import BACKBONE, Sentences, load_sentences, trained_mean_hidden
-from dejavu.cluster import PROCESS_BYTES, grows, memory_per_machine
-from dejavu.place import Place, is_file, ray_storage
+from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
+from dejavu.embedding.batch import Embedding
+from dejavu.embedding.stored import clips_identity, read_beside
+from dejavu.embedding.worker_memory import head_fit_bytes
 from dejavu.records import Question, TaskScore, Transcoded
-from dejavu.setting import Setting
-from dejavu.stages.batch import Embedding
-from dejavu.stages.read import clips_identity, read_beside
 from dejavu.stages.train import TrainError, lost_workers
-from dejavu.stages.worker_memory import head_fit_bytes
-from dejavu.store import atomic, fetch, file_sha256, identity, local_copy, write_json
-from dejavu.tasks import temp_clip, temp_clip_fit
+from dejavu.storage.place import Place, is_file, ray_storage
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import atomic, fetch, file_sha256, identity, local_copy, write_json
 from dejavu.tasks.grounded_qa import score
-from dejavu.tasks.temp_clip import NUM_FRAMES, TempClip, TempClipShape
-from dejavu.tasks.temp_clip_answers import SpanKind, answer_questions, embed_candidates, see_clip
-from dejavu.tasks.temp_clip_fit import Lesson, NotFiniteError, TempClipFit, TempClipFitConfig, remembered
-from dejavu.tasks.temp_clip_weights import (
+from dejavu.tasks.temp_clip import fit as temp_clip_fit
+from dejavu.tasks.temp_clip import head as temp_clip
+from dejavu.tasks.temp_clip.answers import SpanKind, answer_questions, embed_candidates, see_clip
+from dejavu.tasks.temp_clip.fit import Lesson, NotFiniteError, TempClipFit, TempClipFitConfig, remembered
+from dejavu.tasks.temp_clip.head import NUM_FRAMES, TempClip, TempClipShape
+from dejavu.tasks.temp_clip.weights import (
     PUBLISHED_HEADS,
     TempClipWeights,
     check_widths,

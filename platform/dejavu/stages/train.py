@@ -35,27 +35,35 @@ from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import Arrays, BackboneOutline, from_arrays, outline, to_arrays
-from dejavu.cluster import grows
-from dejavu.place import Place, is_file, ray_storage
+from dejavu.cluster.cluster import grows
+from dejavu.embedding.batch import Embedding, cut, decode_batch
+from dejavu.embedding.calibrate import PROBED_BIASES, bias_for, rate_curve
+from dejavu.embedding.stored import clips_identity, read_embeddings
+from dejavu.embedding.windows import (
+    HELD_BATCHES,
+    STAGE,
+    Window,
+    WindowStream,
+    in_parts,
+    num_windows,
+    shuffled,
+    to_batch,
+)
+from dejavu.observability.live_curves import See, following
+from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Failure, Transcoded
-from dejavu.setting import Setting, kernel_version
-from dejavu.stages.batch import Embedding, cut, decode_batch
-from dejavu.stages.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.stages.fit_plan import FitPlan, Machine, plan_fit
-from dejavu.stages.live import See, following
-from dejavu.stages.meter import Step, failed, metered
-from dejavu.stages.read import clips_identity, read_embeddings
-from dejavu.stages.transcode import first_line
-from dejavu.stages.windows import HELD_BATCHES, STAGE, Window, WindowStream, in_parts, num_windows, shuffled, to_batch
-from dejavu.store import atomic, identity, patiently, write_json
-from reuse_models.addon import addon_shape, load_addon, save_addon
-from reuse_models.frame_order import PATTERN_SPAN, Order, training_pattern
-from reuse_models.loss import LossConfig
-from reuse_models.reusevit import ReuseVitConfig
-from reuse_models.token_memory import Semantics
-from reuse_models.training import Batch, Fit, FitConfig, NotFiniteError, Report
-from reuse_models.training_memory import TrainingMemory
-from reuse_models.warm_up import WarmUpConfig, gather_pairs, warm_up
+from dejavu.storage.place import Place, is_file, ray_storage
+from dejavu.storage.setting import Setting, kernel_version
+from dejavu.storage.store import atomic, identity, patiently, write_json
+from reuse_models.reusevit.addon import addon_shape, load_addon, save_addon
+from reuse_models.reusevit.engines.token_memory import Semantics
+from reuse_models.reusevit.frame_order import PATTERN_SPAN, Order, training_pattern
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.training.fit import Batch, Fit, FitConfig, NotFiniteError, Report
+from reuse_models.training.loss import LossConfig
+from reuse_models.training.memory import TrainingMemory
+from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
 _log = logging.getLogger(__name__)
 

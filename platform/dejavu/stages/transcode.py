@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from dejavu.place import place, side_by_side
+from dejavu.cluster.ray_map import Row, spread
+from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Clip, Failure, Transcoded
-from dejavu.stages.meter import Step, failed, metered
-from dejavu.stages.spread import Row, spread
-from dejavu.stages.transcode_apart import transcode_apart
-from dejavu.store import Store, atomic, file_sha256, identity, list_names, local_copy, patiently, write_json
+from dejavu.storage.place import place, side_by_side
+from dejavu.storage.store import Store, atomic, file_sha256, identity, list_names, local_copy, patiently, write_json
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
+from dejavu.video.transcode_apart import transcode_apart
 
 STAGE = "transcode"
 Encode = Callable[..., Mp4Info]
@@ -143,10 +143,3 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
     return TranscodeResult(
         {clip.clip_id: done[clip.clip_id] for clip in clips if clip.clip_id in done}, made, tuple(failures)
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, with its type where the message alone does not say what went wrong."""
-    text = str(error).strip().splitlines()
-    line = text[0] if text else ""
-    return line if isinstance(error, ValueError) and line else f"{type(error).__name__}: {line}".rstrip(": ")

@@ -14,9 +14,9 @@ from dejavu.ablation.variants import DEFAULT_FIT, VARIANTS, Variant, changed
 from dejavu.backbones.load import load_backbone
 from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.stages.score import set_exam
-from reuse_models.frame_order import PUBLISHED_PATTERN
-from reuse_models.training import FitConfig
-from reuse_models.warm_up import WarmUpConfig
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
+from reuse_models.training.fit import FitConfig
+from reuse_models.training.warm_up import WarmUpConfig
 
 
 def logistic(bias: float) -> Point:

@@ -12,7 +12,7 @@ import pytest
 from upath import UPath
 
 from dejavu.datasets.next_qa import COLUMNS, load_frame_times, load_next_qa, load_questions
-from dejavu.place import place
+from dejavu.storage.place import place
 
 ROWS: dict[str, list[dict[str, str]]] = {
     "val": [

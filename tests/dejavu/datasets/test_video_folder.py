@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dejavu.datasets.video_folder import clip_id_of, load_video_folder
-from dejavu.place import Place, place
+from dejavu.storage.place import Place, place
 
 
 def put(root: Place, *names: str) -> None:

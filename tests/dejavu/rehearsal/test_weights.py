@@ -12,7 +12,8 @@ from safetensors import safe_open
 from dejavu.backbones.load import load_backbone
 from dejavu.rehearsal.footage import WORDS
 from dejavu.rehearsal.weights import num_bytes, text_sizes, write_weights
-from reuse_models.vit_shape import KNOWN_SHAPES, VitShape
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.shape import VitShape
 
 LARGE, SIGLIP = KNOWN_SHAPES["openai/clip-vit-large-patch14"], KNOWN_SHAPES["google/siglip-base-patch16-224"]
 

@@ -23,15 +23,15 @@ from dejavu.rehearsal.whole import (
 )
 from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.train import TrainConfig
-from reuse_models import diffrate_search
-from reuse_models.diffrate import DiffRate
-from reuse_models.diffrate_search import SearchConfig, search_schedule
+from dejavu.sweep.study import SweepConfig
+from reuse_models.baselines.diffrate import search as diffrate_search
+from reuse_models.baselines.diffrate.method import DiffRate
+from reuse_models.baselines.diffrate.search import SearchConfig, search_schedule
 from reuse_models.flops import dense_flops
-from reuse_models.training import FitConfig
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import KNOWN_SHAPES
-from reuse_models.warm_up import WarmUpConfig
-from tune_spaces.study import SweepConfig
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.vit import Vit
+from reuse_models.training.fit import FitConfig
+from reuse_models.training.warm_up import WarmUpConfig
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "nextqa.md"
 LARGE = KNOWN_SHAPES["openai/clip-vit-large-patch14"]

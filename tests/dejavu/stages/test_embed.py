@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dejavu.cluster import Pool
-from dejavu.events import keep_log
+from dejavu.cluster.cluster import Pool
+from dejavu.embedding.batch import Batch, DecodedBatch, EmbedConfig, Embedding, Segment
+from dejavu.embedding.reader import DecodeRow
+from dejavu.observability.events import keep_log
 from dejavu.records import Failure
-from dejavu.setting import Setting, name_setting
 from dejavu.stages import embed
-from dejavu.stages.batch import Batch, DecodedBatch, EmbedConfig, Embedding, Segment
 from dejavu.stages.embed import Kernels, embed_batches
-from dejavu.stages.reader import DecodeRow
-from dejavu.store import Store
+from dejavu.storage.setting import Setting, name_setting
+from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
-from reuse_models.eventful import EventfulConfig
-from reuse_models.original import OriginalConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.original import OriginalConfig
 
 POOL = Pool(num_actors=1, cpus_per_actor=1, gpus_per_actor=0, cpus_per_reader=1)
 
@@ -30,7 +30,7 @@ POOL = Pool(num_actors=1, cpus_per_actor=1, gpus_per_actor=0, cpus_per_reader=1)
 def log(tmp_path: Path) -> Iterator[Path]:
     keep_log(tmp_path / "logs")
     yield tmp_path / "logs"
-    logger = logging.getLogger("dejavu.events")
+    logger = logging.getLogger("dejavu.observability.events")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

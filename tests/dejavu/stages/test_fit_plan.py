@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from dejavu.stages.fit_plan import USABLE_SHARE, Machine, plan_fit
-from reuse_models.addon import addon_shape
-from reuse_models.training_memory import GIB, TrainingMemory
-from reuse_models.vit_shape import KNOWN_SHAPES
-from reuse_models.warm_up import WarmUpConfig
+from reuse_models.reusevit.addon import addon_shape
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.training.memory import GIB, TrainingMemory
+from reuse_models.training.warm_up import WarmUpConfig
 
 LARGE = KNOWN_SHAPES["openai/clip-vit-large-patch14"]
 

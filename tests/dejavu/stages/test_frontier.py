@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dejavu.observability.tracking import Tracking
 from dejavu.records import ParetoPoint
 from dejavu.stages.frontier import describe, draw_frontier, log_frontier
-from dejavu.tracking import Tracking
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

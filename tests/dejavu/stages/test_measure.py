@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dejavu.embedding.batch import EmbedConfig, Embedding
 from dejavu.records import Transcoded
-from dejavu.setting import name_setting
 from dejavu.stages import measure
-from dejavu.stages.batch import EmbedConfig, Embedding
 from dejavu.stages.measure import Timing, peak_bytes
-from dejavu.store import Store
+from dejavu.storage.setting import name_setting
+from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
-from reuse_models.eventful import EventfulConfig
-from reuse_models.original import OriginalConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.original import OriginalConfig
 
 MEGABYTE = 2**20
 

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dejavu.embedding.batch import EmbedConfig, Embedding, Segment, cut
+from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
-from dejavu.report import RunFacts
-from dejavu.setting import Setting, name_setting
+from dejavu.report.page import RunFacts
 from dejavu.stages import report
-from dejavu.stages.batch import EmbedConfig, Embedding, Segment, cut
-from dejavu.stages.encode import EncodedSegment, to_table
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points
 from dejavu.stages.measure import Timing
 from dejavu.stages.report import Scored, typical, write_page
 from dejavu.stages.score import Exam, score_settings
-from dejavu.store import Store
+from dejavu.storage.setting import Setting, name_setting
+from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
-from reuse_models.frame_skip import FrameSkipConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import MethodConfig
-from reuse_models.original import OriginalConfig
-from reuse_models.vit_shape import KNOWN_SHAPES
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 WIDTH, NUM_FRAMES, EVERY = 8, 12, 3
 SHAPE = next(iter(KNOWN_SHAPES.values()))

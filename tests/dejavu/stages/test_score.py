@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dejavu.embedding import stored as read
+from dejavu.embedding.batch import EmbedConfig, Embedding, cut
+from dejavu.embedding.stored import ClipEmbeddings
 from dejavu.records import Question, Transcoded
-from dejavu.setting import Setting, name_setting
-from dejavu.stages import read
-from dejavu.stages.batch import EmbedConfig, Embedding, cut
-from dejavu.stages.read import ClipEmbeddings
 from dejavu.stages.score import Exam, score_settings
-from dejavu.store import Store
-from reuse_models.frame_skip import FrameSkipConfig
-from reuse_models.original import OriginalConfig
+from dejavu.storage.setting import Setting, name_setting
+from dejavu.storage.store import Store
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
 
 NUM_FRAMES, WIDTH = 4, 3
 CLIPS = tuple(

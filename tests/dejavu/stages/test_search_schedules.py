@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.embedding.batch import EmbedConfig, Embedding
 from dejavu.records import Transcoded
 from dejavu.stages import search_schedules as stage
-from dejavu.stages.batch import EmbedConfig, Embedding
 from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
 from dejavu.stages.train import TrainError
-from dejavu.store import Store
+from dejavu.storage.store import Store
 from dejavu.video.decode import decode
 from dejavu.video.plain import write_moving_texture
-from reuse_models.vit import Vit
-from reuse_models.vit_shape import KNOWN_SHAPES
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.vit import Vit
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,10 @@ from safetensors.torch import load_file
 
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.backbones.sentences import load_sentences, mean_hidden
+from dejavu.embedding.batch import EmbedConfig, Embedding, cut
+from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
-from dejavu.setting import Setting, name_setting
 from dejavu.stages import temp_clip
-from dejavu.stages.batch import EmbedConfig, Embedding, cut
-from dejavu.stages.encode import EncodedSegment, to_table
 from dejavu.stages.score import score_settings, set_exam
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import (
@@ -38,14 +37,15 @@ from dejavu.stages.temp_clip import (
     prompt_of,
 )
 from dejavu.stages.train import TrainError
-from dejavu.store import Store
-from dejavu.tasks.temp_clip import TempClip, TempClipShape
-from dejavu.tasks.temp_clip_answers import answer_questions, embed_candidates, see_clip
-from dejavu.tasks.temp_clip_fit import Lesson, TempClipFit, TempClipFitConfig
-from dejavu.tasks.temp_clip_weights import save_temp_clip
+from dejavu.storage.setting import Setting, name_setting
+from dejavu.storage.store import Store
+from dejavu.tasks.temp_clip.answers import answer_questions, embed_candidates, see_clip
+from dejavu.tasks.temp_clip.fit import Lesson, TempClipFit, TempClipFitConfig
+from dejavu.tasks.temp_clip.head import TempClip, TempClipShape
+from dejavu.tasks.temp_clip.weights import save_temp_clip
 from dejavu.video.decode import DecodedFrames
-from reuse_models.frame_skip import FrameSkipConfig
-from reuse_models.original import OriginalConfig
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
 
 SHAPE = TempClipShape(feature_width=128, sentence_width=128, width=16, ffn_width=16)
 SMALL = TempClipFitConfig(width=16, ffn_width=16)
@@ -124,7 +124,7 @@ def test_every_setting_is_scored_by_the_head_under_three_spans_and_read_once(
     shards = [name for name in opened if Path(name).is_relative_to(tmp_path / "embeddings")]
     assert len(shards) == len(set(shards)) == 2  # one shard a setting, whatever the number of questions
 
-    from dejavu.stages.read import read_embeddings
+    from dejavu.embedding.stored import read_embeddings
 
     for setting, found in zip(names, scores, strict=True):
         assert found.task is found.by_span["combined"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from dejavu.embedding.batch import EmbedConfig, Embedding
 from dejavu.records import Transcoded
-from dejavu.setting import name_setting
-from dejavu.stages.batch import EmbedConfig, Embedding
 from dejavu.stages.train import TrainConfig, TrainError, read_addons, train_addons
-from dejavu.store import Store
-from reuse_models.original import OriginalConfig
+from dejavu.storage.setting import name_setting
+from dejavu.storage.store import Store
+from reuse_models.baselines.original import OriginalConfig
 
 ORIGINAL = name_setting(OriginalConfig(), "tower", EmbedConfig().shaping())
 

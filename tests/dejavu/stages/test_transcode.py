@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import dejavu.stages.transcode as stage
-import dejavu.store as store_module
+import dejavu.storage.store as store_module
 from dejavu.records import Clip
-from dejavu.store import Store, file_sha256, identity
+from dejavu.storage.store import Store, file_sha256, identity
 from dejavu.video.decode import decode_all
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.write import write_video

@@ -1,0 +1,92 @@
+"""Time one-pass reading (RGB frames + codec grid) against a plain decode of the same file to RGB frames.
+
+One thread, CPU time, the two alternating in one run.
+Run: `python jobs/benchmarks/decode.py [--num-frames 400] [--frame-px 256] [--rounds 15]`.
+"""
+
+import _bootstrap_jobs  # noqa: F401
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dejavu.video.decode import decode
+from dejavu.video.plain import decode_plain, write_moving_texture
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeCost:
+    """CPU milliseconds per frame, medians over the rounds, and the ratio of the two."""
+
+    plain_ms: float
+    one_pass_ms: float
+    ratio: float
+    """Median over the rounds of each round's own ratio."""
+    ratio_low: float
+    ratio_high: float
+
+
+def measure(path: Path, num_frames: int, rounds: int) -> DecodeCost:
+    """Read `path` both ways `rounds` times, alternating.
+
+    Raises:
+        ValueError: A reader gave another number of frames.
+    """
+
+    def read_plain() -> int:
+        return sum(1 for _ in decode_plain(path))
+
+    def read_one_pass() -> int:
+        return sum(len(piece.seconds_F) for piece in decode(path))
+
+    plain, one_pass = [], []
+    for _ in range(rounds):
+        plain.append(_cpu_ms(read_plain, num_frames))
+        one_pass.append(_cpu_ms(read_one_pass, num_frames))
+    ratios = [ours / theirs for ours, theirs in zip(one_pass, plain, strict=True)]
+    return DecodeCost(
+        statistics.median(plain), statistics.median(one_pass), statistics.median(ratios), min(ratios), max(ratios)
+    )
+
+
+def _cpu_ms(read: Callable[[], int], num_frames: int) -> float:
+    gc.collect()
+    begin = time.process_time()
+    num_read = read()
+    spent = time.process_time() - begin
+    if num_read != num_frames:
+        raise ValueError(f"frames: got {num_read}, expected {num_frames}; the video was not written whole")
+    return 1e3 * spent / num_frames
+
+
+def main() -> None:
+    """Make a video, measure, print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-frames", type=int, default=400)
+    parser.add_argument("--frame-px", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--video", type=Path, help="a transcoded mp4 to read instead of a made one")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "texture.mp4"
+        num_frames = arguments.num_frames
+        if arguments.video:
+            path = arguments.video
+            num_frames = sum(1 for _ in decode_plain(path))
+        else:
+            write_moving_texture(path, num_frames, arguments.frame_px)
+        cost = measure(path, num_frames, arguments.rounds)
+    print(f"{num_frames} frames, CPU ms per frame, median of {arguments.rounds} alternating rounds")
+    print(f"{'plain decode to RGB':<28}{cost.plain_ms:8.3f}")
+    print(f"{'RGB and codec grid, one pass':<28}{cost.one_pass_ms:8.3f}")
+    spread = f"rounds {cost.ratio_low:.2f}..{cost.ratio_high:.2f}"
+    print(f"{'ratio':<28}{cost.ratio:8.2f}   ({spread}; at most 1.8, aim 1.4)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,496 @@
+"""What the platform itself costs, without decoding and encoding: `python jobs/benchmarks/overhead.py [--json OUT]`.
+
+Sends manifests of synthetic clips through transcode and embed with kernels that do nothing, on a cluster of its own,
+plans a million rows against a store that holds half of what they need, and scores stored frames. Memory is the driver's
+peak.
+"""
+
+import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import tyro
+
+import submit
+from dejavu.cluster import cluster
+from dejavu.records import Clip, Question, Transcoded
+from dejavu.storage.setting import Setting
+from dejavu.embedding.batch import DecodedBatch, Embedding, EmbedConfig, Segment, cut, plan
+from dejavu.stages.embed import Kernels, embed_batches, embed_clips
+from dejavu.embedding.encode import EncodedSegment, to_table
+from dejavu.embedding.stored import read_embeddings
+from dejavu.stages.score import Exam, score_settings
+from dejavu.stages.transcode import transcode_clips, transcode_one
+from dejavu.storage.store import IDENTITIES_KEY, Store, identity, write_text
+from dejavu.video.decode import DecodedFrames
+from dejavu.video.mp4 import Mp4Info, TranscodeConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.original import OriginalConfig
+
+NUM_FRAMES = 24
+FRAME_PX = 128
+WIDTH = 64
+SCORED_WIDTH = 768
+"""Of ViT-L/14's embeddings."""
+EQUAL = 10
+"""Each tenth clip has the content of the one before it."""
+LOGICAL_CPUS = 6
+"""That the cluster of the load and throughput tables offers: kernels that do nothing need no real ones."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """One manifest, seconds of wall clock; every clip is made, embedded under one setting, and read back."""
+
+    num_clips: int
+    num_contents: int
+    transcode_s: float
+    embed_s: float
+    again_s: float
+    """Both stages once more, with nothing to do."""
+    driver_cpu_s: float
+    """Of the driver's own processor time in both stages."""
+    peak_mib: float
+    before_mib: float
+    """Resident memory of a driver that has connected and done nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Throughput:
+    """Embedding with an encoder that only waits."""
+
+    num_workers: int
+    num_clips: int
+    wait_ms: float
+    """For each clip."""
+    clips_per_s: float
+    share: float
+    """Of what as many workers would reach that did nothing but wait."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planning:
+    """A manifest against a store that holds all of it under one setting, half under another, none under a third."""
+
+    num_rows: int
+    num_shards: int
+    num_batches: int
+    index_s: float
+    """The first look at the shards, which opens every footer and writes the index."""
+    plan_s: float
+    plan_cpu_s: float
+    """Of the processor: what planning takes where nothing else runs."""
+    peak_mib: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Original and one setting, scored in one process: a question with five answers about each clip."""
+
+    num_clips: int
+    num_frames: int
+    """Of all clips under one setting."""
+    score_s: float
+    score_cpu_s: float
+    peak_mib: float
+    before_mib: float
+    """With the manifest and the questions at hand."""
+
+
+# --------------------------------------------------------------------------------------------- kernels that do nothing
+def make_nothing(_source: Path, target: Path, *, frame_px: int, config: TranscodeConfig, view: float) -> Mp4Info:
+    """Stand in for `transcode`."""
+    write_text(target, "a video")
+    return Mp4Info(
+        num_frames=NUM_FRAMES,
+        frame_px=frame_px,
+        fps=config.fps,
+        duration_s=NUM_FRAMES / config.fps,
+        codec_metadata=True,
+    )
+
+
+def decode_nothing(segments: Sequence[Segment], _embedding: Embedding) -> DecodedBatch:
+    """Stand in for `decode_batch`: frames of one pixel."""
+    frames = tuple(
+        DecodedFrames(
+            rgb_FHWC=np.zeros((segment.num_frames, 1, 1, 3), np.uint8),
+            codec_F4PP=np.zeros((segment.num_frames, 4, 1, 1), np.float32),
+            seconds_F=np.arange(segment.start, segment.start + segment.num_frames) / 2,
+            picture_types="P" * segment.num_frames,
+            codec_metadata=True,
+        )
+        for segment in segments
+    )
+    return DecodedBatch(tuple(segments), frames, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Stands in for `BatchEncoder`: waits, and writes shards of zeros where they belong."""
+
+    embedding: Embedding
+    wait_s: float = 0.0
+
+    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
+        """Write one shard for each setting."""
+        time.sleep(self.wait_s * len(decoded.segments))
+        encoded = [
+            EncodedSegment(
+                np.zeros((segment.num_frames, WIDTH), np.float32),
+                np.zeros(segment.num_frames, np.float32),
+                np.zeros(segment.num_frames),
+            )
+            for segment in decoded.segments
+        ]
+        table = to_table(decoded.segments, decoded.frames, encoded)
+        for setting in settings:
+            units = [segment.unit_id for segment in decoded.segments]
+            self.embedding.store.write_embeddings(setting.setting_id, table, units)
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+def report_load(num_clips: int) -> None:
+    """Send one manifest through both stages, again, and back; print what was seen as JSON."""
+    _connect()
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(Path(folder) / "store")
+        clips = write_sources(Path(folder) / "sources", num_clips)
+        embedding, setting = Embedding("none", store, EmbedConfig()), name_settings(1)[0]
+        pool = cluster.actor_pool(2, 0)
+        make = partial(transcode_one, encode=make_nothing)
+        before_mib, cpu = peak_mib(), time.process_time()
+
+        start = time.perf_counter()
+        transcoded = list(transcode_clips(clips, store, TranscodeConfig(), FRAME_PX, make=make).clips.values())
+        transcode_s = time.perf_counter() - start
+        start = time.perf_counter()
+        failures = list(embed_batches(plan(transcoded, [setting], embedding), embedding, pool, Kernels(*NOTHING)))
+        embed_s, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, peak_mib()
+
+        start = time.perf_counter()
+        again = transcode_clips(clips, store, TranscodeConfig(), FRAME_PX)
+        embedded = embed_clips(list(again.clips.values()), [setting], embedding, pool, "again")
+        again_s = time.perf_counter() - start
+        num_read = len(read_embeddings(embedding, setting, transcoded))
+        num_contents = len(store.done(setting.setting_id))
+    expect("clips transcoded and read back", (len(transcoded), num_read), (num_clips, num_clips))
+    expect("failures and clips of the second run", (len(failures), again.num_made, embedded.num_clips), (0, 0, 0))
+    row = Load(
+        num_clips=num_clips,
+        num_contents=num_contents,
+        transcode_s=transcode_s,
+        embed_s=embed_s,
+        again_s=again_s,
+        driver_cpu_s=cpu,
+        peak_mib=peak,
+        before_mib=before_mib,
+    )
+    print(json.dumps(asdict(row)))
+
+
+NOTHING = (decode_nothing, Waiter)
+
+
+def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> None:
+    """Embed clips with so many actors that wait; print what was seen as JSON."""
+    _connect()
+    pool = cluster.actor_pool(num_workers, 0)
+    kernels = Kernels(decode_nothing, partial(Waiter, wait_s=wait_ms / 1e3))
+    with tempfile.TemporaryDirectory() as folder:
+        embedding = Embedding("none", Store.open(Path(folder)), EmbedConfig())
+        clips = list_clips(num_clips)
+        batches = plan(clips, name_settings(1), embedding)
+        # Actors that load no tower are up in seconds; those are left out.
+        list(embed_batches(batches[:num_workers], embedding, pool, kernels))
+        start = time.perf_counter()
+        list(embed_batches(batches, embedding, pool, kernels))
+        seconds = time.perf_counter() - start
+    num_made = sum(len(batch.segments) for batch in batches)
+    row = Throughput(
+        num_workers=num_workers,
+        num_clips=num_made,
+        wait_ms=wait_ms,
+        clips_per_s=num_made / seconds,
+        share=num_made * wait_ms / 1e3 / num_workers / seconds,
+    )
+    print(json.dumps(asdict(row)))
+
+
+def report_planning(folder: str, num_rows: int, index_s: float) -> None:
+    """Plan a manifest in a process that does nothing else; print what was seen as JSON."""
+    store = Store(Path(folder))
+    clips = list_clips(num_rows)
+    start, cpu = time.perf_counter(), time.process_time()
+    batches = plan(clips, name_settings(3), Embedding("none", store, EmbedConfig()))
+    plan_s, plan_cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    num_contents = len({clip.content_id for clip in clips})
+    lacking = sum(len(batch.segments) * len(batch.settings) for batch in batches)
+    expect("segments times settings that are lacking", lacking, 2 * num_contents - num_contents // 2)
+    row = Planning(
+        num_rows=num_rows,
+        num_shards=sum(1 for _ in store.root.glob("embeddings/*/*.parquet")),
+        num_batches=len(batches),
+        index_s=index_s,
+        plan_s=plan_s,
+        plan_cpu_s=plan_cpu_s,
+        peak_mib=peak_mib(),
+    )
+    print(json.dumps(asdict(row)))
+
+
+def fill_store(store: Store, num_rows: int) -> float:
+    """Write shards of all rows under the first setting and of half under the second; return the seconds to index them.
+
+    A shard is a real Parquet file with the footer that the store writes, but without frames and not synced to disk.
+    """
+    config = EmbedConfig()
+    units = [segment.unit_id for segment in cut(list_clips(num_rows), config.segment_frames)]
+    dense, half, _ = name_settings(3)
+    empty = pa.table({"frame": pa.array([], pa.int32())})
+    for setting, stop in ((dense, len(units)), (half, len(units) // 2)):
+        target = store.embeddings_dir(setting.setting_id)
+        target.mkdir(parents=True)
+        for first in range(0, stop, config.streams):
+            names = sorted(units[first : min(first + config.streams, stop)])
+            shard = empty.replace_schema_metadata({IDENTITIES_KEY: json.dumps(names)})
+            pq.write_table(shard, target / f"{identity({'shard': names})}.parquet")
+    start = time.perf_counter()
+    num_found = [len(store.done(setting.setting_id)) for setting in (dense, half)]
+    index_s = time.perf_counter() - start
+    expect("identities in the store", num_found, [len(units), len(units) // 2])
+    return index_s
+
+
+def report_scoring(folder: str, num_clips: int) -> None:
+    """Score in a process that does nothing else; print what was seen as JSON."""
+    embedding = Embedding("none", Store(Path(folder)), EmbedConfig())
+    clips = tuple(list_clips(num_clips))
+    answers_AE = np.random.default_rng(1).standard_normal((5, SCORED_WIDTH), np.float32)
+    names, choices = [f"{clip.clip_id}_1" for clip in clips], tuple("abcde")
+    questions = tuple(
+        Question(
+            question_id=name,
+            clip_id=clip.clip_id,
+            split="test",
+            kind="CW",
+            text="?",
+            answers=choices,
+            correct=0,
+            spans_s=((0.0, 6.0),),
+            duration_s=clip.duration_s,
+        )
+        for name, clip in zip(names, clips, strict=True)
+    )
+    exam = Exam(clips, questions, dict.fromkeys(names, answers_AE))
+    before_mib, start, cpu = peak_mib(), time.perf_counter(), time.process_time()
+    original, other = name_settings(2)
+    scores = score_settings([original, other], original, exam, embedding)
+    score_s, score_cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    num_frames = sum(clip.num_frames for clip in clips)
+    asked = [(score.num_frames, len(score.rows)) for score in scores]
+    expect("frames and questions of each setting", asked, [(num_frames, num_clips)] * 2)
+    row = Scoring(
+        num_clips=num_clips,
+        num_frames=num_frames,
+        score_s=score_s,
+        score_cpu_s=score_cpu_s,
+        peak_mib=peak_mib(),
+        before_mib=before_mib,
+    )
+    print(json.dumps(asdict(row)))
+
+
+def fill_embeddings(store: Store, num_clips: int) -> None:
+    """Write shards of random embeddings of all clips under two settings."""
+    config, draws = EmbedConfig(), np.random.default_rng(0)
+    for setting in name_settings(2):
+        for batch in plan(list_clips(num_clips), [setting], Embedding("none", store, config)):
+            encoded = [
+                EncodedSegment(
+                    draws.standard_normal((segment.num_frames, SCORED_WIDTH), np.float32),
+                    np.zeros(segment.num_frames, np.float32),
+                    np.zeros(segment.num_frames),
+                )
+                for segment in batch.segments
+            ]
+            frames = decode_nothing(batch.segments, Embedding("none", store, config)).frames
+            table = to_table(batch.segments, frames, encoded)
+            store.write_embeddings(setting.setting_id, table, [segment.unit_id for segment in batch.segments])
+
+
+# ------------------------------------------------------------------------------------------------------------ manifests
+def write_sources(folder: Path, num_clips: int) -> list[Clip]:
+    """Write sources of a few bytes, each tenth equal to the one before it."""
+    folder.mkdir()
+    for index in range(num_clips):
+        (folder / f"{index}.mp4").write_text(str(content(index)), encoding="utf-8")
+    return [Clip(clip_id=str(i), path=str(folder / f"{i}.mp4"), split="test") for i in range(num_clips)]
+
+
+def list_clips(num_clips: int) -> list[Transcoded]:
+    """Return a manifest as transcoding leaves it, without files."""
+    clips = []
+    for index in range(num_clips):
+        # Scattered as hashes are.
+        content_id = f"{content(index) * 0x9E3779B97F4A7C15F39CC060 % 2**96:024x}"
+        clips.append(
+            Transcoded(
+                clip_id=str(index),
+                content_id=content_id,
+                path=f"mp4/{content_id}.mp4",
+                num_frames=NUM_FRAMES,
+                frame_px=FRAME_PX,
+                fps=2.0,
+                duration_s=NUM_FRAMES / 2,
+                codec_metadata=True,
+            )
+        )
+    return clips
+
+
+def content(index: int) -> int:
+    """Return the number of a clip's content."""
+    return index - (index % EQUAL == EQUAL - 1)
+
+
+def name_settings(count: int) -> list[Setting]:
+    """Return settings of a tower that is not there, under names that do not follow the code."""
+    configs = (OriginalConfig(), EventfulConfig(refreshed_tokens=8), EventfulConfig(refreshed_tokens=16))
+    return [Setting(config, f"setting-{index}") for index, config in enumerate(configs[:count])]
+
+
+def expect(subject: str, got: object, expected: object) -> None:
+    """Refuse to report a run that did not do its work.
+
+    Raises:
+        RuntimeError: It did not.
+    """
+    if got != expected:
+        raise RuntimeError(f"{subject}: got {got}, expected {expected}; the benchmark's figures would mean nothing")
+
+
+def peak_mib() -> float:
+    """Return the largest resident memory that this process has had, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def _connect() -> None:
+    # Workers cannot import a job.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster.connect()
+
+
+# ----------------------------------------------------------------------------------------------------------- the tables
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is measured."""
+
+    clips: tuple[int, ...] = (1_000, 10_000)
+    """Manifests of the load table."""
+    workers: tuple[int, ...] = (1, 2, 4)
+    """Actors of the throughput table."""
+    wait_ms: float = 25.0
+    """What encoding a clip takes there."""
+    wait_clips: int = 2_000
+    """Clips there."""
+    rows: int = 1_000_000
+    """Manifest of the planning table; 0 leaves it out."""
+    scored_clips: tuple[int, ...] = (10_000, 40_000)
+    """Manifests of the scoring table, 74 KB on disk a clip; none leaves it out."""
+    json: Path | None = None
+    """Write the rows there."""
+
+
+def main(options: Options) -> None:
+    """Measure, each row in a process of its own, and print the tables."""
+    result: dict[str, Any] = {"hardware": cluster.hardware()}
+    print(result["hardware"])
+    result["load"] = [_on_cluster(f"report_load({count})") for count in options.clips]
+    print_load(result["load"])
+    result["throughput"] = [
+        _on_cluster(f"report_throughput({count}, {options.wait_clips}, {options.wait_ms})") for count in options.workers
+    ]
+    print(f"\nworkers  clips/s   of {options.wait_ms:g} ms a clip")
+    for row in result["throughput"]:
+        print(f"{row['num_workers']:7} {row['clips_per_s']:8.1f} {row['share']:8.0%}")
+    if options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            index_s = fill_store(Store(Path(folder)), options.rows)
+            row = _alone(f"report_planning({folder!r}, {options.rows}, {index_s})", None)
+        result["planning"] = row
+        print("\n    rows  shards  batches  first index s  plan s  CPU s  peak MiB")
+        print(
+            f"{row['num_rows']:8} {row['num_shards']:7} {row['num_batches']:8} {row['index_s']:14.1f} "
+            f"{row['plan_s']:7.1f} {row['plan_cpu_s']:6.1f} {row['peak_mib']:9.0f}   (at most 30 s and 2048 MiB)"
+        )
+    result["scoring"] = [_score(count) for count in options.scored_clips]
+    print("\n  clips  frames  score s  CPU s  peak MiB  at start")
+    for row in result["scoring"]:
+        print(
+            f"{row['num_clips']:7} {row['num_frames']:7} {row['score_s']:8.1f} {row['score_cpu_s']:6.1f} "
+            f"{row['peak_mib']:9.0f} {row['before_mib']:9.0f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
+
+
+def print_load(loads: list[dict[str, Any]]) -> None:
+    """Print the load table, and what each clip more costs."""
+    print("\n  clips contents  transcode s  embed s  again s  driver CPU s  peak MiB  at start")
+    for row in loads:
+        print(
+            f"{row['num_clips']:7} {row['num_contents']:8} {row['transcode_s']:12.1f} {row['embed_s']:8.1f} "
+            f"{row['again_s']:8.2f} {row['driver_cpu_s']:13.1f} {row['peak_mib']:9.0f} {row['before_mib']:9.0f}"
+        )
+    for small, large in itertools.pairwise(loads):
+        more = large["num_clips"] - small["num_clips"]
+        each = {name: 1e3 * (large[name] - small[name]) / more for name in ("transcode_s", "embed_s", "driver_cpu_s")}
+        print(
+            f"a clip more costs {each['transcode_s']:.1f} ms in transcode, {each['embed_s']:.1f} ms in embed; "
+            f"{each['driver_cpu_s']:.1f} ms of the driver's processor"
+        )
+
+
+def _score(num_clips: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        fill_embeddings(Store(Path(folder)), num_clips)
+        return _alone(f"report_scoring({folder!r}, {num_clips})", None)
+
+
+def _on_cluster(call: str) -> dict[str, Any]:
+    with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus=LOGICAL_CPUS) as started:
+        return _alone(call, submit.environment(started.token) | {"RAY_ADDRESS": started.address})
+
+
+def _alone(call: str, environment: dict[str, str] | None) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import benchmark_load as b; b.{call}"],
+        env=environment,
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

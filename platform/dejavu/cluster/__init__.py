@@ -1,0 +1,1 @@
+"""Ray: connecting, mapping over records, machines that come and go."""

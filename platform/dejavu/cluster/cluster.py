@@ -1,0 +1,226 @@
+"""The Ray cluster: attach or start, make the project importable on every worker, and size stages to what is there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from dejavu.observability.events import LOGS_VARIABLE
+from dejavu.storage.working_directory import enter_again
+
+_log = logging.getLogger(__name__)
+
+PACKAGES_ROOT = Path(__file__).resolve().parents[3]
+"""The folder that holds platform/ and reuse_models/ (Ray's unpacked copy of it in a submitted job)."""
+
+
+NODE_GROUP_LABEL = "ray.io/node-group"
+"""Ray's own label of a machine that a cluster launcher or KubeRay started as one of a type."""
+NODE_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
+"""Environment of Ray's own processes where we start them.
+
+A machine with more workers than CPUs ends those that were idle for a second, unless told otherwise: readers would start
+again, at some 3 s of processor each, for every batch that keeps the encoders busy for longer. And a node that is told
+to end waits for 30 s until nothing is left on it, which some of Ray Data's actors, outliving their jobs, always are.
+"""
+PROCESS_BYTES = 600 * 2**20
+"""Of a worker before it has loaded anything: Python, PyTorch, Ray and what they import."""
+MACHINE_TIMEOUT_S = 1800
+"""A cloud's GPU machine spends ten minutes or more on installing before it joins."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot do what was asked; one line says why and what to do."""
+
+
+def honour_notice() -> None:
+    """Let SIGTERM end this driver as Ctrl-C does; call it after `connect`, since Ray has a handler of its own.
+
+    It comes when the driver's machine is taken away, or from `ray job stop`. Of all exceptions, KeyboardInterrupt is
+    what Ray's waiting calls let through. Nothing waits for the batches in flight: they are whole in the store or
+    absent, and `ray job stop` kills after 3 s.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and what unwinds now should not be broken off
+    raise KeyboardInterrupt
+
+
+def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
+    """Attach to the running cluster, or start one on this machine, which Ray guards with a token of this user.
+
+    Workers get PYTHONPATH through the runtime environment, since they do not see the driver's `sys.path`; it is
+    relative to the working directory where the job has one, so that it also holds on other nodes.
+
+    Args:
+        num_cpus: CPUs of a cluster started here; ignored when attaching.
+        logs: Where workers log what they do (`dejavu.observability.events`); nowhere unless given.
+    """
+    if ray.is_initialized():
+        return
+    for name, value in NODE_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a fit's lines appear once, not as log records as well
+    job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    variables: dict[str, str] = {}
+    if "PYTHONPATH" not in (job.get("env_vars") or {}):
+        absolute = os.pathsep.join((str(PACKAGES_ROOT / "platform"), str(PACKAGES_ROOT)))
+        variables["PYTHONPATH"] = "platform" if job.get("working_dir") else absolute
+    if logs is not None:
+        variables[LOGS_VARIABLE] = str(logs)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address,
+            num_cpus=None if address else num_cpus,
+            runtime_env={"env_vars": variables} if variables else None,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise ClusterError(
+            f"Ray: got no answer from {address}, expected a running cluster; start it or unset RAY_ADDRESS"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """How many actors encode, and what each of them holds."""
+
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    cpus_per_reader: float
+    """Of a task that decodes."""
+
+
+def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
+    """Fit the encoding actors to the cluster, leaving one CPU of every machine to the tasks that decode.
+
+    On CPUs alone there is an actor for each CPU, each holding less than one: decoding is cheap and shares the machine.
+    What they hold is so little that all of them fit on the smallest machine beside a reader: when machines are lost,
+    Ray starts their actors again on those that are left; where none had a CPU left for readers, nothing would move.
+
+    A cluster that grows is first brought to one machine that can take an actor. More actors than fit on what is up then
+    wait for machines that their demand brings, and those that are up begin.
+
+    Args:
+        num_workers: Actors wanted, or None for as many as fit.
+        gpus_per_worker: GPUs an actor holds, or None for one where the cluster has any.
+
+    Raises:
+        ClusterError: More is asked for than the cluster can ever give.
+    """
+    bring_up(gpus_per_worker)
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    gpus_each = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
+    num_actors = num_workers or (int(gpus / gpus_each) if gpus_each else max(1, int(cpus)))
+    if gpus_each and num_actors * gpus_each > gpus and not grows():
+        raise ClusterError(
+            f"num_workers: got {num_actors} with {gpus_each:g} GPUs each, expected at most {gpus:g} GPUs in all; "
+            "lower --num-workers"
+        )
+    if num_actors > 100 * max(cpus - 1, 1):
+        raise ClusterError(
+            f"num_workers: got {num_actors} on {cpus:g} CPUs, expected at most {cpus:g}; lower --num-workers"
+        )
+    smallest = min((cpus, *_cpus_per_machine()))
+    reader = 1.0 if smallest >= 2 else smallest / 2
+    # Rounded down to what Ray counts in, so that the sum stays below whatever the rounding; many machines share less.
+    share = max(0.01, min(1.0, math.floor((smallest - reader) / num_actors * 100) / 100))
+    return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each, cpus_per_reader=reader)
+
+
+def bring_up(gpus_per_worker: float | None) -> None:
+    """Wait until a machine is up that can take a worker, on a cluster that grows on demand; elsewhere do not wait.
+
+    Args:
+        gpus_per_worker: GPUs that a worker holds; None asks for a CPU alone.
+
+    Raises:
+        ClusterError: The cluster does not grow and has fewer GPUs, or no machine came in time.
+    """
+    enter_again()
+    gpus_each = gpus_per_worker or 0.0
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0.0)
+    if gpus >= gpus_each and resources.get("CPU"):
+        return
+    if not grows():
+        if gpus < gpus_each:
+            raise ClusterError(
+                f"gpus_per_worker: got {gpus_each:g}, expected at most the cluster's {gpus:g}; lower --gpus-per-worker"
+            )
+        return
+    _log.warning("waiting for a machine with %g GPUs", gpus_each)
+    # A task's demand ends with this driver; what ray.autoscaler.sdk.request_resources asks for does not.
+    probe = ray.remote(num_cpus=1, num_gpus=gpus_each)(_nothing).remote()
+    if not ray.wait([probe], timeout=MACHINE_TIMEOUT_S)[0]:
+        ray.cancel(probe)
+        raise ClusterError(
+            f"machines: got none with {gpus_each:g} GPUs within {MACHINE_TIMEOUT_S // 60} minutes, expected the "
+            "autoscaler to start one; see `ray status`, or lower --gpus-per-worker"
+        )
+    enter_again()
+
+
+def _nothing() -> None:
+    """Run where a worker could."""
+
+
+def grows() -> bool:
+    """Whether machines may come up on demand: some cluster launcher has started those that are here."""
+    return any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])
+
+
+def _cpus_per_machine() -> list[float]:
+    """List the CPUs of each machine that is up and has any."""
+    counts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return [count for count in counts if count]
+
+
+def memory_per_machine() -> list[int]:
+    """List the bytes that Ray may give out on each machine that is up: what it found free, less its object store."""
+    amounts = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return [int(amount) for amount in amounts if amount]
+
+
+def hardware() -> str:
+    """Name this machine's processor for keying measured times, such as `x86_64 2 cpus` or `NVIDIA H200`."""
+    import platform  # noqa: PLC0415  the standard library's
+
+    import torch  # noqa: PLC0415  heavy, and needed here alone
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return f"{_processor_name() or platform.machine()} x{os.cpu_count()}"
+
+
+def cluster_hardware() -> str:
+    """Name what encodes on this cluster, without starting a worker: its kinds of GPU, else the driver's processor."""
+    kinds = sorted(name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:"))
+    return " + ".join(kinds) or hardware()
+
+
+def _processor_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

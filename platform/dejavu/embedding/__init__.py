@@ -1,0 +1,1 @@
+"""From stored clips to embeddings of a setting, and back."""

@@ -1,0 +1,123 @@
+"""Read stored embeddings back, clip by clip.
+
+Shapes: F frames of one clip, E embedding width, R stored rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dejavu.embedding.batch import Embedding, cut
+from dejavu.records import Transcoded
+from dejavu.storage.place import Place, side_by_side
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import identity, read_parquet
+
+PART_FRAMES = 2**16
+"""Frames of one setting in memory at once where settings are read beside Original: some 300 MB at ViT-L/14's width."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipEmbeddings:
+    """All frames of one clip under one setting, in display order."""
+
+    seconds_F: NDArray[np.float64]
+    embeddings_FE: NDArray[np.float32]
+    reuse_rate_F: NDArray[np.float32]
+    flops_F: NDArray[np.float64]
+
+
+def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, ClipEmbeddings]:
+    """Read the stored embeddings of the clips that are complete under a setting: clip id -> frames.
+
+    Equal contents are stored once and handed to every clip that has them.
+    """
+    return _read(embedding, _complete(embedding, setting, clips), clips)
+
+
+def read_beside(
+    embedding: Embedding, settings: Sequence[Setting], original: Setting, clips: Sequence[Transcoded]
+) -> Iterator[tuple[Setting, dict[str, ClipEmbeddings], dict[str, ClipEmbeddings]]]:
+    """Read settings beside Original, part by part of the clips and in each part setting by setting.
+
+    Yields a setting with a part of its clips, as `read_embeddings` gives them, and Original's clips of that part. A
+    part has PART_FRAMES frames at most, but one clip at least, so that the memory that this takes does not grow with
+    the number of clips.
+    """
+    complete = {setting: _complete(embedding, setting, clips) for setting in {original, *settings}}
+    for part in _parts(clips):
+        dense = _read(embedding, complete[original], part)
+        for setting in settings:
+            yield setting, dense if setting == original else _read(embedding, complete[setting], part), dense
+
+
+def _parts(clips: Sequence[Transcoded]) -> Iterator[list[Transcoded]]:
+    """Cut clips in the order in which shards hold them, so that few shards belong to two parts."""
+    part: list[Transcoded] = []
+    frames = 0
+    for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id)):
+        if part and frames + clip.num_frames > PART_FRAMES:
+            yield part
+            part, frames = [], 0
+        part.append(clip)
+        frames += clip.num_frames
+    if part:
+        yield part
+
+
+def _read(
+    embedding: Embedding, complete: Mapping[str, Iterable[Place]], clips: Sequence[Transcoded]
+) -> dict[str, ClipEmbeddings]:
+    wanted = {clip.content_id for clip in clips} & complete.keys()
+    shards = sorted({shard for content in wanted for shard in complete[content]}, key=str)
+    tables = side_by_side(embedding.store.root, read_parquet, shards)
+    by_content: dict[str, ClipEmbeddings] = {}
+    if tables:
+        table = pa.concat_tables(tables)
+        width = table.schema.field("embedding").type.list_size
+        content_R = np.asarray(table["content_id"].to_pylist())
+        embedding_RE = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        frame_R, seconds_R = table["frame"].to_numpy(), table["seconds"].to_numpy()
+        rate_R, flops_R = table["reuse_rate"].to_numpy(), table["flops"].to_numpy()
+        order_R = np.lexsort((frame_R, content_R))
+        names, starts = np.unique(content_R[order_R], return_index=True)
+        for name, rows_F in zip(names, np.split(order_R, starts[1:]), strict=True):
+            if name not in wanted:
+                continue
+            # Two shards may hold the same segment after a kill between runs of different batches: each frame once.
+            _, first = np.unique(frame_R[rows_F], return_index=True)
+            rows = rows_F[first]
+            by_content[str(name)] = ClipEmbeddings(
+                seconds_R[rows], embedding_RE[rows].astype(np.float32), rate_R[rows], flops_R[rows]
+            )
+    return {clip.clip_id: by_content[clip.content_id] for clip in clips if clip.content_id in wanted}
+
+
+def complete_clips(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> set[str]:
+    """Name the clips that `read_embeddings` would return, read from the shards' footers alone."""
+    complete = _complete(embedding, setting, clips)
+    return {clip.clip_id for clip in clips if clip.content_id in complete}
+
+
+def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, tuple[Place, ...]]:
+    """Return the shards of each content that is there from beginning to end."""
+    done = embedding.store.done(setting.setting_id)
+    units: dict[str, list[str]] = defaultdict(list)
+    for segment in cut(clips, embedding.config.segment_frames):
+        units[segment.content_id].append(segment.unit_id)
+    return {
+        content: tuple(done[unit] for unit in ids)
+        for content, ids in units.items()
+        if all(unit in done for unit in ids)
+    }
+
+
+def clips_identity(clips: Iterable[Transcoded]) -> str:
+    """Name a set of clips by content."""
+    return identity({"clips": sorted((clip.clip_id, clip.content_id) for clip in clips)})

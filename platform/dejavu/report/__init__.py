@@ -1,0 +1,1 @@
+"""What a run's results say, in numbers, plots and words."""

@@ -1,0 +1,176 @@
+"""Two runs side by side: their points in one plot, and where the same setting came out differently."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dejavu.records import ParetoPoint
+from dejavu.report.frontier import Gain, Quality, QualityWords, words_of
+from dejavu.report.looks import FAINT, INK, MUTED, looks_of
+from dejavu.storage.store import atomic, write_text
+
+QUALITIES: tuple[Quality, ...] = ("acc_gqa", "accuracy", "cosine_to_dense")
+GAIN_NAMES: dict[Gain, str] = {
+    "flops_reduction": "Reduction of executed FLOPs",
+    "speedup": "Measured speed-up over Original",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: what it is called and its points."""
+
+    name: str
+    points: Sequence[ParetoPoint]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One setting in both runs; a value that one of them lacks is None."""
+
+    method: str
+    setting: str
+    quality_a: float | None
+    quality_b: float | None
+    flops_reduction_a: float | None
+    flops_reduction_b: float | None
+    speedup_a: float | None
+    speedup_b: float | None
+    ms_per_frame_a: float | None
+    ms_per_frame_b: float | None
+
+
+def common_quality(first: Run, second: Run) -> Quality:
+    """Return the strictest measure that every point of both runs has.
+
+    Raises:
+        ValueError: There is none.
+    """
+    points = [*first.points, *second.points]
+    for quality in QUALITIES:
+        if points and all(getattr(point, quality) is not None for point in points):
+            return quality
+    raise ValueError(
+        f"runs: got {first.name} and {second.name} without a measure that every point of both has, expected one of "
+        f"{', '.join(QUALITIES)}; compare runs that were scored alike"
+    )
+
+
+def common_words(first: Run, second: Run, quality: Quality) -> QualityWords:
+    """Name the quality that two runs are compared by."""
+    return words_of([*first.points, *second.points], quality)
+
+
+def differences(first: Run, second: Run, quality: Quality) -> list[Difference]:
+    """Pair settings by method and name, in the order of the first run; those in one run alone are left out."""
+    others = {(point.method, point.setting): point for point in second.points}
+    return [
+        Difference(
+            method=a.method,
+            setting=a.setting,
+            quality_a=getattr(a, quality),
+            quality_b=getattr(b, quality),
+            flops_reduction_a=a.flops_reduction,
+            flops_reduction_b=b.flops_reduction,
+            speedup_a=a.speedup,
+            speedup_b=b.speedup,
+            ms_per_frame_a=a.ms_per_frame,
+            ms_per_frame_b=b.ms_per_frame,
+        )
+        for a in first.points
+        if (b := others.get((a.method, a.setting))) is not None
+    ]
+
+
+def write_differences_csv(path: Path, found: Sequence[Difference]) -> None:
+    """Write all rows, whole or not at all; an empty cell for None."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Difference))
+    writer.writerows(["" if value is None else value for value in astuple(one)] for one in found)
+    write_text(path, text.getvalue())
+
+
+def plot_comparison(first: Run, second: Run, quality: Quality, path: Path) -> None:
+    """Draw quality against FLOP reduction, and against speed-up where both were timed; settings of both are joined.
+
+    Args:
+        first: Drawn filled, with full lines.
+        second: Drawn open, with dashed lines.
+        quality: What stands on the y axis.
+        path: A PNG, written whole or not at all.
+
+    Raises:
+        ValueError: Neither gain is known in both runs.
+    """
+    gains = [gain for gain in GAIN_NAMES if all(_placed(run, gain) for run in (first, second))]
+    if not gains:
+        raise ValueError(
+            f"runs: got no {' or '.join(GAIN_NAMES)} in both {first.name} and {second.name}, expected one of them; "
+            "run the measure stage"
+        )
+    figure = Figure(figsize=(1.2 + 6.0 * len(gains), 5.4), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    every_axes = figure.subplots(1, len(gains), squeeze=False, sharey=True)[0]
+    for axes, gain in zip(every_axes, gains, strict=True):
+        _panel(axes, first, second, quality, gain)
+    scale = "" if quality == "cosine_to_dense" else " (%)"
+    every_axes[0].set_ylabel(f"{common_words(first, second, quality).name}{scale}", color=INK, fontsize=10)
+    looks = looks_of(point.method for run in (first, second) for point in run.points)
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, label=look.name, linewidth=1.4) for look in looks.values()
+    ]
+    runs = [
+        Line2D([], [], color=INK, marker="o", linestyle="-", label=f"A: {first.name}"),
+        Line2D([], [], color=INK, marker="o", markerfacecolor="white", linestyle="--", label=f"B: {second.name}"),
+    ]
+    for entry in (*handles, *runs):
+        entry.set_markersize(6)
+    figure.legend(
+        handles=[*runs, *handles], loc="upper center", ncols=min(6, len(handles) + 2), fontsize=8.5, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.89))
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _placed(run: Run, gain: Gain) -> list[ParetoPoint]:
+    return [point for point in run.points if getattr(point, gain) is not None]
+
+
+def _panel(axes: Axes, first: Run, second: Run, quality: Quality, gain: Gain) -> None:
+    scale = 1 if quality == "cosine_to_dense" else 100
+    places = []
+    for run, style, is_open in ((first, "-", False), (second, "--", True)):
+        place: dict[tuple[str, str], tuple[float, float]] = {}
+        for method, look in looks_of(point.method for point in run.points).items():
+            some = sorted(
+                (point for point in _placed(run, gain) if point.method == method), key=lambda one: getattr(one, gain)
+            )
+            x = [float(getattr(point, gain)) for point in some]
+            y = [scale * float(getattr(point, quality)) for point in some]
+            face = "white" if is_open else look.colour
+            axes.plot(
+                x, y, style, color=look.colour, marker=look.marker, markersize=6, markerfacecolor=face, linewidth=1.2
+            )
+            place |= {
+                (point.method, point.setting): spot for point, spot in zip(some, zip(x, y, strict=True), strict=True)
+            }
+        places.append(place)
+    for setting in places[0].keys() & places[1].keys():
+        axes.plot(*zip(places[0][setting], places[1][setting], strict=True), color=MUTED, linewidth=0.7, alpha=0.6)
+    axes.set_xlabel(f"{GAIN_NAMES[gain]}  →  better", color=INK, fontsize=10)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(colors=MUTED, length=0)

@@ -1,0 +1,223 @@
+"""What a run comes down to: each method's best settings within 2 % of Original, what dominates what, and how sure.
+
+Pure arithmetic and words on points; every number is one of pareto.csv's, or follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dejavu.records import ParetoPoint
+from dejavu.report.frontier import (
+    MAX_LOSS,
+    ORIGINAL,
+    Gain,
+    Quality,
+    best_within,
+    hypervolume,
+    original_quality,
+    words_of,
+)
+from dejavu.report.looks import looks_of
+
+WORST = (1.0, 0.0)
+"""Corner that the hypervolume is measured from: Original's computation, and no right answer."""
+Verdict = Literal["worse", "better", "noise", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodHeadline:
+    """One method against Original."""
+
+    method: str
+    num_settings: int
+    best: ParetoPoint | None
+    """The largest reduction of executed FLOPs within 2 % of Original's quality; None where no setting is."""
+    fastest: ParetoPoint | None
+    """The largest measured speed-up within 2 %; None where no setting is, or none was timed."""
+    hypervolume: float
+    """Area that its settings dominate: FLOP reduction beyond 1 times quality."""
+    num_dominated: int
+    """Settings for which another point, of any method, is at least as good on both axes and better on one."""
+
+
+def headlines(points: Sequence[ParetoPoint], quality: Quality) -> list[MethodHeadline]:
+    """Sum up each method but Original, the largest FLOP reduction within 2 % first.
+
+    Raises:
+        ValueError: There is not exactly one Original with that quality.
+    """
+    best, fastest = (best_within(points, quality, gain) for gain in ("flops_reduction", "speedup"))
+    beaten = {id(point) for point, by in zip(points, dominators(points, quality), strict=True) if by}
+    found = []
+    for method in looks_of(point.method for point in points):
+        members = [point for point in points if point.method == method]
+        if method == ORIGINAL:
+            continue
+        found.append(
+            MethodHeadline(
+                method=method,
+                num_settings=len(members),
+                best=best.get(method),
+                fastest=fastest.get(method),
+                hypervolume=dominated_area(members, quality),
+                num_dominated=sum(id(point) in beaten for point in members),
+            )
+        )
+    return sorted(found, key=lambda one: -(one.best.flops_reduction or 0) if one.best else 0)
+
+
+def dominated_area(points: Sequence[ParetoPoint], quality: Quality) -> float:
+    """Return the hypervolume of some points in (FLOP reduction, quality) from WORST; those not placed add nothing."""
+    placed = [point for point in points if point.flops_reduction is not None and getattr(point, quality) is not None]
+    gains = [float(point.flops_reduction or 0) for point in placed]
+    return hypervolume(gains, [float(getattr(point, quality)) for point in placed], worst=WORST)
+
+
+def dominators(points: Sequence[ParetoPoint], quality: Quality) -> list[ParetoPoint | None]:
+    """Name for each point the best of those that dominate it by FLOP reduction and quality; None where none does."""
+    return [
+        max(
+            (other for other in points if _dominates(other, point, quality)),
+            key=lambda other: float(getattr(other, quality)),
+            default=None,
+        )
+        for point in points
+    ]
+
+
+def verdict(point: ParetoPoint, quality: Quality) -> Verdict:
+    """Say whether the paired interval of the difference to Original holds 0: then it is inside the noise."""
+    interval = loss_interval(point, quality)
+    if interval is None:
+        return "unknown"
+    low, high = interval
+    return "worse" if high < 0 else "better" if low > 0 else "noise"
+
+
+def loss_interval(point: ParetoPoint, quality: Quality) -> tuple[float, float] | None:
+    """Return the paired 95 % interval of quality minus Original's; None where there are no answers to resample."""
+    if quality == "cosine_to_dense":
+        return None
+    low, high = getattr(point, f"{quality}_loss_ci_low"), getattr(point, f"{quality}_loss_ci_high")
+    return None if low is None or high is None else (float(low), float(high))
+
+
+def surely_within(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality) -> bool | None:
+    """Say whether the whole interval, not the estimate alone, loses at most 2 % of Original; None without interval."""
+    interval = loss_interval(point, quality)
+    return None if interval is None else interval[0] >= -MAX_LOSS * original_quality(points, quality)
+
+
+def summarise(points: Sequence[ParetoPoint], quality: Quality, num_questions: int) -> list[str]:
+    """Tell the outcome in sentences: what Original reaches, the least computation and the most speed within 2 %.
+
+    Args:
+        points: Those of one split, Original among them.
+        quality: What must not be lost.
+        num_questions: How many questions or captions were scored; 0 for a dataset without answers.
+
+    Raises:
+        ValueError: There is not exactly one Original with that quality.
+    """
+    dense = original_quality(points, quality)
+    original = next(point for point in points if point.method == ORIGINAL)
+    words = words_of(points, quality)
+    asked = f"{num_questions} {words.item}s about " if num_questions else ""
+    said = [
+        f"Original, the dense tower that computes every token of every frame, reaches {_share(dense, quality)} "
+        f"{words.name} ({words.meaning}) on {asked}{original.num_clips} test clips"
+        f"{_own_interval(original, quality)}."
+    ]
+    every = headlines(points, quality)
+    limit = f"{_share((1 - MAX_LOSS) * dense, quality)} or more, that is within {100 * MAX_LOSS:.0f} % of Original"
+    cheapest = _largest([one.best for one in every], "flops_reduction")
+    if cheapest is None:
+        said.append(f"No setting of another method keeps {limit}.")
+        return said
+    said.append(
+        f"Of the settings that keep {limit}, the one that computes least is {_name(cheapest)}: "
+        f"{cheapest.flops_reduction:.2f} times fewer executed FLOPs at {_quality(cheapest, points, quality)}."
+        f"{_pace(cheapest)}"
+    )
+    fastest = _largest([one.fastest for one in every], "speedup")
+    if fastest is not None and fastest.speedup is not None:
+        same = fastest is cheapest
+        who = "That is also the fastest of them" if same else f"The fastest of them by the clock is {_name(fastest)}"
+        how = (
+            ""
+            if same
+            else f" at {_quality(fastest, points, quality)}, for {fastest.flops_reduction:.2f} times fewer FLOPs"
+        )
+        if fastest.speedup > 1:
+            said.append(f"{who}: {fastest.speedup:.2f} times Original's speed{how}.")
+        else:
+            said.append(f"None of them is faster than Original by the clock here; {_name(fastest)} comes closest.")
+    return said
+
+
+def _pace(point: ParetoPoint) -> str:
+    if point.speedup is None:
+        return " It was not timed."
+    text = f" By the clock it runs at {point.speedup:.2f} times Original's speed"
+    return f"{text}." if point.speedup > 1 else f"{text}: the work that it saves is not time saved here."
+
+
+def _quality(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality) -> str:
+    dense, reached = original_quality(points, quality), float(getattr(point, quality))
+    interval = loss_interval(point, quality)
+    text = f"{_share(reached, quality)}, {relative_text(reached, dense)}"
+    if interval is None:
+        return text
+    low, high = (signed(end) for end in interval)
+    sure = {
+        "noise": "inside the noise: not to be told from Original",
+        "worse": "below Original beyond the noise",
+        "better": "above Original beyond the noise",
+    }[verdict(point, quality)]
+    if not surely_within(point, points, quality):
+        sure += f", though losing more than {100 * MAX_LOSS:.0f} % is not ruled out"
+    return f"{text} ({signed(reached - dense)} points, 95 % interval {low} to {high}; {sure})"
+
+
+def relative_text(reached: float, dense: float) -> str:
+    """Say a quality as a share of Original's lost or gained."""
+    if reached == dense:
+        return "equal to Original"
+    if not dense:
+        return "above Original's nothing"
+    change = (reached - dense) / dense
+    return f"{100 * abs(change):.1f} % {'below' if change < 0 else 'above'} Original"
+
+
+def signed(change: float) -> str:
+    """Write a difference of shares in points, with its sign and a minus that is one."""
+    return f"{100 * change:+.1f}".replace("-", "−")
+
+
+def _own_interval(point: ParetoPoint, quality: Quality) -> str:
+    low, high = getattr(point, f"{quality}_ci_low", None), getattr(point, f"{quality}_ci_high", None)
+    if low is None or high is None:
+        return ""
+    return f", with a 95 % interval from {_share(low, quality)} to {_share(high, quality)}"
+
+
+def _share(value: float, quality: Quality) -> str:
+    return f"{value:.4f}" if quality == "cosine_to_dense" else f"{100 * value:.1f} %"
+
+
+def _name(point: ParetoPoint) -> str:
+    return f"{looks_of([point.method])[point.method].name} ({point.setting})"
+
+
+def _largest(points: Sequence[ParetoPoint | None], gain: Gain) -> ParetoPoint | None:
+    return max((point for point in points if point), key=lambda point: float(getattr(point, gain)), default=None)
+
+
+def _dominates(other: ParetoPoint, point: ParetoPoint, quality: Quality) -> bool:
+    pairs = [(getattr(other, axis), getattr(point, axis)) for axis in ("flops_reduction", quality)]
+    if any(theirs is None or ours is None for theirs, ours in pairs):
+        return False
+    return all(theirs >= ours for theirs, ours in pairs) and any(theirs > ours for theirs, ours in pairs)

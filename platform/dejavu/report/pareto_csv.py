@@ -1,0 +1,76 @@
+"""pareto.csv: one row per method setting, columns in the order of ParetoPoint's fields, an empty cell for None."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from dejavu.records import ParetoPoint
+from dejavu.storage.place import Place
+from dejavu.storage.store import write_text
+
+COLUMNS = tuple(field.name for field in fields(ParetoPoint))
+_TEXT = ("method", "setting", "split")
+_FLAGS = ("trained", "on_frontier")
+
+
+def write_pareto_csv(path: Place, points: Sequence[ParetoPoint]) -> None:
+    """Write all points, whole or not at all; numbers are written so that they read back equal."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for point in points:
+        writer.writerow(_cell(getattr(point, column)) for column in COLUMNS)
+    write_text(path, text.getvalue())
+
+
+def read_pareto_csv(path: Place, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
+    """Read what write_pareto_csv wrote.
+
+    Args:
+        path: The file.
+        needed: Columns that must be there. All of them, and no others, unless some are named: then a column that is
+            absent reads as not measured, and one that is unknown is left out, as in files of another version.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has other columns, or a cell that is not of its column's kind.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        found = tuple(reader.fieldnames or ())
+        if found != COLUMNS if needed == COLUMNS else not set(needed) <= set(found):
+            lacking = [column for column in needed if column not in found]
+            raise ValueError(
+                f"{path} columns: got {','.join(found)}, expected {','.join(needed)}"
+                f"{' (not there: ' + ', '.join(lacking) + ')' if lacking else ''}; take a pareto.csv of this version"
+            )
+        return [_point(f"{path.name} line {reader.line_num}", row) for row in reader]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _point(where: str, row: dict[str, str]) -> ParetoPoint:
+    try:
+        return ParetoPoint(**{column: _parse(column, row.get(column, "")) for column in COLUMNS})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{where}: got {error}, expected a number or an empty cell; write the file again") from error
+
+
+def _parse(column: str, cell: str) -> Any:
+    if column in _TEXT:
+        return cell
+    if column == "num_clips":
+        return int(cell)
+    if cell == "":
+        return None
+    if column in _FLAGS:
+        return {"true": True, "false": False}[cell]
+    return float(cell)

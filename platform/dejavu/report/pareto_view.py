@@ -1,0 +1,68 @@
+"""What the MLflow UI shows under "Views": quality against computation as charts and a table, set up beforehand.
+
+MLflow keeps a saved view as a tag of the experiment, in JSON that its own front end writes and reads. A version that
+reads it otherwise shows its usual page: nothing else depends on this.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dejavu.report.frontier import Quality
+
+VIEW_ID = "pareto"
+VIEW_NAME = "Quality against computation"
+
+_SECTION = "quality-against-computation"
+_COSTS = ("flops_reduction", "gflops_per_frame", "speedup", "ms_per_frame")
+_COLUMNS = ("accuracy", "acc_gqa", "cosine_to_dense", "reuse_rate", *_COSTS)
+
+
+def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:
+    """Return the tag's value: one run's children on test clips, cheapest last, and the charts that compare them.
+
+    Args:
+        parent_id: The run whose children are shown.
+        quality: What stands on the charts' y axes.
+        now_ms: When it is saved, in milliseconds since 1970.
+    """
+    state = {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}' and params.`split` = 'test'",
+        # By a metric, since runs ordered by date are nested below their parent, folded away.
+        "orderByKey": "metrics.`flops_reduction`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "runsHiddenMode": "SHOW_ALL",
+        "selectedColumns": [f"metrics.`{name}`" for name in _COLUMNS],
+        "compareRunSections": [
+            {"uuid": _SECTION, "name": VIEW_NAME, "display": True, "isReordered": False, "columns": 2}
+        ],
+        "compareRunCharts": [_scatter(cost, quality) for cost in _COSTS] + [_parallel(quality)],
+    }
+    return json.dumps({"name": VIEW_NAME, "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)})
+
+
+def _scatter(cost: str, quality: Quality) -> dict[str, Any]:
+    axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": quality, "type": "METRIC"}}
+    return _chart("SCATTER", f"{quality} against {cost}") | axes
+
+
+def _parallel(quality: Quality) -> dict[str, Any]:
+    shown = {"selectedParams": ["method"], "selectedMetrics": ["reuse_rate", "gflops_per_frame", quality]}
+    return _chart("PARALLEL", "every setting") | shown | {"showAllRuns": False}
+
+
+def _chart(kind: str, name: str) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "uuid": name.replace(" ", "-"),
+        "displayName": name,
+        "metricSectionId": _SECTION,
+        "isGenerated": False,
+        "deleted": False,
+        "runsCountToCompare": 100,
+    }

@@ -1,0 +1,329 @@
+"""The Pareto plot: quality against computation. Drawn without a display and without global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from dejavu.records import ParetoPoint
+from dejavu.report.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, original_quality, quality_of, words_of
+from dejavu.report.label_placement import Box, Points, Room, place
+from dejavu.report.looks import FAINT, GOLD, INK, LOOKS, MUTED, Look, looks_of
+from dejavu.report.published_points import PUBLISHED
+from dejavu.storage.place import Place
+from dejavu.storage.store import atomic
+
+_LOSS_INTERVALS: dict[Quality, tuple[str, str]] = {
+    "acc_gqa": ("acc_gqa_loss_ci_low", "acc_gqa_loss_ci_high"),
+    "accuracy": ("accuracy_loss_ci_low", "accuracy_loss_ci_high"),
+}
+_KEY = "gold and ringed: the frontier, with its settings   ·   grey band: within 2 % of Original"
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """One method's line, cheapest setting last; x are reductions, y and the whiskers per cent."""
+
+    look: Look
+    x: Points
+    y: Points
+    whiskers: tuple[tuple[float, float, float], ...]
+    """(x, low, high), where there is an interval."""
+    settings: tuple[str, ...]
+    on_frontier: tuple[bool, ...]
+    untrained: bool
+
+    @property
+    def corners(self) -> Points:
+        """[K, 2]."""
+        return np.column_stack([self.x, self.y])
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """What one pair of axes shows."""
+
+    x_name: str
+    dense: float
+    """Original's quality in per cent."""
+    series: tuple[_Series, ...]
+    published: tuple[_Series, ...]
+    stairs: Points
+    """[K, 2], the border of what is dominated; empty where the frontier is of another panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A text and the places, in data units, that it may stand beside; the first is the most wanted."""
+
+    text: str
+    places: Points
+    colour: str
+    size_pt: float
+    weight: str
+    optional: bool = False
+
+
+def plot_pareto(
+    points: Sequence[ParetoPoint],
+    path_png: Place,
+    path_svg: Place | None = None,
+    *,
+    published: bool = False,
+    title: str = "Quality against computation",
+) -> None:
+    """Draw quality against the reduction of FLOPs, one line a method.
+
+    The quality is the strictest measure that all points have (frontier.quality_of). Whiskers are the paired interval of
+    the difference to Original, put at Original's quality. Published points, where wanted, stand in a panel of their own
+    whose FLOPs are counted by the artifact's formulas, since those are not what is executed; where no point of ours has
+    been counted so, they stand muted in the one panel.
+
+    Args:
+        points: Settings scored on the same clips of one split, one Original among them.
+        path_png: Written whole or not at all.
+        path_svg: As path_png, where given.
+        published: Show the published NExT-GQA numbers; they appear only beside Acc@GQA.
+        title: Headline.
+
+    Raises:
+        ValueError: There is no Original, it has no FLOP reduction, or no measure is common to all points.
+    """
+    quality = quality_of(points)
+    original_quality(points, quality)
+    if any(point.flops_reduction is None for point in points if point.method == ORIGINAL):
+        raise ValueError(
+            f"points: got no flops_reduction for {ORIGINAL!r}, expected 1.0; count FLOPs before drawing them"
+        )
+    points = mark_frontier(points)
+    panels = _panels(points, quality, published=published and quality == "acc_gqa")
+
+    figure = Figure(figsize=(9.6 * len(panels) ** 0.75, 6.2), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    every_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    figure.subplots_adjust(left=0.085 / len(panels) ** 0.6, right=0.985, top=0.815, bottom=0.115, wspace=0.06)
+    for axes, panel in zip(every_axes, panels, strict=True):
+        _frame(axes, panel, panels)
+        _draw(axes, panel)
+    every_axes[0].tick_params(axis="y", labelleft=True)
+    _headline(figure, points, quality, title)
+    figure.canvas.draw()  # fixes where things are, which labels need to know
+    for axes, panel in zip(every_axes, panels, strict=True):
+        room = _room(axes, panel)
+        for label in _labels(axes, panel):
+            _write(axes, label, room)
+    for path, kind in ((path_png, "png"), (path_svg, "svg")):
+        if path is not None:
+            with atomic(path) as temporary:
+                figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool) -> list[_Panel]:
+    reference = _published_series() if published else ()
+    series = _all_series(points, quality, "flops_reduction")
+    same_formulas = _all_series(points, quality, "flops_reduction_published")
+    comparable = published and any(line.look.name != LOOKS[ORIGINAL].name for line in same_formulas)
+    original = next(point for point in points if point.method == ORIGINAL)
+    gflops = original.gflops_per_frame
+    about = "" if gflops is None else f" (Original: {gflops:.3g} GFLOPs a frame)"
+    dense = 100 * original_quality(points, quality)
+    executed = f"Reduction of executed FLOPs{about}"
+    panels = [_Panel(executed, dense, series, () if comparable else reference, _stairs(series))]
+    if comparable:
+        panels.append(
+            _Panel("Reduction by the artifact's FLOP formulas", dense, same_formulas, reference, np.empty((0, 2)))
+        )
+    return panels
+
+
+def _all_series(points: Sequence[ParetoPoint], quality: Quality, gain: str) -> tuple[_Series, ...]:
+    dense, interval = original_quality(points, quality), _LOSS_INTERVALS.get(quality)
+    every = []
+    for method, look in looks_of(point.method for point in points).items():
+        chosen = [point for point in points if point.method == method and getattr(point, gain) is not None]
+        if not chosen:
+            continue
+        chosen.sort(key=lambda point: float(getattr(point, gain)))
+        whiskers = []
+        for point in chosen if interval else ():
+            low, high = (getattr(point, end) for end in interval or ())
+            if low is not None and high is not None and method != ORIGINAL:
+                whiskers.append((float(getattr(point, gain)), 100 * (dense + low), 100 * (dense + high)))
+        every.append(
+            _Series(
+                look=look,
+                x=np.array([float(getattr(point, gain)) for point in chosen]),
+                y=np.array([100 * float(getattr(point, quality)) for point in chosen]),
+                whiskers=tuple(whiskers),
+                settings=tuple(point.setting for point in chosen),
+                on_frontier=tuple(bool(point.on_frontier) for point in chosen),
+                untrained=any(point.trained is False for point in chosen),
+            )
+        )
+    return tuple(every)
+
+
+def _published_series() -> tuple[_Series, ...]:
+    series = []
+    for method, look in looks_of(point.method for point in PUBLISHED).items():
+        chosen = [point for point in PUBLISHED if point.method == method]
+        series.append(
+            _Series(
+                look=look,
+                x=np.array([point.flops_reduction_published for point in chosen]),
+                y=np.array([100 * point.acc_gqa for point in chosen]),
+                whiskers=(),
+                settings=tuple(point.setting for point in chosen),
+                on_frontier=(False,) * len(chosen),
+                untrained=False,
+            )
+        )
+    return tuple(series)
+
+
+def _stairs(series: Sequence[_Series]) -> Points:
+    """Return the border of what is dominated: from each point of the frontier left to the reduction of the last one."""
+    tops = sorted(
+        (x, y)
+        for line in series
+        for x, y, on in zip(line.x.tolist(), line.y.tolist(), line.on_frontier, strict=True)
+        if on
+    )
+    corners = [tops[0]]
+    for x, y in tops[1:]:
+        corners += [(corners[-1][0], y), (x, y)]
+    return np.array(corners)
+
+
+def _frame(axes: Axes, panel: _Panel, panels: Sequence[_Panel]) -> None:
+    """Set limits, the same up and down for all panels, and everything around the data."""
+    x = np.concatenate([line.x for line in panel.series + panel.published])
+    y = np.array(
+        [value for other in panels for line in other.series + other.published for value in line.y]
+        + [end for other in panels for line in other.series for whisker in line.whiskers for end in whisker[1:]]
+    )
+    (left, right), (low, high) = _at_least(x, 0.5), _at_least(y, 1.0)
+    axes.set_xlim(left - 0.04 * (right - left), right + 0.09 * (right - left))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.07 * (high - low))
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, labelsize=9.5, length=0, pad=6)
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xlabel(f"{panel.x_name}  →  cheaper", color=INK, fontsize=10.5, labelpad=8)
+
+
+def _at_least(values: Points, length: float) -> tuple[float, float]:
+    """Return the ends of the values' range, moved apart where it is shorter, as where all settings are alike."""
+    low, high = float(values.min()), float(values.max())
+    more = max(0.0, length - (high - low)) / 2
+    return low - more, high + more
+
+
+def _draw(axes: Axes, panel: _Panel) -> None:
+    axes.axhspan((1 - MAX_LOSS) * panel.dense, panel.dense, color=FAINT, zorder=0, linewidth=0)
+    axes.axhline(panel.dense, color=INK, linewidth=1.1, zorder=1)
+    axes.plot(*panel.stairs.T, color=GOLD, linewidth=3.5, zorder=1.2, solid_joinstyle="miter")
+    for line in panel.published:
+        axes.plot(line.x, line.y, color=MUTED, alpha=0.55, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
+        axes.scatter(line.x, line.y, marker=line.look.marker, s=26, color="white", edgecolor=MUTED, zorder=1.6)
+    for line in panel.series:
+        colour, style = line.look.colour, "--" if line.untrained else "-"
+        axes.plot(line.x, line.y, color=colour, linewidth=1.5, alpha=0.75, linestyle=style, zorder=3)
+        for x, low, high in line.whiskers:
+            axes.plot([x, x], [low, high], color=colour, linewidth=1.1, alpha=0.38, zorder=2)
+        for x, y, ringed in zip(line.x, line.y, line.on_frontier, strict=True):
+            axes.scatter(
+                [x],
+                [y],
+                marker=line.look.marker,
+                s=210 if line.look == LOOKS[ORIGINAL] else 74 if ringed else 40,
+                color="white" if line.untrained else colour,
+                edgecolor=colour if line.untrained else INK if ringed else "white",
+                linewidth=1.8 if line.untrained else 1.3 if ringed else 0.8,
+                zorder=5 if ringed else 4,
+            )
+
+
+def _headline(figure: Figure, points: Sequence[ParetoPoint], quality: Quality, title: str) -> None:
+    left = figure.axes[0].get_position().x0
+    clips = sorted({point.num_clips for point in points})
+    words = words_of(points, quality)
+    name = f"{words.name}: {words.meaning} (%)"
+    about = [name[0].upper() + name[1:], f"{'/'.join(map(str, clips))} {points[0].split} clips"]
+    if quality in _LOSS_INTERVALS:
+        about.append("whiskers: 95 % interval of the difference to Original")
+    figure.text(left, 0.945, title, fontsize=15, fontweight="bold", color=INK, va="center")
+    figure.text(left, 0.896, "   ·   ".join(about), fontsize=9.5, color=MUTED, va="center")
+    figure.text(left, 0.862, _KEY, fontsize=9.5, color=MUTED, va="center")
+
+
+def _labels(axes: Axes, panel: _Panel) -> list[_Label]:
+    """List the texts: what the reference is, method names, published names, the settings of the frontier."""
+    right = np.array([[axes.get_xlim()[1], panel.dense]])
+    labels = [_Label(f"Original {panel.dense:.1f} %", right, INK, 9.5, "bold")]
+    methods = [line for line in panel.series if line.look != LOOKS[ORIGINAL]]
+    for line in sorted(methods, key=lambda line: float(line.x[-1])):
+        name = line.look.name + (" (untrained)" if line.untrained else "")
+        labels.append(_Label(name, line.corners[::-1], line.look.colour, 11, "bold"))
+    for line in panel.published:
+        if line.look != LOOKS[ORIGINAL]:
+            labels.append(_Label(f"{line.look.name}, published", line.corners[::-1], MUTED, 8.5, "normal"))
+    if len(panel.stairs):
+        for line in methods:
+            for corner, setting, on in zip(line.corners, line.settings, line.on_frontier, strict=True):
+                if on:
+                    labels.append(_Label(setting, corner[None], INK, 8, "normal", optional=True))
+    return labels
+
+
+def _write(axes: Axes, label: _Label, room: Room) -> None:
+    """Write a label beside one of its places; an optional one only where it hides nothing."""
+    text = axes.text(0, 0, label.text, va="center", ha="center", zorder=7, clip_on=False)
+    text.set(color=label.colour, fontsize=label.size_pt, fontweight=label.weight)
+    text.set_gid(f"label:{label.text}".replace(" ", "_"))  # the SVG holds shapes of letters: this keeps what they say
+    text.set_path_effects([withStroke(linewidth=2.6, foreground="white", alpha=0.85)])
+    extent = text.get_window_extent()
+    anchors = [(float(x), float(y)) for x, y in axes.transData.transform(label.places)]
+    spot = place((extent.width, extent.height), anchors, room)
+    if label.optional and spot.cost > 30:
+        text.remove()
+        return
+    room.labels.append(spot.box)
+    to_data = axes.transData.inverted()
+    text.set_position(tuple(to_data.transform(spot.box.middle)))
+    if spot.distance > 20:  # far enough to need a hint of what it belongs to
+        ends = to_data.transform([spot.anchor, spot.box.nearest(spot.anchor)])
+        axes.plot(*ends.T, color=label.colour, linewidth=0.7, alpha=0.6, zorder=2.5)
+
+
+def _room(axes: Axes, panel: _Panel) -> Room:
+    """Gather what labels should keep clear of."""
+    box = axes.get_window_extent()
+    shown = panel.series + panel.published
+    drawn = [line.corners for line in shown]
+    drawn += [np.array([[x, low], [x, high]]) for line in shown for x, low, high in line.whiskers]
+    drawn += [panel.stairs, np.array([[x, panel.dense] for x in axes.get_xlim()])]
+    lines = [_along(axes.transData.transform(corners)) for corners in drawn if len(corners)]
+    marks = axes.transData.transform(np.concatenate([line.corners for line in shown]))
+    return Room(Box(box.x0 + 4, box.y0 + 4, box.x1 - 2, box.y1 + 14), marks, np.concatenate(lines))
+
+
+def _along(corners_K2: Points) -> Points:
+    """Return points every few pixels along a line through the corners."""
+    pieces = [corners_K2]
+    for start, end in pairwise(corners_K2):
+        steps = int(np.hypot(*(end - start)) // 5)
+        pieces.append(start + (end - start) * np.linspace(0, 1, steps + 1, endpoint=False)[:, None])
+    return np.concatenate(pieces)

@@ -1,0 +1,107 @@
+"""What a store holds under a setting: every frame of every clip, for search.
+
+Shapes: R frames of all clips (rows), E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dejavu.retrieval.frame_index import LikelyClips, shard_name
+from dejavu.retrieval.search import Frames
+from dejavu.storage.place import Place, listed, side_by_side
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import Store
+from reuse_models.registry import config_from_dict
+
+COLUMNS = ("content_id", "clip_id", "frame", "seconds", "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSetting:
+    """A setting that has embeddings in a store."""
+
+    setting: Setting
+    backbone: str
+    """As it was given when the embeddings were made."""
+
+    @property
+    def name(self) -> str:
+        """Method and setting, as a person asks for them."""
+        return f"{self.setting.method} {self.setting.label}"
+
+
+def list_settings(store: Store, named: Iterable[StoredSetting] = ()) -> list[StoredSetting]:
+    """List the settings that have embeddings, latest first; a setting that was described wins over one that is named.
+
+    Args:
+        store: Any store.
+        named: Settings that may be there without a description, as an older version left them.
+    """
+    found = {stored.setting.setting_id: stored for stored in named}
+    for setting_id, note in store.described().items():
+        setting = Setting(config_from_dict(note["config"]), setting_id, note["backbone_identity"])
+        found[setting_id] = StoredSetting(setting, note["backbone"])
+    changed = {
+        name: max(side_by_side(store.root, lambda path: path.stat().st_mtime, shards))
+        for name in found
+        if (shards := listed(store.embeddings_dir(name), "*.parquet"))
+    }
+    return [found[name] for name in sorted(changed, key=lambda name: (-changed[name], name))]
+
+
+def _read(shard: Place, chosen: pc.Expression | None) -> pa.Table:
+    with shard.open("rb") as file:
+        return pq.read_table(file, columns=list(COLUMNS), filters=chosen)
+
+
+def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips | None = None) -> Frames:
+    """Read every frame that is embedded under any of the settings; one that several have is the first one's.
+
+    Equal contents are one clip, under the name with which they were embedded first.
+
+    Args:
+        store: Where they are.
+        settings: In the order in which they are preferred.
+        likely: The clips to read, all their frames; all clips unless given.
+
+    Raises:
+        ValueError: There is no frame, or embeddings differ in width.
+    """
+    paths = [
+        (rank, path)
+        for rank, setting in enumerate(settings)
+        for path in listed(store.embeddings_dir(setting.setting_id), "*.parquet")
+        if likely is None or shard_name(path) in likely.shards
+    ]
+    chosen = None if likely is None else pc.field("content_id").isin(sorted(likely.content_ids))
+    tables = side_by_side(store.root, lambda one: (one[0], _read(one[1], chosen)), paths)
+    widths = sorted({table.schema.field("embedding").type.list_size for _, table in tables})
+    if len(widths) != 1:
+        raise ValueError(
+            f"embeddings: got widths {widths} in {store.root}, expected one; run the embed stage, or name one setting"
+        )
+    table = pa.concat_tables([table for _, table in tables])
+    rank_R = np.repeat([rank for rank, _ in tables], [len(table) for _, table in tables])
+    content = table["content_id"].combine_chunks().dictionary_encode()
+    code_R, frame_R = content.indices.to_numpy(), table["frame"].to_numpy()
+    order_R = np.lexsort((rank_R, frame_R, code_R))
+    new_R = np.ones(len(order_R), bool)
+    new_R[1:] = (np.diff(code_R[order_R]) != 0) | (np.diff(frame_R[order_R]) != 0)
+    rows_R = order_R[new_R]
+    starts = np.flatnonzero(np.diff(code_R[rows_R], prepend=-1))
+    embedding = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Frames(
+        clip_ids=tuple(table["clip_id"].take(pa.array(rows_R[starts])).to_pylist()),
+        content_ids=tuple(content.dictionary.take(pa.array(code_R[rows_R[starts]])).to_pylist()),
+        starts=np.append(starts, len(rows_R)),
+        frame_R=frame_R[rows_R],
+        seconds_R=table["seconds"].to_numpy()[rows_R],
+        embedding_RE=embedding.reshape(-1, widths[0])[rows_R],
+    )

@@ -1,0 +1,72 @@
+"""A contact sheet: pictures with captions, row by row. H and W pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dejavu.report.looks import INK, MUTED
+from dejavu.storage.place import Place
+from dejavu.storage.store import atomic
+
+TILE_IN = 2.1
+CAPTION_IN = 0.5
+TITLE_IN = 0.5
+DPI = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One picture of the sheet."""
+
+    rgb_HW3: NDArray[np.uint8] | None
+    """None where there is no picture to show: the tile says so."""
+    title: str
+    caption: str
+
+
+def draw_contact_sheet(tiles: Sequence[Tile], path: Place, *, title: str, num_columns: int = 5) -> None:
+    """Draw pictures in rows, each with a line in ink and one in grey below it.
+
+    Args:
+        tiles: In reading order.
+        path: A PNG, written whole or not at all.
+        title: Stands above all.
+        num_columns: Pictures in a row.
+
+    Raises:
+        ValueError: There is no tile, or no column.
+    """
+    if not tiles or num_columns < 1:
+        raise ValueError(f"contact sheet: got {len(tiles)} tiles and {num_columns} columns, expected 1 or more of each")
+    columns = min(num_columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    width, height = columns * TILE_IN, TITLE_IN + rows * (TILE_IN + CAPTION_IN)
+    figure = Figure(figsize=(max(width, 2 * TILE_IN), height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    across, tall = 1 / figure.get_figwidth(), 1 / height
+    margin = 0.06
+    figure.text(
+        margin * across, 1 - 0.3 * tall, title, color=INK, size=12, weight="bold", va="center", parse_math=False
+    )
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        left = (column * TILE_IN + margin) * across
+        low = 1 - (TITLE_IN + row * (TILE_IN + CAPTION_IN) + TILE_IN - margin) * tall
+        side = TILE_IN - 2 * margin
+        axes = figure.add_axes((left, low, side * across, side * tall))
+        axes.set_axis_off()
+        if tile.rgb_HW3 is None:
+            axes.text(0.5, 0.5, "no picture", color=MUTED, ha="center", va="center", transform=axes.transAxes)
+        else:
+            axes.imshow(tile.rgb_HW3, interpolation="lanczos")
+        figure.text(left, low - 0.06 * tall, tile.title, color=INK, size=9, va="top", parse_math=False)
+        figure.text(left, low - 0.24 * tall, tile.caption, color=MUTED, size=8, va="top", parse_math=False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")

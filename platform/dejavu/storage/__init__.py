@@ -1,0 +1,1 @@
+"""Where results lie, how they are named, and that none is half written."""

@@ -1,0 +1,61 @@
+"""Where a run writes: the one place that a run, its status and a later run must agree on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from dejavu.storage.place import Place, place
+from dejavu.storage.store import StoreError
+
+
+def results_folder(recipe: str, given: Place | None) -> Place:
+    """Return where this recipe's run writes: an absolute path, or an address in an object store.
+
+    A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
+
+    Args:
+        recipe: Its name is that of the folder, unless another is given.
+        given: What stands on the command line.
+
+    Raises:
+        StoreError: A submitted job was given a relative path.
+        ValueError: DEJAVU_RESULTS is an address that cannot be used.
+    """
+    if given is not None:
+        if not isinstance(given, Path):
+            return given
+        if in_submitted_job() and not given.is_absolute():
+            raise StoreError(
+                f"--results: got {given}, expected an absolute path in a submitted job, "
+                "whose own directory is deleted; write it in full"
+            )
+        return given.absolute()
+    if configured := os.environ.get("DEJAVU_RESULTS"):
+        folder = place(configured)
+        return (folder.expanduser().absolute() if isinstance(folder, Path) else folder) / recipe
+    return _default_folder(recipe)
+
+
+def local_folder(recipe: str, results: Place) -> Path:
+    """Return where that lies which an object store cannot hold, such as a database: in the results folder if it can."""
+    return results if isinstance(results, Path) else _default_folder(recipe)
+
+
+def _default_folder(recipe: str) -> Path:
+    if in_submitted_job():
+        return Path.home() / "dejavu-results" / recipe
+    return Path.cwd() / "results" / recipe
+
+
+def in_submitted_job() -> bool:
+    """Whether this driver runs inside `ray job submit`: its directory may then be Ray's own copy of the project."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def submitted_job() -> str | None:
+    """Return Ray's name of the submitted job that this process is the driver of, None where it is not in one."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    name = (job.get("metadata") or {}).get("job_submission_id")
+    return str(name) if name else None

@@ -1,0 +1,135 @@
+"""One trial of a sweep: a setting embeds the clips that it lacks and is scored; in a search, part by part of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from ray import tune
+
+from dejavu.embedding.batch import Embedding, Segment, decode_batch, plan
+from dejavu.embedding.encode import BatchEncoder
+from dejavu.observability.metrics import Step, failed, metered
+from dejavu.records import Failure, Transcoded
+from dejavu.stages.score import Exam, SettingScore, score_settings
+from dejavu.storage.setting import Setting
+
+STAGE = "sweep"
+WORTHLESS = 0.5
+"""Nobody runs a setting below this share of the best quality."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a grid reached on some clips: GFLOPs per frame and quality of its settings, by method."""
+
+    reached: Mapping[str, tuple[tuple[float, float], ...]]
+
+    @staticmethod
+    def of(scores: Sequence[SettingScore]) -> Yardstick:
+        """Take it from scores on the same clips."""
+        methods = {score.setting.method for score in scores}
+        return Yardstick(
+            {
+                method: tuple((s.gflops_per_frame, quality(s)) for s in scores if s.setting.method == method)
+                for method in sorted(methods)
+            }
+        )
+
+    def shortfall(self, score: SettingScore) -> float:
+        """Say how far a setting lies below what its method's grid reaches at that cost or less, on the same clips.
+
+        0 for one that adds to the frontier of its method, however cheap or dear. Below the cheapest setting of the
+        grid, what is expected is WORTHLESS.
+
+        Returns:
+            In shares of the best quality of all methods, 0 or more.
+        """
+        best = max(value for settings in self.reached.values() for _, value in settings)
+        rivals = self.reached.get(score.setting.method, ())
+        expected = max([WORTHLESS * best, *(value for cost, value in rivals if cost <= score.gflops_per_frame)])
+        return max(0.0, expected - quality(score)) / best if best > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Clips after which a trial reports."""
+
+    exam: Exam
+    share: float
+    """Of all clips; 1 for the last part, which is all of them."""
+    yardstick: Yardstick | None = None
+
+
+def cut_exam(exam: Exam, shares: Sequence[float]) -> list[tuple[float, Exam]]:
+    """Cut an exam into growing parts by content id, each within the next; the last one is all of it."""
+    clips = sorted(exam.clips, key=lambda clip: (clip.content_id, clip.clip_id))
+    counts = {math.ceil(share * len(clips)): share for share in (*sorted(shares), 1.0)}
+    return [(share, _first(exam, clips[:count])) for count, share in counts.items()]
+
+
+def _first(exam: Exam, clips: Sequence[Transcoded]) -> Exam:
+    names = {clip.clip_id for clip in clips}
+    questions = tuple(question for question in exam.questions if question.clip_id in names)
+    return replace(exam, clips=tuple(clips), questions=questions)
+
+
+def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embedding, original: dict[str, Any]) -> None:
+    """One setting: embed what it lacks of each part, score, report. Tune may end it at a report."""
+    setting = Setting.from_row(config["setting"])
+    encoder = _encoder(embedding)
+    start = time.monotonic()
+    failures: list[Failure] = []
+    for index, part in enumerate(parts):
+        for batch in plan(part.exam.clips, [setting], embedding):
+            with metered(_step("decode", batch.segments, setting)) as done:
+                decoded = decode_batch(batch.segments, embedding)
+                done.num_frames = sum(segment.num_frames for segment in decoded.segments)
+            failed(set(decoded.failures).difference(failures))
+            failures += decoded.failures
+            with metered(_step("encode", decoded.segments, setting)) as done:
+                encoder.encode([setting], decoded)
+                done.num_frames = sum(segment.num_frames for segment in decoded.segments)
+        embedding.store.write_failures(STAGE, dict.fromkeys(failures), part=setting.setting_id)
+        score = score_settings([setting], Setting.from_row(original), part.exam, embedding)[0]
+        metrics = validation_metrics(score) | {"clips_share": part.share, "rung": 2.0**index}
+        if part.yardstick is not None:
+            metrics["shortfall"] = part.yardstick.shortfall(score)
+        tune.report({**metrics, "embed_s": time.monotonic() - start})
+
+
+def _step(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting) -> Step:
+    clip_ids = [segment.clip_id for segment in segments]
+    return Step(stage=STAGE, step=step, clip_ids=clip_ids, method=setting.method, setting_id=setting.setting_id)
+
+
+@lru_cache(maxsize=1)
+def _encoder(embedding: Embedding) -> BatchEncoder:
+    """Trials that share a process share its backbone."""
+    return BatchEncoder(embedding)
+
+
+def quality(score: SettingScore) -> float:
+    """What settings are chosen by: Acc@GQA, or the share of right answers, else the mean cosine to Original."""
+    if score.task:
+        return score.task.acc_gqa
+    return score.fidelity.mean if score.accuracy is None else score.accuracy
+
+
+def validation_metrics(score: SettingScore) -> dict[str, float]:
+    """Return what Tune, TensorBoard and MLflow show of a setting on validation clips."""
+    metrics = {
+        "quality": quality(score),
+        "gflops_per_frame": score.gflops_per_frame,
+        "reuse_rate": score.reuse_rate,
+        "cosine_to_dense": score.fidelity.mean,
+    }
+    if score.accuracy is not None:
+        metrics["accuracy"] = score.accuracy
+    if score.task:
+        metrics |= {"acc_gqa": score.task.acc_gqa, "miop": score.task.miop}
+    return metrics

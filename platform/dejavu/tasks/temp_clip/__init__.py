@@ -1,0 +1,1 @@
+"""TempCLIP, the end task's head: its weights, its fit, its answers."""

@@ -1,0 +1,1 @@
+"""Holding the end tasks against published numbers."""

@@ -1,0 +1,1 @@
+"""What the published code wrote: its weights and its way of counting."""

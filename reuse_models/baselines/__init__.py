@@ -1,0 +1,1 @@
+"""The methods that ReuseViT is compared with."""

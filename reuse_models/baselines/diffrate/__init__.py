@@ -1,0 +1,1 @@
+"""DiffRate: merging and pruning by a schedule, and the search for one."""

@@ -1,0 +1,70 @@
+"""Eventful(k): per frame and boundary, compute the k tokens that moved furthest since they were last computed.
+
+Shapes: S streams at a step, A patches, which alone may be reused, D width.
+Source: METHODS 6; Eventful Transformers (arXiv:2308.13494) with the one gate that the Déjà Vu artifact gives it. The
+method of its own paper, with three gates and attention-value deltas, is `eventful_full`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from reuse_models.baselines.token_cache import Anchors, encode_sequential, start_anchors
+from reuse_models.method import Chunk, Encoded, Method
+from reuse_models.tower.vit import Vit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventfulConfig:
+    """Refresh the tokens that changed most since they were last computed."""
+
+    method: ClassVar[str] = "eventful"
+    refreshed_tokens: int = 64
+    """Patches computed per boundary and frame beside the prefix: 0..patches."""
+
+    def __post_init__(self) -> None:
+        if self.refreshed_tokens < 0:
+            raise ValueError(f"refreshed_tokens: got {self.refreshed_tokens}, expected 0 or more; raise it")
+
+    @property
+    def setting(self) -> str:
+        return f"k={self.refreshed_tokens}"
+
+    def build(self, vit: Vit) -> Method:
+        check_refreshed_tokens(self.refreshed_tokens, vit)
+        return Eventful(self, vit)
+
+
+def check_refreshed_tokens(refreshed_tokens: int, vit: Vit) -> None:
+    """Refuse more tokens than the tower has.
+
+    Raises:
+        ValueError: There are fewer tokens that may be reused.
+    """
+    if refreshed_tokens > vit.shape.num_patches:
+        raise ValueError(
+            f"refreshed_tokens: got {refreshed_tokens}, expected 0..{vit.shape.num_patches} on this tower; lower it"
+        )
+
+
+class Eventful:
+    """Top-k refresh by L2 distance of pre_proj."""
+
+    def __init__(self, config: EventfulConfig, vit: Vit) -> None:
+        self.config = config
+        self.vit = vit
+
+    def start(self, num_streams: int) -> Anchors:
+        return start_anchors(self.vit, num_streams)
+
+    def encode(self, chunk: Chunk, memory: Anchors) -> Encoded:
+        return encode_sequential(self.vit, self._furthest, chunk, memory)
+
+    def _furthest(self, pre_proj_SAD: Tensor, anchor_SAD: Tensor) -> Tensor:
+        distance_SA = torch.linalg.vector_norm(pre_proj_SAD - anchor_SAD, dim=-1)
+        furthest_SK = distance_SA.topk(self.config.refreshed_tokens, dim=1, sorted=False).indices
+        return torch.zeros_like(distance_SA, dtype=torch.bool).scatter_(1, furthest_SK, value=True)

@@ -1,0 +1,39 @@
+"""Methods that compute each frame by itself and keep nothing between frames.
+
+Shapes: R frames of all streams, B of them at once, E embedding width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from reuse_models.method import Chunk, Encoded, Work
+from reuse_models.streams import Record, StreamCount, batches, check_chunk
+from reuse_models.tower.vit import Vit
+
+
+class FrameByFrame(ABC):
+    """Frames of all streams go through `embed` together, each at the same cost."""
+
+    def __init__(self, vit: Vit, work: Work) -> None:
+        """Take the tower, and what one frame costs."""
+        self.vit, self.work = vit, work
+
+    @abstractmethod
+    def embed(self, frames_B3HW: Tensor) -> Tensor:
+        """Return embedding_BE of frames that fit the tower."""
+
+    def start(self, num_streams: int) -> StreamCount:
+        return StreamCount(num_streams)
+
+    @torch.no_grad()
+    def encode(self, chunk: Chunk, memory: StreamCount) -> Encoded:
+        check_chunk(chunk, self.vit, memory.num_streams)
+        record = Record(self.vit.shape, chunk, self.vit.position.device)
+        for rows, frames_B3HW in batches(chunk, range(record.num_rows), record.device):
+            record.embeddings_RE[rows] = self.embed(frames_B3HW).float()
+        record.add_dense(self.work, slice(None))
+        return record.encoded(memory)

@@ -1,0 +1,1 @@
+"""ReuseViT: what is reused, from where, and how it is restored."""

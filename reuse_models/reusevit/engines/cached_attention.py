@@ -1,0 +1,79 @@
+"""Attention of one frame at a time on a CPU, its scores kept in cache, importance read off on the way.
+
+Scores of attention are small numbers: exp is taken without the shift by each row's maximum that a softmax makes first,
+and the outputs, fewer than the scores, are divided by the sums. Where a sum leaves the range of the type the block is
+handed to the ordinary attention.
+
+Shapes: K frames, h heads, N tokens (prefix first), d head width, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reuse_models.tower.vit import Vit
+
+SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
+FEWEST_SCORES = 2**18
+"""Of a frame: below, one call for several frames is faster."""
+
+
+class CachedAttention:
+    """A buffer for one frame's scores, and the attention that uses it."""
+
+    def __init__(self, vit: Vit) -> None:
+        shape = vit.shape
+        self.vit, self._scale = vit, shape.head_dim**-0.5
+        scores = (shape.num_heads, shape.num_tokens, shape.num_tokens)
+        on_cpu = vit.position.device.type == "cpu" and vit.position.dtype in (torch.float32, torch.float64)
+        self.is_used = on_cpu and shape.num_heads * shape.num_tokens**2 >= FEWEST_SCORES
+        if self.is_used:
+            self._scores_hNN = vit.position.new_empty(scores)
+            self._sum_hN1 = vit.position.new_empty(*scores[:2], 1)
+            self._attended_hNd = vit.position.new_empty(*scores[:2], shape.head_dim)
+            # What is read off for CLS, which comes first.
+            self._cls_scores_hN, self._cls_sum_h1 = self._scores_hNN[:, 0], self._sum_hN1[:, 0]
+            self._cls_hN = torch.empty_like(self._cls_scores_hN)
+
+    def __call__(self, projected_KNC: Tensor, heads_K: Sequence[Tensor], importance_K: Sequence[Tensor]) -> bool:
+        """Attend in a block.
+
+        Args:
+            projected_KNC: q, k, v of all tokens.
+            heads_K: Where pre_proj goes, [h, N, d] of each frame.
+            importance_K: Where importance goes, [N] of each frame.
+
+        Returns:
+            Whether importance took a product of its own.
+        """
+        q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
+        if self.is_used and all(map(self._one, q_KhNd, k_KhNd.mT, v_KhNd, heads_K, importance_K)):
+            return False
+        attended_KhNd = F.scaled_dot_product_attention(q_KhNd, k_KhNd, v_KhNd)
+        torch._foreach_copy_(list(heads_K), list(attended_KhNd))
+        torch._foreach_copy_(list(importance_K), list(self.vit.importance(q_KhNd, k_KhNd)))
+        return True
+
+    def _one(self, q_hNd: Tensor, k_hdN: Tensor, v_hNd: Tensor, out_hNd: Tensor, importance_N: Tensor) -> bool:
+        scores_hNN, sum_hN1 = self._scores_hNN, self._sum_hN1
+        torch.baddbmm(scores_hNN, q_hNd, k_hdN, beta=0, alpha=self._scale, out=scores_hNN)
+        scores_hNN.exp_()
+        torch.sum(scores_hNN, -1, keepdim=True, out=sum_hN1)
+        smallest, largest = torch.aminmax(sum_hN1)
+        if not (float(smallest) > SMALLEST_SUM and float(largest) < LARGEST_SUM):
+            return False
+        if not self.vit.shape.has_cls:
+            torch.bmm(scores_hNN.div_(sum_hN1), v_hNd, out=self._attended_hNd)
+            out_hNd.copy_(self._attended_hNd)
+            torch.sum(scores_hNN, (0, 1), out=importance_N)
+            importance_N.div_(len(importance_N))
+            return True
+        torch.bmm(scores_hNN, v_hNd, out=self._attended_hNd)
+        torch.div(self._attended_hNd, sum_hN1, out=out_hNd)
+        torch.div(self._cls_scores_hN, self._cls_sum_h1, out=self._cls_hN)
+        torch.sum(self._cls_hN, 0, out=importance_N)
+        return True

@@ -1,0 +1,525 @@
+"""ReuseViT inference: only computed tokens go through the tower's products. Equal to `masked` to rounding.
+
+A pass takes the next group of each of S streams through all layers together. A layer has three steps:
+
+1. *Fill and attend*, block by block (a frame of a large tower): the block's q, k, v are restored from its stream's
+   anchors, all rows in one product a tensor, computed rows are written over them, attention runs while they are still
+   in cache, and they are forgotten: nothing but pre_proj and what the restoration needs is kept.
+2. *Choose*, wave after wave, which needs nothing but pre_proj.
+3. *Compute* the computed tokens of all streams through dense products. Of the layer's input h these tokens alone are
+   needed, so that h is restored for them alone.
+
+A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py).
+
+Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
+b = L - 1 boundaries, D width, C channels of a projection, p of its parts q, k, v, E embedding width, X rows (frame · N
++ token), R rank of a correction, Q ranks of all parts side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reuse_models.reusevit.anchors import BoundaryAnchors, cosine_from_norms, norms
+from reuse_models.reusevit.engines.choice import Choice, Seen, choose
+from reuse_models.reusevit.engines.group_layout import ANCHOR, GroupLayout, group_layout
+from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
+from reuse_models.reusevit.gate import FrameId
+from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.rules import Rules
+from reuse_models.tower.vit import Vit
+
+RESTORE_ALL_FROM = 0.5
+"""Share of reused tokens from which restoring every row beats gathering the reused ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The next groups of S streams."""
+
+    streams: tuple[int, ...]
+    """Which of the anchors' streams."""
+    sizes: tuple[int, ...]
+    """Frames of each stream's group, 1..4."""
+    pixels_F3HW: Tensor
+    """Stream after stream, each group in computing order."""
+    history_F4TPP: Tensor
+    """Codec grids up to each frame, for the codec net."""
+    frames: Sequence[FrameId]
+    """For gates that draw by frame; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """Frames in the order of the pass."""
+
+    embeddings_FE: Tensor
+    reuse_FbN: Tensor
+    """bool [F, L - 1, N]."""
+    executed_Fb: Tensor
+    """int64: rows put through the products behind each boundary."""
+    restored_Fb: Tensor
+    """int64: rows times ranks put through the products of each boundary's restoration."""
+    compared_Fb: Tensor
+    """int64: pairs of rows compared at each boundary."""
+    weighed_Fb: Tensor
+    """int64: query-key pairs that importance took beyond those of attention."""
+    given: tuple[int, ...] = ()
+    """Rows that each boundary's products were given beforehand, see fixed_capacity; none where they take what comes."""
+
+
+class Compacted:
+    """The engine: a tower and how reuse goes in it."""
+
+    def __init__(self, vit: Vit, rules: Rules) -> None:
+        self.vit, self.rules = vit, rules
+
+    def dense(self, anchors: tuple[BoundaryAnchors, ...], streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
+        """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
+        vit, last = self.vit, self.vit.shape.num_layers - 1
+        streams_S = torch.tensor(streams, device=vit.position.device)
+        h_SND = vit.embed(pixels_S3HW)
+        projected_SNC = vit.qkv(0, h_SND)
+        for layer in range(last):
+            pre_proj_SND = vit.attend(*vit.split_heads(projected_SNC))
+            h_SND = vit.close(layer, h_SND, pre_proj_SND)
+            at = anchors[layer]
+            projected_SNC = vit.key_value(layer + 1, h_SND) if at.h_BND is None else vit.qkv(layer + 1, h_SND)
+            at.pre_proj_BND[streams_S] = pre_proj_SND
+            at.norm_BN[streams_S] = norms(pre_proj_SND)
+            at.projected_BNC[streams_S] = projected_SNC
+            if at.h_BND is not None:
+                at.h_BND[streams_S] = h_SND
+        if not vit.shape.has_cls:
+            q_ShNd, k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
+            return vit.finish(q_ShNd, k_ShNd, v_ShNd, h_SND)
+        (q_Sh1d,) = vit.split_heads(vit.query(last, h_SND[:, :1]))
+        k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
+        return vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_SND[:, :1])
+
+    def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, work: Pass) -> PassResult:
+        """Take the next group of each stream through the tower and move the anchors on."""
+        layout = group_layout(work.sizes, self.vit.position.device)
+        return _GroupRun(self.vit, self.rules, anchors, workspace, _Frames(layout, work)).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    layout: GroupLayout
+    work: Pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Consecutive frames of one stream."""
+
+    stream: int
+    start: int
+    stop: int
+
+    @property
+    def num_frames(self) -> int:
+        """K."""
+        return self.stop - self.start
+
+    @property
+    def frames(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def rows(self, num_tokens: int) -> slice:
+        return slice(self.start * num_tokens, self.stop * num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one boundary holds until the next has read it."""
+
+    boundary: int
+    choice: Choice | None
+    """None for the tower's input, of which all rows are stored."""
+    hidden_XQ: Tensor
+    """Hidden units of the corrections of q, k, v side by side; of reused rows alone where few are."""
+    place_X: Tensor
+    """int64, of each row: where it is stored, or ANCHOR."""
+    stored_h_XD: Tensor
+    stored_projected_XC: Tensor | None
+    computed_X: Tensor
+    """Rows that are computed, ascending: they are what is stored first."""
+    inside_X: Tensor
+    """Reused rows whose base lies in the group, ascending."""
+    plain_X: Tensor | None
+    """Other reused rows, ascending, where few are; None where all rows are restored."""
+    computed_ends: list[int]
+    """Of each frame: how many rows are computed up to its end; likewise below."""
+    inside_ends: list[int]
+    plain_ends: list[int]
+
+
+class _GroupRun:
+    """One group of each stream on its way through the layers."""
+
+    def __init__(
+        self,
+        vit: Vit,
+        rules: Rules,
+        anchors: tuple[BoundaryAnchors, ...],
+        workspace: Workspace,
+        frames: _Frames,
+    ) -> None:
+        self.vit, self.rules, self.anchors, self.workspace = vit, rules, anchors, workspace
+        self.layout, self.work = frames.layout, frames.work
+        self.codec_FA = rules.addon.codec_net(self.work.history_F4TPP).flatten(1)
+        self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
+        self.num_frames = self.layout.num_frames
+        self.num_rows = self.num_frames * self.num_tokens
+        self.last = vit.shape.num_layers - 1
+        self.rank = rules.addon.shape.restoration_rank
+        device = vit.position.device
+        self.stream_F = torch.tensor(self.work.streams, device=device)[self.layout.slot_F]
+        token_N = torch.arange(self.num_tokens, device=device)
+        # Row of each row's anchor among all streams' anchors.
+        self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
+        self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
+        self.weighed_Fb = torch.zeros_like(self.restored_Fb)
+        # A frame that others build upon, restored rows and all: every frame of `chained`, the handed-on of `grouped`.
+        self.keeps_frames = rules.semantics != "anchor"
+        block_frames = 1 if self.keeps_frames else workspace.block_frames
+        self.blocks = list(self._blocks(block_frames))
+        start_F = torch.tensor([block.start for block in self.blocks for _ in range(block.num_frames)], device=device)
+        rows_X = torch.arange(self.num_rows, device=device)
+        self.place_in_block_X = rows_X - start_F.repeat_interleave(self.num_tokens) * self.num_tokens
+
+    def _blocks(self, block_frames: int) -> Iterator[_Block]:
+        for stream, start, size in zip(self.work.streams, self.layout.starts, self.layout.sizes, strict=True):
+            for first in range(start, start + size, block_frames):
+                yield _Block(stream, first, min(first + block_frames, start + size))
+
+    def _split(self, x_X: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+        """Cut rows of all frames, ascending, by blocks."""
+        parts = [_part(ends, block) for block in self.blocks]
+        split: tuple[Tensor, ...] = x_X.split([part.stop - part.start for part in parts])
+        return split
+
+    def run(self) -> PassResult:
+        tokens = (self.num_frames, self.last, self.num_tokens)
+        reuse_FbN = torch.zeros(tokens, dtype=torch.bool, device=self.vit.position.device)
+        compared_Fb = torch.full_like(self.restored_Fb, self.num_tokens)
+        held = self._enter()
+        for boundary in range(self.last):
+            self._attend(boundary, held)
+            choice = self._choose(boundary)
+            before, held = held, self._compute(boundary, choice, held)
+            self._move_on(before)
+            reuse_FbN[:, boundary] = choice.reused_FN
+            compared_Fb[:, boundary] += choice.num_pairs_F
+        embeddings_FE = self._leave(held)
+        self._move_on(held)
+        executed_Fb = self.num_tokens - reuse_FbN.sum(-1)
+        return PassResult(embeddings_FE, reuse_FbN, executed_Fb, self.restored_Fb, compared_Fb, self.weighed_Fb)
+
+    def _enter(self) -> _Held:
+        """The tower's input: every row of it is stored, and the first layer's q, k, v are computed when filling."""
+        h_XD = self.workspace.stored(1, self.num_rows, self.width)
+        for block in self.blocks:
+            h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.work.pixels_F3HW[block.frames]))
+        rows_X = torch.arange(self.num_rows, device=h_XD.device)
+        hidden_XQ = self.workspace.hidden_2XQ[1]
+        return _Held(-1, None, hidden_XQ, rows_X, h_XD, None, rows_X, rows_X[:0], None, [], [], [])
+
+    # Step 1: fill and attend. Threads share one interpreter, so that every call from here counts: what a block needs is
+    # cut for all blocks at once.
+
+    def _filled(self, held: _Held) -> Iterator[tuple[_Block, Tensor]]:
+        """Yield each block and its [K, N, C], input of the next attention, valid until the next is asked for."""
+        if held.choice is None or held.stored_projected_XC is None:
+            first = self.vit.layer(0)
+            for block in self.blocks:
+                out_KNC, out_XC, _ = self.workspace.block(block.num_frames, 3)
+                normed_XD = self.vit.norm1(0, held.stored_h_XD[block.rows(self.num_tokens)])
+                torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
+                yield block, out_KNC
+            return
+        anchors = self.anchors[held.boundary].projected_BNC.unbind()
+        parts = anchors[0].shape[-1] // self.width
+        ups_pRD = self.rules.addon.restoration(held.boundary).up_4DR[len(CORRECTED) - parts :].mT
+        hidden_pXR = self._by_part(held.boundary, held.hidden_XQ)
+        computed_X = self._split(self.place_in_block_X[held.computed_X], held.computed_ends)
+        computed_XC = self._split(held.stored_projected_XC[: len(held.computed_X)], held.computed_ends)
+        # Where whole frames are kept, a row may refer to one that an earlier block only now restores.
+        base_X = None if self.keeps_frames else self._split(self._bases(held, held.inside_X), held.inside_ends)
+        for index, block in enumerate(self.blocks):
+            out_KNC, out_XC, out_pXD = self.workspace.block(block.num_frames, parts)
+            inside_X = held.inside_X[_part(held.inside_ends, block)]
+            base_XC = None
+            if len(inside_X):
+                base_XC = held.stored_projected_XC.index_select(
+                    0, self._bases(held, inside_X) if base_X is None else base_X[index]
+                )
+            if held.plain_X is None:
+                out_KNC.copy_(anchors[block.stream])
+                if base_XC is not None:
+                    out_XC.index_copy_(0, self.place_in_block_X[inside_X], base_XC)
+                out_pXD.baddbmm_(hidden_pXR[:, block.rows(self.num_tokens)], ups_pRD)
+            else:
+                plain_X = held.plain_X[_part(held.plain_ends, block)]
+                anchor_XC = anchors[block.stream].index_select(0, plain_X % self.num_tokens)
+                self._restore(held, plain_X, anchor_XC, out_XC)
+                if base_XC is not None:
+                    self._restore(held, inside_X, base_XC, out_XC)
+            out_XC.index_copy_(0, computed_X[index], computed_XC[index])
+            if self.keeps_frames:
+                self._keep(held, block, out_XC)
+            yield block, out_KNC
+        if held.plain_X is None:
+            self.restored_Fb[:, held.boundary] += self._projected_ranks(held.boundary) * self.num_tokens
+
+    def _bases(self, held: _Held, inside_X: Tensor) -> Tensor:
+        """Return where the bases of rows whose base lies in the group are stored."""
+        assert held.choice is not None
+        return held.place_X[held.choice.base_FN.flatten()[inside_X]]
+
+    def _restore(self, held: _Held, rows_X: Tensor, base_XC: Tensor, out_XC: Tensor) -> None:
+        """Write some rows of a block: their bases and the corrections of q, k, v (before the last layer of k, v)."""
+        if len(rows_X):
+            base_pXD = base_XC.unflatten(1, (-1, self.width)).transpose(0, 1)
+            hidden_pXR = self._by_part(held.boundary, held.hidden_XQ.index_select(0, rows_X))
+            ups_4DR = self.rules.addon.restoration(held.boundary).up_4DR
+            base_pXD.baddbmm_(hidden_pXR, ups_4DR[len(CORRECTED) - len(base_pXD) :].mT)
+            out_XC.index_copy_(0, self.place_in_block_X[rows_X], base_XC)
+
+    def _keep(self, held: _Held, block: _Block, projected_XC: Tensor) -> None:
+        """Store a whole frame, restored rows and all, behind the computed rows."""
+        assert held.choice is not None
+        assert held.stored_projected_XC is not None
+        rows = block.rows(self.num_tokens)
+        first = len(held.computed_X) + rows.start
+        kept = slice(first, first + self.num_tokens)
+        # Before the last layer h of CLS is all there is.
+        num_h = 1 if self.anchors[held.boundary].h_BND is None else self.num_tokens
+        rows_X = torch.arange(rows.start, rows.start + num_h, device=projected_XC.device)
+        held.stored_h_XD[first : first + num_h] = self._h_of(held, rows_X)
+        held.stored_projected_XC[kept] = projected_XC
+        if self.rules.semantics == "chained":
+            held.place_X[rows] = torch.arange(kept.start, kept.stop, device=projected_XC.device)
+
+    def _attend(self, boundary: int, held: _Held) -> None:
+        """Run attention block by block and compare what it gives with the stream's anchor."""
+        workspace, at = self.workspace, self.anchors[boundary]
+        anchors = at.pre_proj_BND.unbind()
+        pre_proj_FND, hidden_XQ = self._pre_proj(boundary), self._hidden(boundary)
+        down_DQ = self._down(boundary).mT
+        for block, projected_KNC in self._filled(held):
+            pre_proj_KND = pre_proj_FND[block.frames]
+            heads = workspace.heads_2F[boundary % 2][block.frames]
+            if workspace.attention(projected_KNC, heads, workspace.importances[block.frames]):
+                self.weighed_Fb[block.frames, boundary] += self.num_tokens * self.vit.shape.num_last_queries
+            difference_KND = workspace.difference_KND[: block.num_frames]
+            torch.sub(pre_proj_KND, anchors[block.stream], out=difference_KND)
+            norms(pre_proj_KND, out=workspace.norm_FN[block.frames])
+            norms(difference_KND, out=workspace.difference_norm_FN[block.frames])
+            if workspace.expects_reuse[boundary]:
+                torch.mm(as_rows(difference_KND), down_DQ, out=hidden_XQ[block.rows(self.num_tokens)])
+        every = slice(self.num_frames)
+        workspace.to_anchor_FN[every] = cosine_from_norms(
+            workspace.difference_norm_FN[every], workspace.norm_FN[every], at.norm_BN[self.stream_F]
+        )
+        if workspace.expects_reuse[boundary]:
+            hidden_XQ.relu_()
+            self.restored_Fb[:, boundary] += down_DQ.shape[1] * self.num_tokens
+
+    def _leave(self, held: _Held) -> Tensor:
+        """Return embeddings_FE: the last layer, for CLS alone where there is one."""
+        vit = self.vit
+        if not vit.shape.has_cls:
+            pre_proj_FND = self._pre_proj(self.last)
+            for block, projected_KNC in self._filled(held):
+                pre_proj_FND[block.frames] = vit.attend(*vit.split_heads(projected_KNC))
+            every_X = torch.arange(self.num_rows, device=held.place_X.device)
+            h_FND = self._h_of(held, every_X).view_as(pre_proj_FND)
+            return vit.head(vit.close(self.last, h_FND, pre_proj_FND))
+        h_F1D = held.stored_h_XD[held.place_X[:: self.num_tokens]][:, None]
+        pre_proj_F1D = torch.empty_like(h_F1D)
+        (query_Fh1d,) = vit.split_heads(vit.query(self.last, h_F1D))
+        for block, projected_KNC in self._filled(held):
+            k_KhNd, v_KhNd = vit.split_heads(projected_KNC)
+            pre_proj_F1D[block.frames] = vit.attend(query_Fh1d[block.frames], k_KhNd, v_KhNd)
+        return vit.head(vit.close(self.last, h_F1D, pre_proj_F1D))
+
+    # Step 2: choose.
+
+    def _choose(self, boundary: int) -> Choice:
+        workspace, frames = self.workspace, self.num_frames
+        seen = Seen(
+            self._pre_proj(boundary),
+            workspace.norm_FN[:frames],
+            workspace.to_anchor_FN[:frames],
+            workspace.importance_FN[:frames],
+            self.codec_FA,
+            self.work.frames,
+        )
+        return choose(boundary, seen, self.layout, self.rules.gate, self.rules.semantics == "chained")
+
+    # Step 3: compute.
+
+    def _compute(self, boundary: int, choice: Choice, before: _Held) -> _Held:
+        """Put the computed rows through the layer, and prepare the restoration of the others."""
+        vit, workspace = self.vit, self.workspace
+        computed_X = _rows(~choice.reused_FN)
+        num_computed = len(computed_X)
+        ends_into_last = self.anchors[boundary].h_BND is None
+        next_layer = vit.layer(boundary + 1)
+        first = self.width if ends_into_last else 0
+        weight_CD, bias_C = next_layer.qkv_weight[first:], next_layer.qkv_bias[first:]
+        # One at least, to be read in vain where everything is reused: without CLS it may be.
+        num_stored = max(1, num_computed + self.num_rows * int(self.keeps_frames))
+        stored_h_XD = workspace.stored(boundary, num_stored, self.width)
+        stored_projected_XC = workspace.stored(boundary, num_stored, (2 if ends_into_last else 3) * self.width)
+        pre_proj_XD = as_rows(self._pre_proj(boundary))
+        for start in range(0, num_computed, ROWS_PER_PRODUCT):
+            part = slice(start, min(start + ROWS_PER_PRODUCT, num_computed))
+            rows_X = computed_X[part]
+            room = workspace.room(len(rows_X))
+            torch.index_select(pre_proj_XD, 0, rows_X, out=room.pre_proj_XD)
+            h_XD = stored_h_XD[part]
+            vit.close_into(boundary, self._h_of(before, rows_X, room.h_XD), room.pre_proj_XD, room.hidden_XM, h_XD)
+            torch.addmm(bias_C, vit.norm1(boundary + 1, h_XD), weight_CD.mT, out=stored_projected_XC[part])
+        place_X = torch.full((self.num_rows,), ANCHOR, device=computed_X.device)
+        place_X[computed_X] = torch.arange(num_computed, device=computed_X.device)
+
+        many = self.num_rows - num_computed >= RESTORE_ALL_FROM * self.num_rows
+        at_anchor_FN = choice.base_FN == ANCHOR
+        inside_FN = choice.reused_FN & ~at_anchor_FN
+        plain_FN = choice.reused_FN & at_anchor_FN
+        # Hidden units differ from those prepared where the source, not only the base, lies in the group.
+        self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN != ANCHOR)))
+        if not workspace.expects_reuse[boundary]:
+            self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN == ANCHOR)))
+        all_prepared = workspace.expects_reuse[boundary]
+        workspace.expects_reuse[boundary] = many
+        restores_all = many and all_prepared
+        projected_ranks = self._projected_ranks(boundary)
+        if not restores_all:
+            self.restored_Fb[:, boundary] += projected_ranks * choice.reused_FN.sum(1)
+        return _Held(
+            boundary=boundary,
+            choice=choice,
+            hidden_XQ=self._hidden(boundary),
+            place_X=place_X,
+            stored_h_XD=stored_h_XD,
+            stored_projected_XC=stored_projected_XC,
+            computed_X=computed_X,
+            inside_X=_rows(inside_FN),
+            plain_X=None if restores_all else _rows(plain_FN),
+            computed_ends=_ends(~choice.reused_FN),
+            inside_ends=_ends(inside_FN),
+            plain_ends=_ends(plain_FN),
+        )
+
+    def _hide(self, boundary: int, choice: Choice, rows_X: Tensor) -> None:
+        """Write the hidden units of single rows, from the difference to their sources."""
+        if not len(rows_X):
+            return
+        hidden_XQ, down_QD = self._hidden(boundary), self._down(boundary)
+        for part_X in rows_X.split(ROWS_PER_PRODUCT):
+            difference_XD = self._difference(boundary, choice, part_X)
+            hidden_XQ.index_copy_(0, part_X, torch.relu_(difference_XD @ down_QD.mT))
+        self._add_ranks(boundary, rows_X, len(down_QD))
+
+    def _difference(self, boundary: int, choice: Choice, rows_X: Tensor) -> Tensor:
+        """Return pre_proj of single rows minus that of their sources."""
+        pre_proj_XD = as_rows(self._pre_proj(boundary))
+        other_XD = as_rows(self.anchors[boundary].pre_proj_BND).index_select(0, self.anchor_X[rows_X])
+        source_X = choice.source_FN.flatten()[rows_X]
+        (inside,) = (source_X != ANCHOR).nonzero(as_tuple=True)
+        if len(inside):
+            other_XD.index_copy_(0, inside, pre_proj_XD.index_select(0, source_X[inside]))
+        return torch.sub(pre_proj_XD.index_select(0, rows_X), other_XD, out=other_XD)
+
+    def _h_of(self, held: _Held, rows_X: Tensor, out_XD: Tensor | None = None) -> Tensor:
+        """Return the input h of the next layer for some rows: stored, or restored now."""
+        place_X = held.place_X[rows_X]
+        h_XD = torch.index_select(held.stored_h_XD, 0, place_X.clamp_min(0), out=out_XD)
+        (lacking,) = (place_X == ANCHOR).nonzero(as_tuple=True)
+        if held.choice is None or not len(lacking):
+            return h_XD
+        lacking_X = rows_X[lacking]
+        at = self.anchors[held.boundary]
+        assert at.h_BND is not None
+        base_X = held.choice.base_FN.flatten()[lacking_X]
+        base_XD = as_rows(at.h_BND).index_select(0, self.anchor_X[lacking_X])
+        (inside,) = (base_X != ANCHOR).nonzero(as_tuple=True)
+        if len(inside):
+            base_XD.index_copy_(0, inside, held.stored_h_XD.index_select(0, held.place_X[base_X[inside]]))
+        restoration = self.rules.addon.restoration(held.boundary)
+        difference_XD = self._difference(held.boundary, held.choice, lacking_X)
+        hidden_XR = torch.relu_(difference_XD @ restoration.down_QD[: self.rank].mT)
+        base_XD.addmm_(hidden_XR, restoration.up_4DR[0].mT)
+        self._add_ranks(held.boundary, lacking_X, 2 * self.rank)
+        return h_XD.index_copy_(0, lacking, base_XD)
+
+    def _move_on(self, held: _Held) -> None:
+        """Hand each group's first computed frame, its last in display order, on as the anchor of its stream."""
+        if held.choice is None or held.stored_projected_XC is None:
+            return
+        at, pre_proj_FND = self.anchors[held.boundary], self._pre_proj(held.boundary)
+        for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
+            stored = _part(held.computed_ends, _Block(stream, start, start + 1))
+            token_X = held.computed_X[stored] - start * self.num_tokens
+            pre_proj_XD = pre_proj_FND[start].index_select(0, token_X)
+            at.pre_proj_BND[stream].index_copy_(0, token_X, pre_proj_XD)
+            at.norm_BN[stream].index_copy_(0, token_X, norms(pre_proj_XD))
+            if self.keeps_frames:
+                first = len(held.computed_X) + start * self.num_tokens
+                kept = slice(first, first + self.num_tokens)
+                at.projected_BNC[stream] = held.stored_projected_XC[kept]
+                if at.h_BND is not None:
+                    at.h_BND[stream] = held.stored_h_XD[kept]
+            else:
+                at.projected_BNC[stream].index_copy_(0, token_X, held.stored_projected_XC[stored])
+                if at.h_BND is not None:
+                    at.h_BND[stream].index_copy_(0, token_X, held.stored_h_XD[stored])
+
+    # What restoration is made of.
+
+    def _down(self, boundary: int) -> Tensor:
+        """First layers of the corrections of q, k, v; before the last layer, q of patches leads nowhere."""
+        return self.rules.addon.restoration(boundary).down_QD[-self._projected_ranks(boundary) :]
+
+    def _hidden(self, boundary: int) -> Tensor:
+        return self.workspace.hidden_2XQ[boundary % 2][: self.num_rows, : self._projected_ranks(boundary)]
+
+    def _by_part(self, boundary: int, hidden_XQ: Tensor) -> Tensor:
+        """Return hidden units [p, X, R] of the corrections of each of q, k, v."""
+        hidden_XpR: Tensor = hidden_XQ.unflatten(1, (self._num_parts(boundary), self.rank))
+        return hidden_XpR.transpose(0, 1)
+
+    def _num_parts(self, boundary: int) -> int:
+        return 2 if self.anchors[boundary].h_BND is None else 3
+
+    def _pre_proj(self, boundary: int) -> Tensor:
+        return self.workspace.pre_proj_2FND[boundary % 2][: self.num_frames]
+
+    def _projected_ranks(self, boundary: int) -> int:
+        return self._num_parts(boundary) * self.rank
+
+    def _add_ranks(self, boundary: int, rows_X: Tensor, ranks: int) -> None:
+        frame_X = rows_X.div(self.num_tokens, rounding_mode="floor")
+        self.restored_Fb[:, boundary] += ranks * torch.bincount(frame_X, minlength=self.num_frames)
+
+
+def _rows(mask_FN: Tensor) -> Tensor:
+    return mask_FN.flatten().nonzero()[:, 0]
+
+
+def _ends(mask_FN: Tensor) -> list[int]:
+    ends: list[int] = mask_FN.sum(1).cumsum(0).tolist()
+    return ends
+
+
+def _part(ends: list[int], block: _Block) -> slice:
+    """Where a block's rows lie among the ascending rows of all frames."""
+    return slice(ends[block.start - 1] if block.start else 0, ends[block.stop - 1])

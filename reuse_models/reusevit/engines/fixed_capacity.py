@@ -1,0 +1,374 @@
+"""ReuseViT inference for a GPU: a layer's products take a given number of rows, and no layer waits for the host.
+
+`compacted` asks in every layer how many tokens are computed. Here that number is guessed (capacities.py): computed rows
+are found by a prefix sum and gathered, rows beyond them are computed for nothing, and whether there were too few is
+seen when the results are read, once a call; then the call is redone with all rows. Every layer is a step that reads and
+writes fixed memory in fixed shapes, so that it can be recorded once and replayed (recorded.py).
+
+A layer's step:
+
+1. *Fill and attend*: q, k, v of a row are what they are at its base plus a correction. Bases are the anchors and the
+   computed rows, side by side in one pool, so that one gather and one product fill all rows. A computed row is its own
+   source: the difference that its correction is made from is exactly 0.
+2. *Choose* among similarities that are all computed beforehand (fixed_choice.py).
+3. *Compute* the given rows into the pool, and note bases and hidden units of corrections for the next step.
+
+What is computed is what `compacted` computes, to rounding. Of the corrections' first layers it takes the difference of
+the products, not the product of the differences: one reads each row once, the other gathers rows of width D twice.
+
+Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
+b = L - 1 boundaries, D width, C rows given, X = F · N rows, H = S · N rows of anchors, R rank of a correction, Q ranks
+of all corrections side by side (h, q, k, v; before the last layer k, v), p parts, h heads, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from reuse_models.reusevit.anchors import BoundaryAnchors, tensors_of
+from reuse_models.reusevit.engines.compacted import Pass, PassResult
+from reuse_models.reusevit.engines.cuda_graphs import Fused
+from reuse_models.reusevit.engines.fixed_choice import (
+    Addresses,
+    FixedWave,
+    Plan,
+    addresses,
+    choose_codes,
+    nearest_candidate,
+    plan_of,
+    similarities,
+)
+from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places
+from reuse_models.reusevit.engines.workspace import as_rows
+from reuse_models.reusevit.gate import Features, FrameId
+from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.rules import Rules
+from reuse_models.tower.vit import Vit
+
+BLOCK_BYTES = 24 * 2**20
+"""About half of a large GPU's cache: the q, k, v of a block are restored, attended to and forgotten within it."""
+
+
+class FixedPlaces(Places):
+    """The memory that the steps of passes of up to `num_streams` streams work in, and their recordings."""
+
+    def __init__(self, vit: Vit, rules: Rules, num_streams: int, records: bool) -> None:
+        super().__init__(vit, num_streams, records)
+        shape, like = vit.shape, vit.position
+        num_tokens, width = shape.num_tokens, shape.width
+        whole = rules.semantics == "chained"
+        pool_rows = num_streams * num_tokens + self.num_rows * (2 if whole else 1)
+        self.pool_h_XD = like.new_zeros(pool_rows, width)
+        self.pool_projected_XC = like.new_zeros(pool_rows, 3 * width)
+        self.block_frames = self.num_frames
+        if rules.semantics == "anchor":
+            frame_bytes = 3 * num_tokens * width * like.element_size()
+            self.block_frames = min(self.num_frames, max(1, BLOCK_BYTES // frame_bytes))
+        # `chained` fills the end of the pool itself, since later frames refer to what earlier ones were filled with.
+        self.filled_XC = like.new_zeros(0 if whole else self.block_frames * num_tokens, 3 * width)
+        self.base_X = torch.zeros(self.num_rows, dtype=torch.int64, device=like.device)
+        self.hidden_XQ = like.new_zeros(self.num_rows, len(CORRECTED) * rules.addon.shape.restoration_rank)
+        self.saved: list[Tensor] = []
+        """Anchors as they were before a call that may have to be done again."""
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that is held, temporaries of recordings left out."""
+        return [*super().tensors(), *self.saved]
+
+
+class FixedCapacity(GivenRows[FixedPlaces]):
+    """The engine of plain steps."""
+
+    def __init__(self, vit: Vit, rules: Rules) -> None:
+        super().__init__(vit, rules)
+        device = vit.position.device
+        on_gpu = device.type == "cuda"
+        self.similarities = Fused(similarities, compiled=on_gpu)
+        self.nearest = Fused(nearest_candidate, compiled=on_gpu)
+        self.addresses = Fused(addresses, compiled=on_gpu)
+        self.hidden = Fused(hidden_units, compiled=on_gpu)
+        self.own_head_hh = torch.eye(vit.shape.num_heads, device=device, dtype=vit.position.dtype)
+
+    def new_places(self, num_streams: int, streams_per_pass: int) -> FixedPlaces:
+        """Return memory for `num_streams` streams, of which so many go together."""
+        return FixedPlaces(self.vit, self.rules, min(num_streams, streams_per_pass), self.records)
+
+    def save(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
+        """Keep the anchors as they are, for `restore`."""
+        tensors = tensors_of(anchors)
+        if not places.saved:
+            with torch.inference_mode(False):
+                places.saved = [torch.empty_like(x) for x in tensors]
+        places.recorded.run("save", partial(_copy, tensors, places.saved))
+
+    def keep(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, streams: Sequence[int]) -> None:
+        """Be told that something other than a pass is about to overwrite these streams' anchors: `save` kept them."""
+
+    def restore(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
+        """Undo what was done to the anchors since `save`."""
+        _copy(places.saved, tensors_of(anchors))
+
+    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, work: Pass) -> PassResult:
+        """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
+        plan = plan_of(work.sizes, self.vit.shape.num_tokens, self.vit.position.device)
+        given = self.capacities.rows(plan.anchor_FN.numel())
+        self.load(places, work)
+        run = FixedRun(self, anchors, places, plan, work.frames)
+        # Streams that end at different times make layouts that do not come again.
+        do = places.recorded.run if len(set(work.sizes)) == 1 else _now
+        do((work.sizes, "enter"), run.enter)
+        for boundary, num_given in enumerate(given):
+            do((work.sizes, boundary, num_given), partial(run.layer, boundary, num_given))
+        do((work.sizes, "leave"), run.leave)
+        return run.result(given)
+
+
+class FixedRun(GivenRun[FixedPlaces]):
+    """One group of each stream on its way through the layers: views of fixed memory, and the steps."""
+
+    engine: FixedCapacity
+
+    def __init__(
+        self,
+        engine: FixedCapacity,
+        anchors: tuple[BoundaryAnchors, ...],
+        places: FixedPlaces,
+        plan: Plan,
+        frames: Sequence[FrameId],
+    ) -> None:
+        super().__init__(engine, anchors, places, plan, frames)
+        self.num_anchors = plan.num_streams * self.num_tokens
+        self.base_X = places.base_X[: self.num_rows]
+        # The pool: anchors, places of computed rows, and in `chained` the rows of the pass as filled.
+        first, second = self.num_anchors, self.num_anchors + self.num_rows
+        self.anchors_h_XD, self.stored_h_XD = places.pool_h_XD[:first], places.pool_h_XD[first:second]
+        self.filled_h_XD = places.pool_h_XD[second : second + self.num_rows]
+        filled_XC = places.pool_projected_XC[second:] if self.is_chained else places.filled_XC
+        self.filled_XC = filled_XC[: self.num_rows]
+        frames_at_once = places.block_frames
+        self.blocks = [
+            slice(start, min(start + frames_at_once, plan.num_frames))
+            for start in range(0, plan.num_frames, frames_at_once)
+        ]
+
+    # The steps.
+
+    def enter(self) -> None:
+        """The tower's input, as if all rows had just been computed, and the scores of the codec net."""
+        num_frames = self.plan.num_frames
+        self.stored_h_XD.copy_(as_rows(self.vit.embed(self.places.pixels_F3HW[:num_frames])))
+        scores_FPP = self.addon.codec_net(self.places.history_F4TPP[:num_frames])
+        self.places.codec_FA[:num_frames].copy_(scores_FPP.flatten(1))
+
+    def layer(self, boundary: int, num_given: int) -> None:
+        """Attention of layer `boundary`, the choice behind it, and what is computed up to the next attention."""
+        pre_proj, importance = [], []
+        for block in self.blocks:
+            projected_KNC = self._filled(boundary - 1, block)
+            q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
+            pre_proj.append(self.vit.attend(q_KhNd, k_KhNd, v_KhNd))
+            importance.append(self._importance(projected_KNC, q_KhNd, k_KhNd))
+        self._move_on(boundary - 1)
+        pre_proj_FND, importance_FN = _joined(pre_proj), _joined(importance)
+
+        at = self.anchors[boundary]
+        anchor_SND = at.pre_proj_BND.index_select(0, self.streams_S)
+        anchor_norm_SN = at.norm_BN.index_select(0, self.streams_S)
+        norm_FN, similarity_FcN = self.engine.similarities(pre_proj_FND, anchor_SND, anchor_norm_SN, self.plan)
+        decide = partial(self._decide, boundary, importance_FN)
+        codes = choose_codes(similarity_FcN, self.plan, decide, self.is_chained, self.engine.nearest, self.prefix)
+        place = self.engine.addresses(codes, self.plan, num_given, self.is_chained)
+        self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
+
+        self._compute(boundary, place, as_rows(pre_proj_FND))
+        down_QD = self.down(boundary)
+        if self.rank:
+            anchor_HQ = as_rows(anchor_SND) @ down_QD.mT
+            own_XQ = as_rows(pre_proj_FND) @ down_QD.mT
+            self._hidden(boundary).copy_(self.engine.hidden(own_XQ, anchor_HQ, place.source_X))
+        self.base_X.copy_(place.base_X)
+        # pre_proj of the anchor stays that of the frame in which the patch was last computed.
+        handed_S = self.plan.handed_S
+        computed_SN = place.computed_FN.index_select(0, handed_S)
+        moved_SND = torch.where(computed_SN[..., None], pre_proj_FND.index_select(0, handed_S), anchor_SND)
+        at.pre_proj_BND.index_copy_(0, self.streams_S, moved_SND)
+        moved_SN = torch.where(computed_SN, norm_FN.index_select(0, handed_S), anchor_norm_SN)
+        at.norm_BN.index_copy_(0, self.streams_S, moved_SN)
+
+    def leave(self) -> None:
+        """The last layer, for CLS alone where there is one."""
+        vit, pre_proj = self.vit, []
+        if vit.shape.has_cls:
+            h_FMD = self._stored_h(self.base_X[:: self.num_tokens])[:, None]
+            (query_Fh1d,) = vit.split_heads(vit.query(self.last, h_FMD))
+        for block in self.blocks:
+            *query, key_KhNd, value_KhNd = vit.split_heads(self._filled(self.last - 1, block))
+            query_KhMd = query[0] if query else query_Fh1d[block]
+            pre_proj.append(vit.attend(query_KhMd, key_KhNd, value_KhNd))
+        self._move_on(self.last - 1)
+        if not vit.shape.has_cls:
+            every_X = torch.arange(self.num_rows, device=self.base_X.device)
+            h_FMD = self._h_of(self.last - 1, every_X).unflatten(0, (-1, self.num_tokens))
+        embeddings_FE = vit.head(vit.close(self.last, h_FMD, _joined(pre_proj)))
+        self.places.embeddings_FE[: self.plan.num_frames].copy_(embeddings_FE)
+
+    # Fill and attend.
+
+    def _filled(self, held: int, block: slice) -> Tensor:
+        """Return [K, N, C] of a block, the next attention's input, from what boundary `held` left."""
+        rows = slice(block.start * self.num_tokens, block.stop * self.num_tokens)
+        if held < 0:
+            first = self.vit.layer(0)
+            out_XC = self.filled_XC[: rows.stop - rows.start]
+            normed_XD = self.vit.norm1(0, self.stored_h_XD[rows])
+            torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
+        else:
+            channels = self.num_parts(held) * self.width
+            pool_XC = self.places.pool_projected_XC[:, :channels]
+            hidden_XQ = self._hidden(held)[:, -self.num_parts(held) * self.rank :]
+            if self.is_chained:
+                out_XC = self.filled_XC[:, :channels]
+                self._fill_in_waves(pool_XC, out_XC, hidden_XQ, self._ups(held))
+            else:
+                out_XC = self.filled_XC[: rows.stop - rows.start, :channels]
+                torch.index_select(pool_XC, 0, self.base_X[rows], out=out_XC)
+                self._correct(out_XC, hidden_XQ[rows], self._ups(held))
+        projected_KNC: Tensor = out_XC.unflatten(0, (-1, self.num_tokens))
+        return projected_KNC
+
+    def _fill_in_waves(self, pool_XC: Tensor, out_XC: Tensor, hidden_XQ: Tensor, ups_pDR: Tensor) -> None:
+        """Fill the end of the pool, frames before those that refer to them."""
+        for wave in self.plan.waves:
+            filled_YC = pool_XC.index_select(0, self.base_X.index_select(0, wave.rows_Y))
+            self._correct(filled_YC, hidden_XQ.index_select(0, wave.rows_Y), ups_pDR)
+            out_XC.index_copy_(0, wave.rows_Y, filled_YC)
+
+    def _correct(self, x_XC: Tensor, hidden_XQ: Tensor, ups_pDR: Tensor) -> None:
+        """Add the corrections of p parts side by side."""
+        if self.rank:
+            parts = len(ups_pDR)
+            x_pXD = x_XC.unflatten(1, (parts, self.width)).transpose(0, 1)
+            x_pXD.baddbmm_(hidden_XQ.unflatten(1, (parts, self.rank)).transpose(0, 1), ups_pDR.mT)
+
+    def keys_weighed(self) -> int:
+        """Of each token: with how many queries `_importance` multiplies its key, a head of D numbers counting once."""
+        shape = self.vit.shape
+        if not shape.has_cls:
+            return shape.num_tokens
+        return shape.num_heads if shape.rope_theta is None else 1
+
+    def _importance(self, projected_KNC: Tensor, q_KhNd: Tensor, k_KhNd: Tensor) -> Tensor:
+        """Return [K, N]: the attention that each token receives, summed over heads.
+
+        From CLS, one product a frame for all heads, with each head's query in a column of its own: k is read where it
+        lies, if it lies there as attention wants it.
+        """
+        shape = self.vit.shape
+        if not shape.has_cls or shape.rope_theta is not None:
+            return self.vit.importance(q_KhNd, k_KhNd)
+        query_KhD = projected_KNC[:, 0, : self.width].unflatten(1, (shape.num_heads, shape.head_dim))
+        query_KDh = (query_KhD[..., None] * self.engine.own_head_hh[:, None]).flatten(1, 2)
+        scores_KNh = torch.bmm(projected_KNC[..., self.width : 2 * self.width], query_KDh * shape.head_dim**-0.5)
+        importance_KN: Tensor = scores_KNh.softmax(1).sum(-1)
+        return importance_KN
+
+    def _move_on(self, held: int) -> None:
+        """Hand each group's first computed frame on as its stream's anchor: as remembered, or as filled."""
+        if held < 0:
+            return
+        at, handed_H = self.anchors[held], self.plan.handed_rows_H
+        channels = self.num_parts(held) * self.width
+        base_H = self.base_X.index_select(0, handed_H)
+        if self.is_chained and at.h_BND is not None:
+            hidden_XQ = self._hidden(held)[:, : self.rank]
+            self._fill_in_waves(self.places.pool_h_XD, self.filled_h_XD, hidden_XQ, self._up_h(held))
+        if self.semantics == "anchor":
+            projected_HC = self.places.pool_projected_XC[:, :channels].index_select(0, base_H)
+        else:
+            projected_HC = self.filled_XC[:, :channels].index_select(0, handed_H)
+        by_stream = (self.plan.num_streams, self.num_tokens)
+        at.projected_BNC.index_copy_(0, self.streams_S, projected_HC.unflatten(0, by_stream))
+        if at.h_BND is not None:
+            h_HD = self._stored_h(base_H) if self.semantics == "anchor" else self._h_of(held, handed_H)
+            at.h_BND.index_copy_(0, self.streams_S, h_HD.unflatten(0, by_stream))
+
+    # Choose.
+
+    def _decide(self, boundary: int, importance_FN: Tensor, wave: FixedWave, similarity_KA: Tensor) -> Tensor:
+        frames_K = wave.frames_K
+        if self.engine.masks_RbA is not None:
+            return self.engine.masks_RbA[:, boundary].index_select(0, self.places.draws_F.index_select(0, frames_K))
+        features = Features(
+            importance_XA=importance_FN.index_select(0, frames_K)[:, self.prefix :],
+            similarity_XA=similarity_KA,
+            codec_XA=self.places.codec_FA.index_select(0, frames_K),
+            kind=wave.kind,
+            frames=[self.frames[index] for index in wave.frames] if self.frames else (),
+        )
+        return self.engine.rules.gate(boundary, features)
+
+    # Compute.
+
+    def _compute(self, boundary: int, place: Addresses, pre_proj_XD: Tensor) -> None:
+        """Put the given rows through the layer and into the pool, and the anchors beside them."""
+        vit, at, num_given = self.vit, self.anchors[boundary], len(place.rows_C)
+        # Before the pool is written to.
+        h_CD = self._h_of(boundary - 1, place.rows_C)
+        out_CD = self.stored_h_XD[:num_given]
+        hidden_CM = h_CD.new_empty(num_given, vit.shape.fc1_width)
+        vit.close_into(boundary, h_CD, pre_proj_XD.index_select(0, place.rows_C), hidden_CM, out_CD)
+        channels = self.num_parts(boundary) * self.width
+        following = vit.layer(boundary + 1)
+        weight_CD, bias_C = following.qkv_weight[-channels:], following.qkv_bias[-channels:]
+        pool_XC = self.places.pool_projected_XC[:, :channels]
+        stored_CC = pool_XC[self.num_anchors : self.num_anchors + num_given]
+        torch.addmm(bias_C, vit.norm1(boundary + 1, out_CD), weight_CD.mT, out=stored_CC)
+        by_stream = (self.plan.num_streams, self.num_tokens)
+        anchors_SNC = pool_XC[: self.num_anchors].unflatten(0, by_stream)
+        torch.index_select(at.projected_BNC, 0, self.streams_S, out=anchors_SNC)
+        if at.h_BND is not None:
+            torch.index_select(at.h_BND, 0, self.streams_S, out=self.anchors_h_XD.unflatten(0, by_stream))
+
+    def _h_of(self, held: int, rows_X: Tensor) -> Tensor:
+        """Return the input h of the next layer for some rows, restored where they are reused."""
+        if held < 0:
+            return self.stored_h_XD.index_select(0, rows_X)
+        if self.is_chained:
+            return self.filled_h_XD.index_select(0, rows_X)
+        h_XD = self._stored_h(self.base_X.index_select(0, rows_X))
+        self._correct(h_XD, self._hidden(held)[:, : self.rank].index_select(0, rows_X), self._up_h(held))
+        return h_XD
+
+    def _stored_h(self, base_X: Tensor) -> Tensor:
+        return self.places.pool_h_XD.index_select(0, base_X)
+
+    def _ups(self, boundary: int) -> Tensor:
+        return self.addon.restoration(boundary).up_4DR[len(CORRECTED) - self.num_parts(boundary) :]
+
+    def _up_h(self, boundary: int) -> Tensor:
+        return self.addon.restoration(boundary).up_4DR[:1]
+
+    def _hidden(self, boundary: int) -> Tensor:
+        return self.places.hidden_XQ[: self.num_rows, : self.num_ranks(boundary)]
+
+
+def hidden_units(own_XQ: Tensor, anchor_HQ: Tensor, source_X: Tensor) -> Tensor:
+    """Return the corrections' hidden units: exactly 0 for a row that is its own source."""
+    return torch.relu(own_XQ - torch.cat([anchor_HQ, own_XQ])[source_X])
+
+
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+def _now(_: Hashable, step: Callable[[], None]) -> None:
+    step()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

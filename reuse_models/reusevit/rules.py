@@ -1,0 +1,21 @@
+"""How reuse goes: decided by what, restored by what, remembered as what. One value for training and inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reuse_models.reusevit.addon import Addon
+from reuse_models.reusevit.engines.token_memory import Semantics
+from reuse_models.reusevit.gate import Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a layer step needs beside the tower."""
+
+    addon: Addon
+    """Its restorations; its decisions act through the gate."""
+    gate: Gate
+    """Soft for training; hard or forced otherwise."""
+    semantics: Semantics = "anchor"
+    """What a frame finds at a reference that reused the patch itself."""

@@ -1,0 +1,1 @@
+"""Fitting an add-on to a frozen tower."""

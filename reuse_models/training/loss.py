@@ -1,0 +1,164 @@
+"""The training loss: stay close to the dense tower, and reuse at least the target share.
+
+Shapes: C clips, F frames in computing order, K the last three of them, N tokens, b boundaries, D width, E embedding.
+Source: paper, section on training; METHODS 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reuse_models.reusevit.engines.masked import MaskedOutput
+from reuse_models.reusevit.gate import check_rate
+
+COUNTED_FRAMES = 3
+"""Only the last three frames of the pattern enter: the ones before exist to give them references."""
+RATE_LIMIT = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights of the loss's terms."""
+
+    target_rate: float
+    """Reuse rate from which on more reuse is not rewarded."""
+    second_last_weight: float = 1.5
+    """Of the second-to-last layer's hidden states; NExT-QA's published experiment sets it to 0."""
+    last_weight: float = 0.0
+    residual_weight: float = 0.0
+    """Of what patches gain from one layer's input to the next one's (ours): 1 - its cosine to the dense tower's. CLS
+    stays stable of itself; this asks patches to go the same way from layer to layer."""
+    rate_weight: float = 0.35
+
+    def __post_init__(self) -> None:
+        check_rate(self.target_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The dense tower on the same frames, in computing order."""
+
+    embeddings_CFE: Tensor
+    second_last_CFND: Tensor | None = None
+    """Output of layer L-2; None where its weight is 0."""
+    last_CFND: Tensor | None = None
+    inputs_CFLND: Tensor | None = None
+    """Input of every layer, L of them; None where the residuals' weight is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The loss and what it is made of; all but the total are means over clips."""
+
+    total: Tensor
+    """quality + rate_weight * relu(target - rate): of all clips together, since the relu is of their mean rate."""
+    quality: Tensor
+    """Every term but the rate's."""
+    rate: Tensor
+    """The rate that the target is compared with."""
+    embedding_error: Tensor
+    """Plain mean of 1 - cosine over the counted frames."""
+    second_last_error: Tensor | None
+    """The same over frames and tokens; None without a teacher's hidden states."""
+    last_error: Tensor | None
+    residual_error: Tensor | None
+    """None where its weight is 0."""
+    rate_per_frame_CK: Tensor
+    """Mean over boundaries of reused / N, unclamped."""
+
+
+def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Loss:
+    """Compare a training forward with its teacher.
+
+    Raises:
+        ValueError: A hidden layer has a weight but no teacher or was not computed.
+    """
+    rate, per_frame_CK = counted_rate(output.reuse_CFbN)
+    embedding_CK = _cosine(output.embeddings_CFE, teacher.embeddings_CFE)
+    quality = 1 - embedding_CK.min(dim=1).values.mean()
+    errors: list[Tensor | None] = []
+    for name, weight, student, dense in (
+        ("second-to-last", config.second_last_weight, output.second_last_CFND, teacher.second_last_CFND),
+        ("last", config.last_weight, output.last_CFND, teacher.last_CFND),
+    ):
+        if student is None or dense is None:
+            if weight:
+                raise ValueError(
+                    f"loss: got weight {weight} for the {name} layer without its hidden states, expected them of "
+                    "student and teacher; pass them or set the weight to 0"
+                )
+            errors.append(None)
+            continue
+        cosine_CKN = _cosine(student, dense)
+        errors.append(1 - cosine_CKN.mean())
+        if weight:
+            quality = quality + weight * (1 - cosine_CKN.min(dim=1).values.mean())
+    residual_error = None
+    if config.residual_weight:
+        residual_error = _residual_error(output.inputs_CFLND, teacher.inputs_CFLND)
+        quality = quality + config.residual_weight * residual_error
+    total = quality + config.rate_weight * torch.relu(config.target_rate - rate)
+    return Loss(total, quality, rate, 1 - embedding_CK.mean(), errors[0], errors[1], residual_error, per_frame_CK)
+
+
+def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
+    """Return the loss of all clips from those of some of them at a time: equal to that of all at once, to rounding."""
+    if len(parts) == 1:
+        return parts[0]
+    clips_M = [len(part.rate_per_frame_CK) for part in parts]
+
+    def mean(values: Sequence[Tensor | None]) -> Tensor | None:
+        given = [value for value in values if value is not None]
+        return mean_over_clips(given, clips_M) if given else None
+
+    quality = mean_over_clips([part.quality for part in parts], clips_M)
+    rate = mean_over_clips([part.rate for part in parts], clips_M)
+    return Loss(
+        quality + config.rate_weight * torch.relu(config.target_rate - rate),
+        quality,
+        rate,
+        mean_over_clips([part.embedding_error for part in parts], clips_M),
+        mean([part.second_last_error for part in parts]),
+        mean([part.last_error for part in parts]),
+        mean([part.residual_error for part in parts]),
+        torch.cat([part.rate_per_frame_CK for part in parts]),
+    )
+
+
+def mean_over_clips(means: Sequence[Tensor], clips_M: Sequence[int]) -> Tensor:
+    """Return the mean over all clips from the means over parts of them and how many clips each part has."""
+    total = sum(clips_M)
+    return torch.stack([mean * (count / total) for mean, count in zip(means, clips_M, strict=True)]).sum(0)
+
+
+def _residual_error(student_CFLND: Tensor | None, teacher_CFLND: Tensor | None) -> Tensor:
+    """Return 1 - the mean cosine of what each layer adds to patches, from one layer's input to the next one's."""
+    if student_CFLND is None or teacher_CFLND is None:
+        raise ValueError(
+            "loss: got a weight for residuals without the layers' inputs, expected those of student and teacher; pass "
+            "them or set the weight to 0"
+        )
+    added, dense = (x[:, -COUNTED_FRAMES:, :, 1:].float().diff(dim=2) for x in (student_CFLND, teacher_CFLND))
+    return 1 - torch.cosine_similarity(added, dense, dim=-1).mean()
+
+
+def counted_rate(reuse_CFbN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rate as the loss counts it, and rate_per_frame_CK.
+
+    Every entry above 0.95 earns nothing more; the last frame, closest to both of its references, counts twice, the
+    second time unclamped.
+    """
+    rate_CKb = reuse_CFbN[:, -COUNTED_FRAMES:].float().mean(dim=-1)
+    num_clips, num_frames, num_boundaries = rate_CKb.shape
+    per_frame_CK = rate_CKb.mean(dim=-1)
+    total = rate_CKb.clamp(max=RATE_LIMIT).sum() + per_frame_CK[:, -1].sum()
+    return total / (num_clips * num_frames * num_boundaries + num_clips), per_frame_CK
+
+
+def _cosine(student_CFX: Tensor, teacher_CFX: Tensor) -> Tensor:
+    counted = slice(-COUNTED_FRAMES, None)
+    return torch.cosine_similarity(student_CFX[:, counted].float(), teacher_CFX[:, counted].float(), dim=-1)

@@ -1,0 +1,1 @@
+"""Holding the methods against published numbers, fast paths and counted operators."""

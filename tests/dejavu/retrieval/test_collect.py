@@ -1,0 +1,80 @@
+"""Reading a whole store back, against the rows that were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dejavu.retrieval.collect import StoredSetting, list_settings, read_frames
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import Store
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.original import OriginalConfig
+
+DENSE = Setting(OriginalConfig(), "dense0", "tower")
+NOTE = {"method": "original", "label": "dense", "config": {"method": "original"}, "backbone": "embedded"}
+
+
+def write(store: Store, setting_id: str, clip: str, content: str, frames: range, value: float) -> None:
+    rows = len(frames)
+    flat = np.full(4 * rows, value, np.float16)
+    flat[::4] = list(frames)
+    table = pa.table(
+        {
+            "content_id": [content] * rows,
+            "clip_id": [clip] * rows,
+            "frame": pa.array(list(frames), pa.int32()),
+            "seconds": pa.array([frame / 2 for frame in frames]),
+            "reuse_rate": pa.array(np.zeros(rows, np.float32)),
+            "flops": pa.array(np.zeros(rows)),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), 4),
+        }
+    )
+    store.write_embeddings(setting_id, table, [f"{content}:{frames.start}+{rows}"])
+
+
+def test_frames_are_in_order_and_each_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write(store, "dense0", "b", "content-b", range(3, 5), 1)  # the second piece before the first
+    write(store, "dense0", "b", "content-b", range(3), 1)
+    write(store, "dense0", "a", "content-a", range(2), 2)
+    write(store, "dense0", "a", "content-a", range(1), 2)  # the same frame in another shard, as after a kill
+    frames = read_frames(store, [DENSE])
+    found = {
+        clip: frames.frame_R[start:stop].tolist()
+        for clip, start, stop in zip(frames.clip_ids, frames.starts, frames.starts[1:], strict=False)
+    }
+    assert found == {"a": [0, 1], "b": [0, 1, 2, 3, 4]}
+    assert dict(zip(frames.clip_ids, frames.content_ids, strict=True)) == {"a": "content-a", "b": "content-b"}
+    np.testing.assert_array_equal(frames.seconds_R, frames.frame_R / 2)
+    np.testing.assert_array_equal(frames.embedding_RE[:, 0], frames.frame_R)  # each row is its own frame's
+
+
+def test_of_two_settings_the_first_is_taken(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write(store, "old", "a", "content-a", range(2), 7)
+    write(store, "old", "b", "content-b", range(2), 7)
+    write(store, "new", "a", "content-a", range(2), 5)
+    frames = read_frames(store, [Setting(OriginalConfig(), "new"), Setting(OriginalConfig(), "old")])
+    assert frames.embedding_RE[:, 1].tolist() == [5, 5, 7, 7]
+
+
+def test_embeddings_of_two_widths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"embeddings: got widths \[\]"):
+        read_frames(Store(tmp_path), [DENSE])
+
+
+def test_settings_are_listed_by_their_notes_and_only_with_embeddings(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write(store, "abc", "a", "content-a", range(2), 1)
+    store.describe("abc", NOTE | {"backbone_identity": "tower"})
+    store.describe("empty", NOTE | {"backbone_identity": "tower"})
+    write(store, "named", "a", "content-a", range(2), 1)
+    k16 = StoredSetting(Setting(EventfulConfig(refreshed_tokens=16), "named", "tower"), "embedded")
+    absent = StoredSetting(Setting(EventfulConfig(refreshed_tokens=8), "absent", "tower"), "embedded")
+    listed = list_settings(store, [k16, absent])
+    assert {one.setting.setting_id: one.name for one in listed} == {"abc": "original dense", "named": "eventful k=16"}
+    assert {one.setting.backbone_identity for one in listed} == {"tower"}

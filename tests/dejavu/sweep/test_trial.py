@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dejavu.records import Question, Transcoded
+from dejavu.stages.score import Exam, SettingScore
+from dejavu.storage.setting import Setting
+from dejavu.sweep.trial import Yardstick, cut_exam
+from dejavu.tasks.fidelity import Fidelity
+from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.method import MethodConfig
+
+
+def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
+    return SettingScore(
+        setting=Setting(config, config.setting),
+        num_clips=1,
+        num_frames=1,
+        reuse_rate=0.0,
+        gflops_per_frame=gflops,
+        fidelity=Fidelity(num_frames=1, mean=cosine, min=cosine, p5=cosine),
+        task=None,
+    )
+
+
+def clip(name: str, content_id: str) -> Transcoded:
+    return Transcoded(
+        clip_id=name,
+        content_id=content_id,
+        path=f"{name}.mp4",
+        num_frames=8,
+        frame_px=64,
+        fps=2.0,
+        duration_s=4.0,
+        codec_metadata=True,
+    )
+
+
+def question(clip_id: str) -> Question:
+    return Question(
+        question_id=f"{clip_id}_0",
+        clip_id=clip_id,
+        split="val",
+        kind="TC",
+        text="why?",
+        answers=("a", "b"),
+        correct=0,
+        spans_s=(),
+        duration_s=4.0,
+    )
+
+
+def exam(num_clips: int) -> Exam:
+    clips = [clip(f"clip{index}", f"{9 - index}") for index in range(num_clips)]
+    questions = tuple(question(one.clip_id) for one in clips)
+    return Exam(tuple(clips), questions, {one.question_id: np.zeros((2, 4), np.float32) for one in questions})
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, 3, 7, 8])
+def test_parts_grow_within_each_other_up_to_all_clips(num_clips: int) -> None:
+    parts = cut_exam(exam(num_clips), (0.5, 0.25))
+    clips = [[one.content_id for one in part.clips] for _, part in parts]
+    assert clips[-1] == sorted(one.content_id for one in exam(num_clips).clips)
+    assert all(fewer == more[: len(fewer)] and len(fewer) < len(more) for fewer, more in pairwise(clips))
+    assert [share for share, _ in parts][-1] == 1
+    assert all(len(part.clips) >= share * num_clips for share, part in parts)
+
+
+def test_a_part_asks_about_its_own_clips_alone() -> None:
+    for _, part in cut_exam(exam(8), (0.25, 0.5)):
+        assert {one.clip_id for one in part.questions} == {one.clip_id for one in part.clips}
+
+
+def test_without_shares_there_is_one_part() -> None:
+    assert [share for share, _ in cut_exam(exam(5), ())] == [1]
+
+
+GRID = [
+    score(EventfulConfig(refreshed_tokens=8), 2.0, 0.6),
+    score(EventfulConfig(refreshed_tokens=16), 4.0, 0.7),
+    score(CmcConfig(threshold=3.0), 1.0, 0.8),
+]
+
+
+@pytest.mark.parametrize(
+    ("gflops", "cosine", "shortfall"),
+    [
+        (3.0, 0.65, 0.0),  # between two of the grid, and better than the cheaper one
+        (3.0, 0.52, 0.1),  # worse than what costs less
+        (5.0, 0.66, 0.05),
+        (1.0, 0.5, 0.0),  # cheaper than the grid of its own method: another method's is no rival
+        (1.0, 0.32, 0.1),  # cheaper, but below half of the best
+        (1.9, 0.0, 0.5),
+    ],
+)
+def test_a_shortfall_is_the_gap_to_what_the_grid_reaches_at_that_cost(
+    gflops: float, cosine: float, shortfall: float
+) -> None:
+    found = Yardstick.of(GRID).shortfall(score(EventfulConfig(refreshed_tokens=9), gflops, cosine))
+    assert found == pytest.approx(shortfall)
+
+
+def test_nothing_falls_short_of_a_grid_that_is_worth_nothing() -> None:
+    yardstick = Yardstick.of([score(CmcConfig(threshold=3.0), 1.0, 0.0)])
+    assert yardstick.shortfall(score(CmcConfig(threshold=9.0), 2.0, 0.0)) == 0
