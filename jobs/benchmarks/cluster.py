@@ -106,7 +106,7 @@ def compare(one: Path, other: Path) -> tuple[int, int]:
 def call(report: str, environment: dict[str, str]) -> dict[str, float]:
     """Have one of the two reports made in a process of its own, with one thread as Ray gives its workers."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import benchmark_cluster as b; b.{report}"],
+        [sys.executable, "-c", f"import cluster as b; b.{report}"],
         env=environment | {"OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,

@@ -41,7 +41,7 @@ def main(
     print(f"{'clips':>6} {'frames':>8} {'seconds':>8} {'peak MiB':>9}")
     for count in videos:
         with submit.cluster(Path(sys.executable).with_name("ray")) as started:
-            script = f"import benchmark_memory as b; b.report({count}, {num_frames}, {started.pid})"
+            script = f"import memory as b; b.report({count}, {num_frames}, {started.pid})"
             done = subprocess.run(
                 [sys.executable, "-c", script],
                 env=submit.environment(started.token) | {"RAY_ADDRESS": started.address},

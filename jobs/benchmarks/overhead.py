@@ -481,7 +481,7 @@ def _on_cluster(call: str) -> dict[str, Any]:
 
 def _alone(call: str, environment: dict[str, str] | None) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", f"import benchmark_load as b; b.{call}"],
+        [sys.executable, "-c", f"import overhead as b; b.{call}"],
         env=environment,
         cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Compute docs/scaling.md: `python jobs/benchmarks/scaling.py [name=value ...]` prints its tables, with your own inputs.
+"""Compute docs/scaling.md: `python jobs/benchmarks/scaling.py [name=value ...]` prints its tables, with your inputs.
 
 Every input has a value, a unit and where it is from; every output follows from them in `compute`.
 """
