@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Triton's kernels run in its interpreter, if that is said before transformers imports Triton.
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
