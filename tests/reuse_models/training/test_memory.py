@@ -74,7 +74,7 @@ import ctypes, json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_training_memory import LossConfig, Fit, FitConfig, SHAPES, Vit, batch_of, replace
+from test_memory import LossConfig, Fit, FitConfig, SHAPES, Vit, batch_of, replace
 torch.set_num_threads(1)
 shape = replace(SHAPES["clip"], **json.loads(sys.argv[2]))
 fit = Fit(Vit.random(shape), LossConfig(target_rate=0.8, second_last_weight=0.0), FitConfig())
