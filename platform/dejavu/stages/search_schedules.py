@@ -35,6 +35,7 @@ from dejavu.store import identity, local_copy, write_json
 from reuse_models.diffrate_memory import plan_turns, search_bytes
 from reuse_models.diffrate_schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
 from reuse_models.diffrate_search import SearchConfig, SearchResult, search_schedule
+from reuse_models.large_blocks import return_large_blocks
 from reuse_models.vit import Vit
 
 STAGE = "schedules"
@@ -212,6 +213,7 @@ def _start(
 
 
 def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig) -> Outcome:
+    return_large_blocks()  # the bound on this task's memory says so
     backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
     frames_FHW3, failures = gather_frames(clips, config.num_frames, backbone.frame_px, embedding)
     try:
