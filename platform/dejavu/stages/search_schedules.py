@@ -35,6 +35,7 @@ from reuse_models.baselines.diffrate.memory import plan_turns, search_bytes
 from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
 from reuse_models.baselines.diffrate.search import SearchConfig, SearchResult, search_schedule
 from reuse_models.tower.vit import Vit
+from reuse_models.training.large_blocks import return_large_blocks
 
 STAGE = "schedules"
 FRAMES_PER_CLIP = 4
@@ -211,6 +212,7 @@ def _start(
 
 
 def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig) -> Outcome:
+    return_large_blocks()  # the bound on this task's memory says so
     backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
     frames_FHW3, failures = gather_frames(clips, config.num_frames, backbone.frame_px, embedding)
     try:

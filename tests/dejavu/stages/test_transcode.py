@@ -102,6 +102,7 @@ def test_a_full_disk_is_a_row_and_leaves_nothing_torn(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(stage, "write_json", full)
+    monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
     result = stage.transcode_clips(clips, store, TranscodeConfig(), PX)
     assert [failure.reason for failure in result.failures] == ["OSError: [Errno 28] No space left on device"]
     assert set(result.clips) == {"a"}
