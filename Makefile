@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= demo
 ROUNDS ?= 10
+# Processes that run the tests that start nothing.
+WORKERS ?= 2
 # The CUDA build of torch is several GB: where there is no GPU, PyTorch's own CPU index is used too, if it answers.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
@@ -16,9 +18,14 @@ TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
 pipeline: install
 	$(BIN)/python jobs/submit.py $(RECIPE) $(ARGS)
 
-## test: install, then all tests
+## test: install, then all tests: first those that start nothing, several at once, then the others one by one
 test: install
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not ray and not soak"
+	$(BIN)/python -m pytest -m "(slow or ray) and not soak"
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 ## soak: the tests that kill things, ROUNDS times, and the fuzz; each test of each round is a line of results/soak.log
 soak: install

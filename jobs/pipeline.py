@@ -1,4 +1,4 @@
-"""From video files to a Pareto plot: `python jobs/pipeline.py [demo|tiny|folder|nextqa] [--help]`.
+"""From video files to a Pareto plot: `python jobs/pipeline.py [demo|tiny|folder|nextqa|msrvtt|how2qa] [--help]`.
 
 One call per stage; what is in the store already is not done again. With `--status` it says how that run is doing.
 """

@@ -4,7 +4,7 @@ A method reports units (tokens, pairs, frames) put through each part; this table
 costs. Elementwise work (norms, activations, softmax, distances that are not products) is left out.
 
 Shapes: G frames, K layers or 1, D width, d head width, M MLP width, E embedding width, P patches a side.
-Source: METHODS of the Déjà Vu paper; checked against the executed operators by `counting.ExecutedFlops`.
+Source: the Déjà Vu paper, and docs/methods.md; checked against the executed operators by `counting.ExecutedFlops`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """What every method is: frames of several streams in, embeddings and the work really done out.
 
-Shapes: B streams, F frames of one stream in this call, N tokens (CLS first where there is one), L layers,
-D width, E embedding width, P patches a side.
+A *boundary* lies between two layers: from one's output projection to the next one's q, k and v. A token reused there
+skips what lies between.
+
+Shapes: B streams, F frames of one stream in this call, G of them that are completed, N tokens (CLS first where there is
+one), L layers, D width, E embedding width, P patches a side.
 """
 
 from __future__ import annotations

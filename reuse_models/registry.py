@@ -29,7 +29,7 @@ METHODS: dict[str, type[MethodConfig]] = {
         ReuseVitConfig,
     )
 }
-"""Config class by method name. Adding a method is its file and its name in this tuple."""
+"""Config class by method name. Adding a method: CONTRIBUTING.md."""
 
 
 def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:

@@ -23,6 +23,24 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+SHARED_RUNS = ("undisturbed", "tiny_results")
+"""Fixtures that take a minute and more: what reads one of them runs in one process of several."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep tests together that share what is dear to make, the longest first, where several processes run them."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        shared = [name for name in SHARED_RUNS if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
+
+    def last(item: pytest.Item) -> int:
+        marks = {mark.name for mark in item.iter_markers()}
+        return 3 - ("slow" in marks) - ("ray" in marks) - ("faults" in marks)
+
+    items.sort(key=last)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 They are not what is executed (see `flops.py`): no patch embedding, every layer's MLP for every token of the dense
 tower, and additions of a product counted as k - 1.
 
-Source: METHODS 7, read from the artifact's formulas; equal to its own table.
+Source: docs/methods.md, read from the artifact's formulas; equal to its own table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CMC(t): a token is reused while its attention output stays within t of what it was when last computed.
 
 Shapes: S streams at a step, F frames of a clip, A patches, which alone may be reused, D width.
-Source: METHODS 6; CMC (ASPLOS 2024) as the Déjà Vu artifact runs it.
+Source: docs/methods.md; CMC (ASPLOS 2024) as the Déjà Vu artifact runs it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Eventful(k): per frame and boundary, compute the k tokens that moved furthest since they were last computed.
 
 Shapes: S streams at a step, A patches, which alone may be reused, D width.
-Source: METHODS 6; Eventful Transformers (arXiv:2308.13494) with the one gate that the Déjà Vu artifact gives it. The
+Source: docs/methods.md; Eventful Transformers (arXiv:2308.13494) with the one gate that the artifact gives it. The
 method of its own paper, with three gates and attention-value deltas, is `eventful_full`.
 """
 

@@ -6,7 +6,7 @@ its next attention, and a frame overwrites the rows that it computes.
 
 Shapes: B streams, S of them at a step, T packed tokens of all of these, N tokens (prefix first: CLS where there is one,
 then registers), A patches, which alone may be reused, L layers, D width, C channels of a projection.
-Source: METHODS 6; Eventful Transformers (arXiv:2308.13494) and CMC (ASPLOS 2024) as the Déjà Vu artifact runs them.
+Source: docs/methods.md; Eventful Transformers (arXiv:2308.13494) and CMC (ASPLOS 2024) as the artifact runs them.
 """
 
 from __future__ import annotations

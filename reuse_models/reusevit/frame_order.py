@@ -1,4 +1,4 @@
-"""In which order frames are computed and which earlier frames each may refer to, as data (METHODS: frame schedule).
+"""In which order frames are computed and which earlier frames each may refer to, as data (docs/methods.md).
 
 A segment is one dense frame and then groups of four: the 4th first, then the 2nd, the 1st and the 3rd. Segments are
 independent of each other.

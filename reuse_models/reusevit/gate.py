@@ -2,7 +2,7 @@
 
 Shapes: X stands for leading dimensions (clips or frames), A patches (all tokens but the prefix), H hidden units.
 A gate returns g_XA in 0..1, 1 for reuse; the hard ones only 0 and 1.
-Source: paper, section on the decision layer; METHODS 2.
+Source: paper, section on the decision layer; docs/methods.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Decision(nn.Module):
         super().__init__()
         self.numbers = numbers
         if numbers == "log":
-            # Mean and deviation of the three numbers, set by `scale_to` before training.
+            # Mean and deviation of the three numbers, set by `training.warm_up` before training.
             self.register_buffer("shift_3", torch.zeros(3))
             self.register_buffer("scale_3", torch.ones(3))
         self.enter = nn.Linear(NUM_FEATURES, hidden)

@@ -1,7 +1,7 @@
 """Restoration: what a reused patch's h, q, k and v lack, read off the change of its attention output.
 
 Shapes: X leading dimensions, D width, R rank; the four corrections are h, q, k, v in this order.
-Source: paper, section on the restoration layer; METHODS 2.
+Source: paper, section on the restoration layer; docs/methods.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ nothing, by the side of the target on which the mean rate of all clips lies. Tha
 gradients are then those of the whole step, to rounding.
 
 Shapes: C clips, F frames of a clip in computing order, T codec steps, P patches a side, E embedding width.
-Source: paper, section on training; METHODS 2, 3 and 5.
+Source: paper, section on training; docs/methods.md.
 """
 
 from __future__ import annotations

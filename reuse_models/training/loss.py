@@ -1,7 +1,7 @@
 """The training loss: stay close to the dense tower, and reuse at least the target share.
 
 Shapes: C clips, F frames in computing order, K the last three of them, N tokens, b boundaries, D width, E embedding.
-Source: paper, section on training; METHODS 5.
+Source: paper, section on training; docs/methods.md.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@
     <root>/failures/<stage>/<part>.json             what could not be done, replaced whenever the stage runs again
     <root>/index/<setting id or transcoded>.parquet     what many shards or records say, so that they need not be opened
 
+Stages keep more beside these under names of their own: add-ons and checkpoints of fits, schedules, timings, Ray Tune's
+record, reuse maps. What a kill loses of each: docs/reliability.md.
+
 Everything is written to a temporary file beside its target and renamed, so that a file is either absent or whole; in an
 object store, it is put there whole from a temporary file here.
 """

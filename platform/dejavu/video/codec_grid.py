@@ -2,7 +2,7 @@
 
 F frames, R macroblock rows, C columns (R = C = P for a square frame), M motion vectors of the F frames together.
 
-Source: METHODS 1; layouts from FFmpeg's libavutil/motion_vector.h and video_enc_params.h, and the table that
+Source: docs/methods.md; layouts from FFmpeg's libavutil/motion_vector.h and video_enc_params.h, and the table that
 FFmpeg's H.264 decoder prints under `debug=mb_type`.
 """
 

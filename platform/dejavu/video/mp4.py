@@ -1,6 +1,6 @@
 """Transcode: any video to a small H.264 mp4 whose macroblocks are the patches of the backbone.
 
-The settings are METHODS 1: constant frame rate, centre square of min(width, height) pixels (less where the backbone's
+Settings (docs/methods.md): constant frame rate, centre square of min(width, height) pixels (less where the backbone's
 image processor sees less), one macroblock per patch, three B-frames in a fixed pattern, no scene-cut key frames, cheap
 motion search, no sound.
 """
@@ -26,7 +26,7 @@ __all__ = ["Mp4Info", "TranscodeConfig", "VideoError", "probe", "transcode"]
 
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _X264 = "bframes=3:b-adapt=0:scenecut=0:subme=0:me=dia:ref=2:cpu-independent=1"
-"""METHODS 1, except the last: without it x264's macroblock tree gives other bytes from run to run at 224 pixels."""
+"""Published, except the last: without it x264's macroblock tree gives other bytes from run to run at 224 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

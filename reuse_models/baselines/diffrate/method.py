@@ -5,7 +5,7 @@ dropped nor merged into; where positions are rotary, a kept token stays where it
 
 Shapes: B frames, N tokens entering a layer (prefix first), p kept after pruning, m kept after merging (both with the
 prefix), h heads, D width.
-Source: METHODS 6; DiffRate (arXiv:2305.17997) with the fixed schedule and plain averaging of the Déjà Vu artifact. With
+Source: docs/methods.md; DiffRate (arXiv:2305.17997) with the fixed schedule and plain averaging of the artifact. With
 `size_aware` as in its own paper: a merged token weighs as many tokens as it holds, in averages and in attention.
 """
 

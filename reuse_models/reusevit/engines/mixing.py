@@ -12,7 +12,7 @@ Kept are both pre_proj (attention keeps one of them anyway), reference - own, an
 both ways give the very value of one side, so that exact ties stay exact.
 
 Shapes: C clips, N tokens (or patches), D width, R rank, Q = 4 R, X = C N.
-Source: METHODS 2; the gradients are those of the plain formula, to rounding.
+Source: docs/methods.md; the gradients are those of the plain formula, to rounding.
 """
 
 from __future__ import annotations

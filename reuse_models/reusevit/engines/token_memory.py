@@ -1,4 +1,4 @@
-"""What a frame leaves behind for later frames, and under which of three answers (METHODS 2, "reference state").
+"""What a frame leaves behind for later frames, and under which of three answers (docs/methods.md).
 
 Shapes: C clips, A patches, D width. Everything is of one boundary and of patches alone: CLS is never reused.
 """

@@ -28,7 +28,7 @@ CONFIGS: tuple[EventfulConfig | CmcConfig, ...] = (
 
 @torch.no_grad()
 def oracle(vit: Vit, config: EventfulConfig | CmcConfig, clip_F3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """One stream, one token at a time, every layer whole, nothing in place: METHODS 6 read aloud."""
+    """One stream, one token at a time, every layer whole, nothing in place: docs/methods.md read aloud."""
     shape, first = vit.shape, int(vit.shape.has_cls)
     last = shape.num_layers - 1
     anchor: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
