@@ -58,7 +58,7 @@ def parts_us(options: argparse.Namespace) -> dict[str, float]:
     vit = Vit.random(KNOWN_SHAPES[options.backbone]).to("cuda", torch.bfloat16)
     method = ReuseVitConfig(forced_rate=options.reuse_rate, forced_choice="random").build(vit)
     assert isinstance(method, ReuseVit)
-    first, chunk = speed._chunks(vit, options.streams)
+    first, chunk = speed.make_chunks(vit, options.streams)
     memory = method.start(options.streams)
     for step in (first, *[chunk] * 4):
         method.encode(step, memory)

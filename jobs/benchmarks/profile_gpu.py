@@ -1,7 +1,7 @@
 """Say where the time of one ReuseViT call goes on a GPU: `python jobs/benchmarks/profile_gpu.py --streams 16`.
 
-Prints the wall clock of a call, how long the GPU was busy in it, the longest kernels by name with their share, and the
-longest gaps between kernels. Reuse is forced to a rate on random weights, as in the speed speed.
+Prints the wall clock of a call, how long the GPU was busy in it, the longest kernels by name, and where the host spends
+its time. Reuse is forced to a rate on random weights, as in speed.py.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 def profiled(options: argparse.Namespace) -> dict[str, Any]:
     """Return times in ms of one call: wall, busy, and kernels by name with their number."""
     vit = Vit.random(KNOWN_SHAPES[options.backbone]).to("cuda", torch.bfloat16)
-    first, chunk = speed._chunks(vit, options.streams)
+    first, chunk = speed.make_chunks(vit, options.streams)
     config = ReuseVitConfig(forced_rate=options.reuse_rate, forced_choice="random")
-    setting = speed._start(config, options.reuse_rate, vit, first, chunk)
-    walls = [1e3 * speed._time(setting.step, vit) for _ in range(options.calls)]
+    setting = speed.start_setting(config, options.reuse_rate, vit, first, chunk)
+    walls = [1e3 * speed.seconds_of(setting.step, vit) for _ in range(options.calls)]
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         setting.step()
         torch.cuda.synchronize()

@@ -135,7 +135,7 @@ class DensePath:
 
     def seconds_per_frame(self, vit: Vit) -> float:
         """Time one batch."""
-        return _time(lambda: self.tower(self.frames_B3HW), vit) / len(self.frames_B3HW)
+        return seconds_of(lambda: self.tower(self.frames_B3HW), vit) / len(self.frames_B3HW)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,7 +204,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
 
 
 def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower], num_streams: int) -> list[Row]:
-    first, chunk = _chunks(vit, num_streams, options.groups or GROUPS_PER_CALL[vit.position.device.type])
+    first, chunk = make_chunks(vit, num_streams, options.groups or GROUPS_PER_CALL[vit.position.device.type])
     settings = []
     for name in options.method:
         for rate in options.reuse_rates:
@@ -214,7 +214,7 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
                 # A schedule cannot save every share on every tower; the other settings can be measured all the same.
                 print(f"{name} at {rate:.0%} is left out: {error}")
                 continue
-            settings.append((name, _start(config, rate, vit, first, chunk)))
+            settings.append((name, start_setting(config, rate, vit, first, chunk)))
     frames_F3HW = torch.cat(chunk.pixels)
     paths: dict[str, DensePath] = {}
     for name, tower in dense.items():
@@ -235,7 +235,7 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
         for index, (_, setting) in enumerate(settings):
             if vit.position.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            method_s[index].append(_time(setting.step, vit))
+            method_s[index].append(seconds_of(setting.step, vit))
             peaks_mb[index] = max(peaks_mb[index], _peak_memory_mb(vit))
     strongest = min(kept, key=lambda name: statistics.median(dense_s[name]))
     rows = []
@@ -286,7 +286,7 @@ def _config(name: str, rate: float, choice: Choice, vit: Vit, chunk: Chunk) -> M
     return ReuseVitConfig(forced_rate=rate, forced_choice=choice)
 
 
-def _start(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chunk) -> Setting:
+def start_setting(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chunk) -> Setting:
     """Begin a segment of every stream, and take groups until all is ready; the last one counts what it executes."""
     method = config.build(vit)
     memory: list[Any] = [method.start(chunk.num_streams)]
@@ -294,7 +294,7 @@ def _start(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chu
     def begin() -> None:
         memory[0] = method.encode(first, memory[0]).memory
 
-    segment_start_ms = 1e3 * _time(begin, vit)
+    segment_start_ms = 1e3 * seconds_of(begin, vit)
     for _ in range(WARM_UP[vit.position.device.type]):
         encoded = method.encode(chunk, memory[0])
         memory[0] = encoded.memory
@@ -304,7 +304,7 @@ def _start(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chu
     return Setting(rate, method, chunk, memory, achieved, reduction, segment_start_ms)
 
 
-def _chunks(vit: Vit, num_streams: int, groups: int = 1) -> tuple[Chunk, Chunk]:
+def make_chunks(vit: Vit, num_streams: int, groups: int = 1) -> tuple[Chunk, Chunk]:
     """Return the first frame, and groups of four, of each stream; frames differ a little."""
     side, patches = vit.shape.image_px, vit.shape.patches_per_side
     generator = torch.Generator().manual_seed(0)
@@ -334,9 +334,14 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
             )
         loader = getattr(transformers, VISION_ALONE.get(_model_type(backbone), "AutoModel"))
         return loader.from_pretrained(backbone, local_files_only=True, use_safetensors=True).eval()
-    shape = KNOWN_SHAPES.get(backbone)
-    if shape is None or shape.rope_theta is not None or shape.num_registers or shape.gated_mlp:
-        known = ", ".join(name for name, one in KNOWN_SHAPES.items() if one.num_prefix <= 1 and not one.gated_mlp)
+    plain = {
+        name: one
+        for name, one in KNOWN_SHAPES.items()
+        if one.rope_theta is None and not one.num_registers and not one.gated_mlp
+    }
+    shape = plain.get(backbone)
+    if shape is None:
+        known = ", ".join(plain)
         raise ValueError(f"backbone: got {backbone!r}, expected one whose sizes are known: {known}; choose one")
     sizes: dict[str, Any] = {
         "hidden_size": shape.width,
@@ -394,7 +399,8 @@ def _embeddings_of(model: Callable[..., Any]) -> Callable[[Tensor], object]:
     return embed
 
 
-def _time(step: Callable[[], object], vit: Vit) -> float:
+def seconds_of(step: Callable[[], object], vit: Vit) -> float:
+    """Run a step to its end, on a GPU as well, and return its wall clock."""
     on_gpu = vit.position.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()

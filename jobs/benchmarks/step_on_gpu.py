@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawn_windows import make_batch
 
-from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.fit import Batch, Fit, FitConfig
 from reuse_models.tower.vit import Vit
@@ -77,13 +77,9 @@ def measured(
 
 
 def _batch(shape: VitShape, windows: int, device: torch.device, dtype: torch.dtype) -> Batch:
-    generator = torch.Generator().manual_seed(2)
-    side, patches, frames = shape.image_px, shape.patches_per_side, len(PUBLISHED_PATTERN)
-    still = torch.randn(windows, 1, 3, side, side, generator=generator)
-    pixels = still + 0.3 * torch.randn(windows, frames, 3, side, side, generator=generator)
-    codec = torch.rand(windows, frames, 4, 4, patches, patches, generator=generator)
-    embeddings = torch.randn(windows, frames, shape.embed_dim, generator=generator)
-    return Batch(pixels.to(device, dtype), codec.to(device), Teacher(embeddings.to(device)))
+    batch = make_batch(shape, windows)
+    teacher = Teacher(batch.teacher.embeddings_CFE.to(device))
+    return Batch(batch.pixels_CF3HW.to(device, dtype), batch.codec_CF4TPP.to(device), teacher)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 import tyro
+from drawn_windows import make_batch
 from torch import Tensor
 
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN, FrameStep
@@ -69,7 +70,7 @@ def main(options: Options) -> None:
     sides: tuple[Side, Side] = ("ours", options.against)
     alone = {side: _cost_in_child(options, side) for side in sides}
     fits = {side: make_fit(options, side) for side in sides}
-    batch = make_batch(options)
+    batch = make_batch(KNOWN_SHAPES[options.backbone], options.clips)
     times: dict[Side, list[float]] = {side: [] for side in sides}
     for _ in range(options.rounds + 1):
         for side in sides:
@@ -229,20 +230,6 @@ def make_fit(options: Options, side: Side) -> Fit:
     return fit
 
 
-def make_batch(options: Options) -> Batch:
-    """Draw windows in which a third of the patches changes from frame to frame, and what the store holds of them."""
-    shape = KNOWN_SHAPES[options.backbone]
-    generator = torch.Generator().manual_seed(2)
-    side, patches, frames = shape.image_px, shape.patches_per_side, len(PUBLISHED_PATTERN)
-    first = torch.randn(options.clips, 1, 3, side, side, generator=generator)
-    changed = (torch.rand(options.clips, frames, 1, patches, patches, generator=generator) < 1 / 3).float()
-    changed = changed.repeat_interleave(shape.patch_px, 3).repeat_interleave(shape.patch_px, 4)
-    pixels = first + changed * torch.randn(options.clips, frames, 3, side, side, generator=generator)
-    codec = torch.rand(options.clips, frames, 4, 4, patches, patches, generator=generator)
-    embeddings = torch.randn(options.clips, frames, shape.embed_dim, generator=generator)
-    return Batch(pixels, codec, Teacher(embeddings))
-
-
 def step_s(fit: Fit, batch: Batch) -> float:
     """Return the seconds of one step: forward, backward, optimiser."""
     started = time.perf_counter()
@@ -256,7 +243,7 @@ def cost_alone(options: Options) -> dict[str, float]:
     Processor time bears other work on the machine better than the clock does. Linux only.
     """
     assert options.memory_of is not None
-    fit, batch = make_fit(options, options.memory_of), make_batch(options)
+    fit, batch = make_fit(options, options.memory_of), make_batch(KNOWN_SHAPES[options.backbone], options.clips)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status_bytes("VmRSS")

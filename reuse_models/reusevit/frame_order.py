@@ -158,5 +158,5 @@ def check_steps(steps: Sequence[FrameStep]) -> None:
         if step.frame in computed:
             raise ValueError(f"frame {step.frame}: got it twice, expected each frame once; drop one of them")
         if not 0 <= step.kind < NUM_KINDS:
-            raise ValueError(f"frame {step.frame}: got kind {step.kind}, expected 0..2; see METHODS, frame schedule")
+            raise ValueError(f"frame {step.frame}: got kind {step.kind}, expected 0..2; give one of them")
         computed.add(step.frame)

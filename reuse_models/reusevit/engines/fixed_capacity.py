@@ -3,7 +3,7 @@
 `compacted` asks in every layer how many tokens are computed. Here that number is guessed (capacities.py): computed rows
 are found by a prefix sum and gathered, rows beyond them are computed for nothing, and whether there were too few is
 seen when the results are read, once a call; then the call is redone with all rows. Every layer is a step that reads and
-writes fixed memory in fixed shapes, so that it can be recorded once and replayed (recorded.py).
+writes fixed memory in fixed shapes, so that it can be recorded once and replayed (cuda_graphs.py).
 
 A layer's step:
 

@@ -1,8 +1,8 @@
 """What the engines share that give a layer's products a number of rows before it is known how many are computed.
 
 An engine is `fixed_capacity`'s, of plain steps, or `fused_capacity`'s, of Triton's kernels. Each works in memory of
-fixed places, so that steps can be recorded once and replayed (recorded.py); whether a call had rows enough is seen when
-its results are read, and then the call is redone with all rows.
+fixed places, so that steps can be recorded once and replayed (cuda_graphs.py); whether a call had rows enough is seen
+when its results are read, and then the call is redone with all rows.
 
 Shapes: S streams of the pass, F frames of the pass, N tokens (prefix first), A patches, L layers, b = L - 1 boundaries,
 Q ranks of all corrections side by side (h, q, k, v; before the last layer k, v), E embedding width.
@@ -241,7 +241,7 @@ class GivenRun(ABC, Generic[P]):
 
 def put(values: Sequence[int], out_X: Tensor) -> None:
     """Write a few numbers to a device without waiting for it."""
-    on_host_X = torch.tensor(values, dtype=torch.int64, pin_memory=out_X.is_cuda)
+    on_host_X = torch.tensor(values, dtype=out_X.dtype, pin_memory=out_X.is_cuda)
     out_X[: len(values)].copy_(on_host_X, non_blocking=True)
 
 
