@@ -126,7 +126,7 @@ def test_demand_brings_a_gpu_machine_up_and_idleness_takes_it_down(cloud: Cloud,
 
     (machine,) = cloud.machines()
     assert machine["resources_total"]["GPU"] == 1
-    actors = [actor for actor in cloud.list("actors") if "_EncodeRow" in actor["class_name"]]
+    actors = [actor for actor in cloud.list("actors") if "EncodeRow" in actor["class_name"]]
     assert len(actors) == 2
     assert {actor["node_id"] for actor in actors if actor["node_id"]} == {machine["node_id"]}
     frames = [

@@ -135,7 +135,7 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     """Embed everything on the cluster, whose other nodes are started first; print what that took as JSON."""
     # Workers do not see this file: what they need of it travels with the work.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    embed.DecodeRow, embed._EncodeRow = _Decode, _Encode  # type: ignore[misc, attr-defined]
+    embed.DecodeRow, embed.EncodeRow = _Decode, _Encode  # type: ignore[misc, attr-defined]
     clips, settings, embedding = work(Path(folder), name)
     spans = Path(folder) / name / SPANS
     spans.mkdir()
@@ -180,7 +180,7 @@ class _Decode(DecodeRow):
             return super().__call__(row)
 
 
-class _Encode(embed._EncodeRow):
+class _Encode(embed.EncodeRow):
     """Encodes, and notes from when to when its process did."""
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:

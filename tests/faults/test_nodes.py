@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark
 
 
 @pytest.mark.parametrize(
-    ("stage", "worker"), [("transcode", "transcode_one"), ("embed", "_EncodeRow"), ("sweep", "ImplicitFu")]
+    ("stage", "worker"), [("transcode", "transcode_one"), ("embed", "EncodeRow"), ("sweep", "ImplicitFu")]
 )
 def test_a_machine_lost_in_a_stage_costs_time_alone(
     bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path, stage: str, worker: str

@@ -32,7 +32,7 @@ def test_three_machines_give_the_same_bits_as_one(
     nodes = [bench.add_node(num_cpus=1) for _ in range(2)]
     results = bench.undone(undisturbed, tmp_path / "results", "embed")
     driver = bench.start(results)
-    bench.wait(driver, results, lambda: any(bench.workers("_EncodeRow", node.pid) for node in nodes))
+    bench.wait(driver, results, lambda: any(bench.workers("EncodeRow", node.pid) for node in nodes))
     bench.finish(driver, results)
     for node in nodes:
         bench.kill_node(node)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark
 
 
 @pytest.mark.parametrize(
-    ("stage", "worker"), [("transcode", "transcode_one"), ("embed", "_EncodeRow"), ("sweep", "ImplicitFu")]
+    ("stage", "worker"), [("transcode", "transcode_one"), ("embed", "EncodeRow"), ("sweep", "ImplicitFu")]
 )
 def test_a_worker_killed_in_a_stage_costs_time_alone(
     bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path, stage: str, worker: str

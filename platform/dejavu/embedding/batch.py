@@ -150,7 +150,7 @@ def plan(clips: Iterable[Transcoded], settings: Sequence[Setting], embedding: Em
     return [
         Batch(tuple(group), tuple(compress(settings, lacks)))
         for lacks, members in lacking.items()
-        for group in _fill(members, config.streams, config.batch_frames)
+        for group in fill(members, config.streams, config.batch_frames)
     ]
 
 
@@ -158,7 +158,8 @@ def _lacks(segments: Sequence[Segment], done: Mapping[str, object]) -> bytes:
     return bytes(segment.unit_id not in done for segment in segments)
 
 
-def _fill(segments: Sequence[Segment], streams: int, batch_frames: int) -> Iterator[list[Segment]]:
+def fill(segments: Sequence[Segment], streams: int, batch_frames: int) -> Iterator[list[Segment]]:
+    """Yield groups of at most so many segments, and of no more frames where several share one."""
     group: list[Segment] = []
     for segment in segments:
         frames = sum(member.num_frames for member in group) + segment.num_frames

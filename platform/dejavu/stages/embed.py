@@ -69,7 +69,7 @@ def embed_clips(
     """
     batches = plan(clips, settings, embedding)
     for setting in settings if batches else ():
-        _describe(setting, embedding)
+        describe(setting, embedding)
     touched = {segment.clip_id for batch in batches for segment in batch.segments}
     failures = tuple(embed_batches(batches, embedding, pool, kept=len(clips) - len(touched)))
     embedding.store.write_failures(STAGE, failures, part=part)
@@ -106,7 +106,7 @@ def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Ke
         ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
         .map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
         .map_batches(
-            _EncodeRow,
+            EncodeRow,
             fn_constructor_args=(embedding, kernels),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(batches))),
@@ -117,7 +117,8 @@ def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Ke
     return iter(results.iter_rows())
 
 
-def _describe(setting: Setting, embedding: Embedding) -> None:
+def describe(setting: Setting, embedding: Embedding) -> None:
+    """Write what a setting's embeddings are made with beside them."""
     note = {
         "method": setting.method,
         "label": setting.label,
@@ -130,7 +131,7 @@ def _describe(setting: Setting, embedding: Embedding) -> None:
     embedding.store.describe(setting.setting_id, note)
 
 
-class _EncodeRow:
+class EncodeRow:
     """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
 
     def __init__(self, embedding: Embedding, kernels: Kernels) -> None:
@@ -158,4 +159,5 @@ class _EncodeRow:
             with metered(step_on("encode", batch.segments, setting)) as done:
                 self.encoder.encode([setting], decoded)
                 done.num_frames = start
-        return {name: [str(row[name])] for name in ("failures", "clip_ids")}
+        told = {name: [str(row[name])] for name in ("failures", "clip_ids")}
+        return {**told, "num_frames": [str(start)]}

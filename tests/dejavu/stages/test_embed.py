@@ -69,7 +69,7 @@ class Encoder:
 
 def plainly(batches: Sequence[Batch], embedding: Embedding, _: Pool, kernels: Kernels) -> Iterator[Any]:
     """Lay the kernels over the batches without a cluster."""
-    decoder, encoder = DecodeRow(embedding, kernels.decode), embed._EncodeRow(embedding, kernels)
+    decoder, encoder = DecodeRow(embedding, kernels.decode), embed.EncodeRow(embedding, kernels)
     for batch in batches:
         row = decoder(batch.to_row())
         encoded = encoder({name: np.array([value]) for name, value in row.items()})

@@ -1,0 +1,184 @@
+"""Videos to embeddings: `python jobs/embed.py --videos DIR --out OUT --setting "frame_skip every=2"`.
+
+One pass over the videos, nothing of them kept; what is embedded already is not done again. `--like RESULTS` embeds as
+that run did, so that a setting of its pareto.csv, trained ReuseViT among them, runs on other videos. OUT gets
+`embeddings.parquet` (video, seconds, embedding); `jobs/search.py --store OUT` searches it. See docs/embed.md.
+"""
+
+import _bootstrap  # noqa: F401  first: makes the packages importable
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import search
+
+from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
+from dejavu.cluster import cluster
+from dejavu.datasets.video_folder import clips_by_name
+from dejavu.embedding.batch import Embedding
+from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.stored import read_embeddings
+from dejavu.experiment import RECIPES
+from dejavu.records import Transcoded
+from dejavu.retrieval.collect import StoredSetting
+from dejavu.stages.embed_videos import Source, embed_videos
+from dejavu.storage.failed import write_failures_csv
+from dejavu.storage.place import Place, is_file, place, storage_errors
+from dejavu.storage.setting import Setting, name_setting
+from dejavu.storage.store import Store, atomic, write_json, write_text
+from dejavu.video.mp4 import TranscodeConfig
+from reuse_models.method import MethodConfig
+from reuse_models.registry import config_to_dict
+
+TABLE = "embeddings.parquet"
+NOTE = "embed.json"
+"""In OUT: what its embeddings are made with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is embedded how, and where it goes."""
+
+    out: Place
+    setting: Setting
+    backbone: Backbone
+    embedding: Embedding
+    transcode: TranscodeConfig
+
+
+def plan(arguments: argparse.Namespace) -> Plan:
+    """Read the setting, and refuse an OUT that holds another one's embeddings.
+
+    Raises:
+        ValueError: The setting is unknown or not one of the run's, or OUT holds embeddings made otherwise.
+    """
+    out: Place = arguments.out
+    recipe = RECIPES["folder"][1]
+    transcode, embed, image_px = recipe.transcode, recipe.embed, arguments.image_px
+    backbone_name = arguments.backbone or EMBEDDED
+    stored: Sequence[StoredSetting] = ()
+    if arguments.like is not None:
+        like = search.open_collection(arguments.like, arguments.backbone, None)
+        transcode, embed, backbone_name = like.transcode, like.embed, like.backbone
+        image_px = image_px or like.image_px
+    if arguments.fps is not None:
+        transcode = replace(transcode, fps=arguments.fps)
+    backbone = load_backbone(backbone_name, image_px)
+    if arguments.like is not None:
+        stored = search.stored_settings(like, backbone)
+    method: MethodConfig = search.choose_setting(arguments.setting, stored)
+    setting = name_setting(method, backbone.identity, embed.shaping())
+    note = {
+        "setting": f"{setting.method} {setting.label}",
+        "config": config_to_dict(method),
+        "backbone": backbone.identity,
+        "transcode": asdict(transcode),
+        "embed": embed.shaping(),
+    }
+    if is_file(out / NOTE):
+        found = json.loads((out / NOTE).read_text(encoding="utf-8"))
+        if other := [name for name, value in note.items() if found.get(name) != _plain(value)]:
+            raise ValueError(
+                f"--out: got {out} with embeddings of {found['setting']!r}, which differ in {other[0]}, expected those "
+                f"of {note['setting']!r}; give another folder"
+            )
+    store = Store.open(out / "store")
+    write_json(out / NOTE, note)
+    config = replace(
+        recipe,
+        videos=arguments.videos.absolute(),
+        backbone=backbone_name,
+        image_px=image_px,
+        transcode=transcode,
+        embed=embed,
+    )
+    write_text(out / "config.yaml", config.to_yaml())
+    return Plan(out, setting, backbone, Embedding(backbone_name, store, embed, image_px), transcode)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Embed, write the table, say how fast it went; return the exit status."""
+    named = clips_by_name(arguments.videos)
+    what = plan(arguments)
+    cluster.connect()
+    pool = cluster.actor_pool(None, None)
+    embedding, pool = fit_memory(what.backbone, [what.setting], what.embedding, pool)
+    source = Source(what.transcode, what.backbone.frame_px, what.backbone.preprocess.view)
+    started = time.monotonic()
+    result = embed_videos(tuple(named.values()), what.setting, embedding, source, pool)
+    spent = time.monotonic() - started
+    names = {clip.clip_id: name for name, clip in named.items()}
+    rows = write_table(what.out / TABLE, names, result.clips, what)
+    write_failures_csv(what.embedding.store, what.out / "failures.csv")
+    speed = f", {result.video_s / spent:.1f} s of video a second" if result.num_new else ""
+    print(f"embedded {result.num_new} of {len(named)} videos in {spent:.0f} s{speed}, {len(result.failures)} failed")
+    for failure in result.failures:
+        print(f"  {failure.clip_id}  {failure.reason}")
+    print(f"table      {what.out / TABLE}, {rows} frames of {len(result.clips)} videos")
+    return int(bool(result.failures))
+
+
+def write_table(target: Place, names: Mapping[str, str], clips: Mapping[str, Transcoded], what: Plan) -> int:
+    """Write [video, seconds, embedding] of all frames, whole or not at all; return how many.
+
+    Args:
+        target: A Parquet file.
+        names: By clip id, what a video is called in it: its path within the folder.
+        clips: Those whose embeddings are complete.
+        what: Where they lie.
+    """
+    rows = 0
+    width = what.backbone.vit.shape.embed_dim
+    schema = pa.schema({"video": pa.string(), "seconds": pa.float64(), "embedding": pa.list_(pa.float32(), width)})
+    with atomic(target) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        for part in _parts(names, clips, what):
+            writer.write_table(part.cast(schema))
+            rows += len(part)
+    return rows
+
+
+def _parts(names: Mapping[str, str], clips: Mapping[str, Transcoded], what: Plan) -> Iterator[pa.Table]:
+    for clip_id in sorted(clips, key=lambda one: names[one]):
+        found = read_embeddings(what.embedding, what.setting, [clips[clip_id]])[clip_id]
+        flat = np.ascontiguousarray(found.embeddings_FE, np.float32).reshape(-1)
+        yield pa.table(
+            {
+                "video": pa.array([names[clip_id]] * len(found.seconds_F)),
+                "seconds": pa.array(found.seconds_F),
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), found.embeddings_FE.shape[1]),
+            }
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Embed; say in one line what ended it early; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--videos", type=place, required=True, help="folder of videos, searched with its folders")
+    parser.add_argument("--out", type=place, required=True, help="where the embeddings go; the same again to go on")
+    parser.add_argument("--setting", default="original", help="method and fields, or a setting as in pareto.csv")
+    parser.add_argument("--like", type=place, help="results folder whose backbone, rate and settings are taken")
+    parser.add_argument("--backbone", help="embedded unless given, or that of --like")
+    parser.add_argument("--image-px", type=int, help="side of the frames that the tower sees")
+    parser.add_argument("--fps", type=float, help="frames a second; 2 unless given, or that of --like")
+    try:
+        return run(parser.parse_args(arguments))
+    except search.ONE_LINE_ERRORS + storage_errors() as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""From source videos to embeddings in one pass: of a video nothing is kept but its embeddings and its record.
+
+A reader takes as many videos as advance in lockstep, makes of each the small H.264 film that the methods read (frames
+and codec grid, as the transcode stage does) in a scratch folder, decodes it, and hands batches to the encoders while it
+goes on reading. So decoding and encoding run at the same time, and what is held is bounded by the batches in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import ray
+
+from dejavu.cluster.cluster import Pool
+from dejavu.cluster.ray_map import Row, configure
+from dejavu.embedding.batch import STAGE, Batch, Embedding, cut, fill
+from dejavu.embedding.reader import DecodeRow
+from dejavu.observability.metrics import failed
+from dejavu.records import Clip, Failure, Transcoded
+from dejavu.stages.embed import REAL, EncodeRow, describe
+from dejavu.stages.transcode import geometry, source_key, transcode_one
+from dejavu.storage.setting import Setting
+from dejavu.storage.store import Store, write_json
+from dejavu.video.mp4 import TranscodeConfig
+from dejavu.video.transcode_apart import CLIP_LIMIT_S, transcode_apart
+
+PROGRESS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How videos become frames."""
+
+    transcode: TranscodeConfig
+    frame_px: int
+    view: float
+    limit_s: float = CLIP_LIMIT_S
+
+
+@dataclass(frozen=True, slots=True)
+class VideosResult:
+    """What is embedded, and what was done for it now."""
+
+    clips: Mapping[str, Transcoded]
+    """By clip id: all whose embeddings are complete."""
+    num_new: int
+    video_s: float
+    """Seconds of video embedded now."""
+    failures: tuple[Failure, ...]
+
+
+def embed_videos(
+    clips: Sequence[Clip], setting: Setting, embedding: Embedding, source: Source, pool: Pool
+) -> VideosResult:
+    """Embed what the store lacks under this setting.
+
+    Args:
+        clips: Source videos.
+        setting: The method.
+        embedding: Backbone, store, and how clips are cut.
+        source: How videos become frames.
+        pool: The encoding actors.
+    """
+    store = embedding.store
+    keys, failures = _keys(clips, source)
+    records = {key: Transcoded(**json.loads(text)) for key, text in store.transcoded().items()}
+    pending = [clip for clip in clips if clip.clip_id in keys]
+    done = set(store.done(setting.setting_id))
+    found = {clip.clip_id: records[keys[clip.clip_id]] for clip in pending if keys[clip.clip_id] in records}
+    whole = {name for name, record in found.items() if _units(record, embedding) <= done}
+    pending = [clip for clip in pending if clip.clip_id not in whole]
+    video_s, started = 0.0, time.monotonic()
+    if pending:
+        configure()
+        describe(setting, embedding)
+        shown = started
+        for row in _run(pending, keys, setting, embedding, source, pool):
+            failures += [Failure(**one) for one in json.loads(str(row["failures"]))]
+            video_s += int(str(row["num_frames"])) / source.transcode.fps
+            if time.monotonic() - shown > PROGRESS_S:
+                shown = time.monotonic()
+                print(f"  embed: {video_s:.0f} s of video, {video_s / (shown - started):.1f} a second", flush=True)
+    failed(failures)
+    store.write_failures(STAGE, failures, part="videos")
+    records = {key: Transcoded(**json.loads(text)) for key, text in store.transcoded().items()}
+    done = set(store.done(setting.setting_id))
+    complete = {
+        name: records[key] for name, key in keys.items() if key in records and _units(records[key], embedding) <= done
+    }
+    return VideosResult(complete, len(complete) - len(whole), video_s, tuple(failures))
+
+
+def _keys(clips: Sequence[Clip], source: Source) -> tuple[dict[str, str], list[Failure]]:
+    keys: dict[str, str] = {}
+    failures = []
+    for clip in clips:
+        try:
+            keys[clip.clip_id] = source_key(clip, source.transcode, source.frame_px, source.view)
+        except OSError as error:
+            reason = f"{clip.path}: {error.strerror or error}"
+            failures.append(Failure(clip_id=clip.clip_id, stage=STAGE, reason=reason))
+    return keys, failures
+
+
+def _units(record: Transcoded, embedding: Embedding) -> set[str]:
+    return {segment.unit_id for segment in cut([record], embedding.config.segment_frames)}
+
+
+def _run(  # noqa: PLR0913, PLR0917  one call, in one place
+    clips: Sequence[Clip],
+    keys: Mapping[str, str],
+    setting: Setting,
+    embedding: Embedding,
+    source: Source,
+    pool: Pool,
+) -> Iterator[Row]:
+    together = embedding.config.streams
+    rows = [
+        {
+            "videos": json.dumps([[keys[clip.clip_id], asdict(clip)] for clip in clips[start : start + together]]),
+            "setting": json.dumps(setting.to_row()),
+        }
+        for start in range(0, len(clips), together)
+    ]
+    results = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .flat_map(ReadVideos(embedding, source), num_cpus=pool.cpus_per_reader)
+        .map_batches(
+            EncodeRow,
+            fn_constructor_args=(embedding, REAL),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(rows))),
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor or None,
+        )
+    )
+    return iter(results.iter_rows())
+
+
+class ReadVideos:
+    """A task of Ray Data: a row of source videos becomes rows of decoded batches."""
+
+    def __init__(self, embedding: Embedding, source: Source) -> None:
+        self.embedding, self.source = embedding, source
+
+    def __call__(self, row: Row) -> Iterator[Row]:
+        """Yield batch after batch; the films lie in a scratch folder until the last one is decoded."""
+        setting = Setting.from_row(json.loads(str(row["setting"])))
+        with tempfile.TemporaryDirectory(prefix="dejavu-") as folder:
+            scratch = Store.open(Path(folder))
+            made, failures = self._films(json.loads(str(row["videos"])), scratch)
+            decode = DecodeRow(replace(self.embedding, store=scratch), REAL.decode)
+            config = self.embedding.config
+            if failures:
+                empty = decode(Batch((), (setting,)).to_row())
+                yield {**empty, "failures": json.dumps(failures)}
+            for group in fill(cut(made, config.segment_frames), config.streams, config.batch_frames):
+                yield decode(Batch(tuple(group), (setting,)).to_row())
+
+    def _films(self, videos: Sequence[tuple[str, Row]], scratch: Store) -> tuple[list[Transcoded], list[Row]]:
+        source = self.source
+        shared = {"store": str(scratch.root), **geometry(source.frame_px, source.view)}
+        made: list[Transcoded] = []
+        failures: list[Row] = []
+        for key, clip in videos:
+            row = {"clip": clip, "key": key, **shared, "config": asdict(source.transcode)}
+            result = transcode_one(row, partial(transcode_apart, limit_s=source.limit_s))
+            if result["error"]:
+                failures.append({"clip_id": clip["clip_id"], "stage": STAGE, "reason": result["error"]})
+                continue
+            record = Transcoded(**json.loads(str(result["record"])))
+            made.append(record)
+            write_json(self.embedding.store.transcoded_path(key), asdict(record))
+        return made, failures
