@@ -34,7 +34,7 @@ from dejavu.embedding.batch import Embedding
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
 from dejavu.storage.failed import TooManyFailures, check_failures, write_failures_csv
-from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
+from dejavu.stages.frontier import Evidence, Journal, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder
@@ -234,9 +234,10 @@ def run(job: Job) -> None:
         evidence = Evidence(scores, timings, job.backbone.vit.shape, experiment.seed)
         points = gather_points(evidence)
         title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
-        draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa")
+        loss = experiment.allowed_loss
+        draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa", max_loss=loss)
         page = write_page(Scored(points, evidence, exam, job.embedding), run_facts(job, scores[0]), job.results)
-        log_frontier(points, job.tracking, tags(job), job.results, job.tried)
+        log_frontier(points, Journal(job.tracking, tags(job), job.tried), job.results, loss)
         job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
         print(f"\nreport     {page}\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
         print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}")
@@ -436,6 +437,7 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
         num_streams=job.experiment.measure.num_clips,
         tags=tags(job),
         config_yaml=(job.results / "config.yaml").read_text(encoding="utf-8"),
+        allowed_loss=job.experiment.allowed_loss,
     )
 
 

@@ -14,6 +14,7 @@ from upath import UPath
 
 from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.embedding.batch import EmbedConfig
+from dejavu.report.frontier import MAX_LOSS
 from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import DatasetName
 from dejavu.stages.search_schedules import SchedulesConfig
@@ -91,6 +92,8 @@ class Experiment:
     """GPUs that an encoding actor holds; one where there are any unless given."""
     max_failed_fraction: float = 0.01
     """Share of clips that may fail before the run ends with an error, 0..1."""
+    allowed_loss: float = MAX_LOSS
+    """Share of Original's quality that may be lost, 0..1: the report leads with the fastest setting within it."""
     clip_limit_s: float = CLIP_LIMIT_S
     """Seconds that transcoding one clip may take before it counts as failed."""
     prompt: str = "{answer}"
@@ -115,6 +118,10 @@ class Experiment:
         if not 0 <= self.max_failed_fraction <= 1:
             raise ExperimentError(
                 f"max_failed_fraction: got {self.max_failed_fraction}, expected 0..1; 0.01 lets one clip in 100 fail"
+            )
+        if not 0 <= self.allowed_loss < 1:
+            raise ExperimentError(
+                f"allowed_loss: got {self.allowed_loss}, expected 0 or more and less than 1; 0.02 allows 2 %"
             )
         if not 0 < self.clip_limit_s <= MAX_CLIP_LIMIT_S:
             raise ExperimentError(

@@ -230,3 +230,11 @@ class ParetoPoint:
     """Decoding to RGB on one core, timed in the same rounds as ms_per_frame, which is encoding alone."""
     codec_ms_per_frame: float | None = None
     """What reading the codec grid in the same pass adds to decoding."""
+    agreement: float | None = None
+    """Of each frame's ten nearest frames of other clips under Original, the share that is still among its ten nearest;
+    mean over frames. None where the clips have too few frames for it."""
+    agreement_ci_low: float | None = None
+    agreement_ci_high: float | None = None
+    agreement_loss_ci_low: float | None = None
+    """As agreement_ci_low, of the agreement minus Original's, which is 1."""
+    agreement_loss_ci_high: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from dejavu.storage.setting import Setting
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.multiple_choice import score_choices
+from dejavu.tasks.neighbours import Agreement, NeighbourSearch, agreement, choose_queries
 from dejavu.tasks.retrieval import pool, score_retrieval
 from dejavu.tasks.temp_clip.answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
 from dejavu.tasks.temp_clip.head import TempClip
@@ -43,6 +44,9 @@ class SettingScore:
 
     answers: AnswerScore | None = None
     """Where there are answers, or captions, but no spans."""
+
+    agreement: Agreement | None = None
+    """How many of each frame's nearest frames of other clips stay; None where the clips have too few for it."""
 
     @property
     def rows(self) -> tuple[EvalRow, ...]:
@@ -99,7 +103,8 @@ def score_settings(
 ) -> list[SettingScore]:
     """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
 
-    In memory at once: a part of Original's embeddings and of one setting's; of all frames, each setting's cosines.
+    In memory at once: a part of Original's embeddings and of one setting's; of all frames, each setting's cosines, and
+    the embeddings of at most MAX_QUERIES of them. The store is read twice, the second time for nearest frames.
 
     Args:
         settings: Those to score, `original` among them or not.
@@ -122,9 +127,23 @@ def score_settings(
         print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
     clips = [clip for clip in exam.clips if clip.clip_id in shared]
     sheets = {setting: _Sheet(questions, exam) for setting in settings}
-    for setting, part, dense in read_beside(embedding, settings, original, clips):
-        sheets[setting].mark(part, dense)
-    return [sheets[setting].score(setting) for setting in settings]
+    different = {clip.content_id: clip for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id))}
+    queries = choose_queries({clip.clip_id: clip.num_frames for clip in different.values()})
+    searches = {setting: NeighbourSearch(queries) for setting in everyone} if queries else {}
+    for setting, part, dense in read_beside(embedding, everyone, original, clips):
+        if setting in sheets:
+            sheets[setting].mark(part, dense)
+        if setting in searches:
+            searches[setting].ask(_vectors(part))
+    if searches:
+        for setting, part, _ in read_beside(embedding, everyone, original, list(different.values())):
+            searches[setting].see(_vectors(part))
+    kept = {setting: agreement(search, searches[original]) for setting, search in searches.items()}
+    return [replace(sheets[setting].score(setting), agreement=kept.get(setting)) for setting in settings]
+
+
+def _vectors(clips: Mapping[str, ClipEmbeddings]) -> dict[str, NDArray[np.float32]]:
+    return {clip_id: clip.embeddings_FE for clip_id, clip in clips.items()}
 
 
 class _Sheet:

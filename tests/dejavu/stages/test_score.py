@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from dejavu.embedding import stored as read
 from dejavu.embedding.batch import EmbedConfig, Embedding, cut
@@ -18,6 +20,7 @@ from dejavu.records import Question, Transcoded
 from dejavu.stages.score import Exam, score_settings
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
+from dejavu.tasks import neighbours
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.original import OriginalConfig
 
@@ -42,19 +45,25 @@ def embedding(tmp_path: Path) -> Embedding:
 
 def write(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded], turn: float) -> None:
     """Every frame of every clip is turned by so many radians from the first axis."""
-    rows = NUM_FRAMES * len(clips)
-    flat = np.tile(np.array([np.cos(turn), np.sin(turn), 0], np.float16), rows)
+    for clip in clips:
+        vectors_FE = np.tile(np.array([np.cos(turn), np.sin(turn), 0]), (NUM_FRAMES, 1))
+        write_vectors(embedding, setting, clip, vectors_FE, turn)
+
+
+def write_vectors(
+    embedding: Embedding, setting: Setting, clip: Transcoded, vectors_FE: NDArray[np.float64], rate: float = 0.0
+) -> None:
     table = pa.table(
         {
-            "content_id": [clip.content_id for clip in clips for _ in range(NUM_FRAMES)],
-            "frame": pa.array(list(range(NUM_FRAMES)) * len(clips), pa.int32()),
-            "seconds": pa.array([frame / 2 for frame in range(NUM_FRAMES)] * len(clips)),
-            "reuse_rate": pa.array(np.full(rows, turn, np.float32)),
-            "flops": pa.array(np.full(rows, 1e9)),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), WIDTH),
+            "content_id": [clip.content_id] * NUM_FRAMES,
+            "frame": pa.array(range(NUM_FRAMES), pa.int32()),
+            "seconds": pa.array([frame / 2 for frame in range(NUM_FRAMES)]),
+            "reuse_rate": pa.array(np.full(NUM_FRAMES, rate, np.float32)),
+            "flops": pa.array(np.full(NUM_FRAMES, 1e9)),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors_FE.astype(np.float16).ravel()), WIDTH),
         }
     )
-    embedding.store.write_embeddings(setting.setting_id, table, [piece.unit_id for piece in cut(clips, 512)])
+    embedding.store.write_embeddings(setting.setting_id, table, [piece.unit_id for piece in cut([clip], 512)])
 
 
 @pytest.mark.parametrize("part_frames", [1, NUM_FRAMES, 2**16])
@@ -99,6 +108,38 @@ def test_a_part_of_one_setting_is_in_memory_beside_original(
     assert [one.fidelity.mean for one in scores] == pytest.approx(np.cos([0, 0.1, 0.2, 0.3]), abs=1e-3)
     assert [[row.clip_id for row in one.rows] for one in scores] == [["b", "c"]] * 4
     assert [one.accuracy for one in scores] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("part_frames", [1, 2**16])
+def test_neighbours_are_looked_for_among_all_parts(
+    embedding: Embedding, monkeypatch: pytest.MonkeyPatch, part_frames: int
+) -> None:
+    """A copy of a clip is no other clip; what Original has is whole; what turns all alike keeps everything."""
+    monkeypatch.setattr(read, "PART_FRAMES", part_frames)
+    monkeypatch.setattr(neighbours, "MIN_OTHERS", 2 * NUM_FRAMES)
+    monkeypatch.setattr(neighbours, "NUM_NEIGHBOURS", 3)
+    copy = replace(CLIPS[0], clip_id="copy of a")
+    original, turned, blind = (name_setting(FrameSkipConfig(every=every), "tower", {}) for every in (1, 2, 3))
+    rng = np.random.default_rng(0)
+    clean = {clip.content_id: rng.standard_normal((NUM_FRAMES, WIDTH)) for clip in CLIPS}
+    for setting, change in ((original, None), (turned, -1.0), (blind, "noise")):
+        for clip in CLIPS:
+            vectors_FE = clean[clip.content_id]
+            vectors_FE = rng.standard_normal(vectors_FE.shape) if change == "noise" else vectors_FE * (change or 1)
+            write_vectors(embedding, setting, clip, vectors_FE)
+    exam = Exam((*CLIPS, copy), (), {})
+    scores = score_settings([original, turned, blind], original, exam, embedding)
+    whole, same, lost = (one.agreement for one in scores)
+    assert whole is not None
+    assert same is not None
+    assert lost is not None
+    assert (whole.mean, same.mean) == (1, 1)
+    assert 0.1 < lost.mean < 0.8
+    assert list(lost.by_clip) == ["copy of a", "b", "c"]  # one of two that are equal stands for both
+    assert [len(shares) for shares in lost.by_clip.values()] == [NUM_FRAMES] * 3
+    alone = score_settings([blind], original, exam, embedding)[0].agreement  # as a trial of a sweep asks
+    assert alone == lost
+    assert score_settings([blind], original, Exam(CLIPS[:1], (), {}), embedding)[0].agreement is None
 
 
 def test_without_a_clip_that_all_have_it_is_said(embedding: Embedding) -> None:
