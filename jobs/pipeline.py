@@ -17,7 +17,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from dejavu.cluster import cluster
@@ -30,6 +30,7 @@ from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.report.page import RunFacts
 from dejavu.storage.results_folder import local_folder, results_folder
 from dejavu.storage.setting import Setting, name_setting, with_local_weights
+from dejavu.datasets.splits import twins
 from dejavu.embedding.batch import Embedding
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
@@ -37,7 +38,7 @@ from dejavu.storage.failed import TooManyFailures, check_failures, write_failure
 from dejavu.stages.frontier import Evidence, Journal, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import Timing, measure_settings
-from dejavu.stages.prepare import SCORED, draw_world, load_folder
+from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
 from dejavu.embedding.stored import clips_identity
 from dejavu.stages.report import Scored, write_page
 from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
@@ -53,7 +54,8 @@ from dejavu.stages.temp_clip import (
     open_head,
 )
 from dejavu.embedding.texts import embed_texts
-from dejavu.stages.train import TrainedAddon, TrainError, read_addons, train_addons
+from dejavu.embedding.windows import num_windows
+from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, TrainError, long_enough, read_addons, train_addons
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.video.transcode_apart import transcode_apart
 from dejavu.observability.status import end_status, keep_status
@@ -178,6 +180,12 @@ def load_dataset(experiment: Experiment, results: Place) -> Dataset:
         print(f"drew {num_drawn} videos", flush=True)
         return dataset
     assert experiment.videos is not None, "check_folders has run"
+    if experiment.dataset == "video_folder":
+        splitting = load_videos(experiment.videos, experiment.train_on, experiment.group_by)
+        print(f"splits: {splitting.how}", flush=True)
+        write_splits(results / "splits.csv", splitting.clips)
+        kept = [clip for clip in splitting.clips if clip.split in splits]
+        return Dataset(name="video_folder", clips=tuple(kept), questions=(), splits_given=splitting.given)
     return load_folder(experiment.dataset, experiment.videos, experiment.annotations, splits)
 
 
@@ -197,6 +205,7 @@ def run(job: Job) -> None:
     )
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
+    leave_twins_out(job)
     job.check()
     if set(experiment.stages) <= {"transcode"}:
         return
@@ -244,6 +253,17 @@ def run(job: Job) -> None:
         print(f"           then {job.tracking.view_url(VIEW_ID)}", flush=True)
 
 
+def leave_twins_out(job: Job) -> None:
+    """Neither train on nor choose by a video that lies in the folder twice and is tested as well."""
+    if job.dataset.name != "video_folder":
+        return
+    splits = {clip.clip_id: clip.split for clip in job.dataset.clips}
+    contents = {name: clip.content_id for name, clip in job.clips.items()}
+    for name, other in twins(contents, splits, given=job.dataset.splits_given).items():
+        print(f"  {name} is left out of {splits[name]}: {other} in {splits[other]} has the same content", flush=True)
+        del job.clips[name]
+
+
 def train_head(job: Job, original: Setting) -> TrainedHead | None:
     """Return the head that answers questions, fitted on Original's embeddings unless a checkpoint is given."""
     experiment, task = job.experiment, job.experiment.task
@@ -278,14 +298,15 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     """Fit ReuseViT at each target on training clips, with the dense embeddings of the store as teacher."""
     experiment = job.experiment
     clips = {split: job.of_split(split) for split in ("train", "val")}
-    if not clips["train"]:
-        job.say("no training clips: ReuseViT is measured untrained")
+    windows = num_windows(long_enough(clips["train"]))
+    if not windows or (job.dataset.name == "video_folder" and windows < MIN_WINDOWS):
+        job.say(f"{len(clips['train'])} training clips give {windows} windows: ReuseViT is not trained")
         return ()
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
     for split, some in clips.items():
         embed_clips(some, [original], embedding, pool, split)
-    with telling(Work(stage="train", total=experiment.train.epochs, unit="epochs")):
+    with telling(Work(stage="train", total=experiment.train.visits(windows), unit="epochs")):
         result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
@@ -381,7 +402,11 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
     trained = Trained(tuple(addons), tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)])))
     tower = look_at_tower(job.backbone, probes, job.embedding, experiment.sweep, trained)
-    configs = list_configs(tower, job.backbone, experiment.sweep)
+    sweep_config = experiment.sweep
+    if job.dataset.name == "video_folder" and not addons:
+        job.say("ReuseViT is left out of plot and table: nothing has been trained for it")
+        sweep_config = replace(sweep_config, methods=tuple(name for name in sweep_config.methods if name != "reusevit"))
+    configs = list_configs(tower, job.backbone, sweep_config)
     settings = [job.name(config) for config in configs]
     if not validation:
         job.say(f"no validation clips: all {len(settings)} settings are measured")

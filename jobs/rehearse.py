@@ -49,6 +49,7 @@ HANDFUL = {
     "--train.targets": "0.9",
     "--train.epochs": "2",
     "--train.max-steps": "2",
+    "--train.min-steps": "1",
     "--train.validation-windows": "4",
     "--train.calibrated-rates": "0.8",
     "--train.calibration-clips": "1",

@@ -12,6 +12,7 @@ import tyro
 import yaml
 from upath import UPath
 
+from dejavu.datasets.splits import GroupBy
 from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.embedding.batch import EmbedConfig
 from dejavu.report.frontier import MAX_LOSS
@@ -70,6 +71,11 @@ class Experiment:
     dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
     videos: GivenPlace | None = None
     """Folder of videos (every recipe but demo and tiny)."""
+    train_on: GivenPlace | None = None
+    """Folder of other videos to train on and to choose settings by; all of --videos is tested then (recipe folder)."""
+    group_by: GroupBy = "auto"
+    """Videos that are never divided between splits (recipe folder): those of a folder (`parent`), those whose names
+    differ in a number at the end (`stem-prefix`), or `none`; `auto` takes stem-prefix where enough groups are left."""
     annotations: GivenPlace | None = None
     """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
     published_checkpoints: GivenPlace | None = None
@@ -172,6 +178,7 @@ class Experiment:
 
 DEMO_TRAINING = TrainConfig(
     epochs=6,
+    min_steps=1,
     fit=FitConfig(
         codec_learning_rate=2.5e-3,
         restoration_learning_rate=4e-3,
@@ -209,7 +216,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
     ),
     "folder": (
         "a folder of your own videos, no answers needed: the score is fidelity to Original",
-        Experiment(recipe="folder", dataset="video_folder", stages=UNTRAINED),
+        Experiment(recipe="folder", dataset="video_folder"),
     ),
     "nextqa": (
         "NExT-QA videos with NExT-GQA annotations, at the paper's settings",

@@ -53,6 +53,8 @@ class Dataset:
     """Empty where there are no answers: the score is then fidelity to Original."""
     missing: tuple[str, ...] = ()
     """Clip ids that annotations name and the folder lacks: left out for all methods alike."""
+    splits_given: bool = False
+    """Whether a person divided the clips: a video that is in two splits is then refused, and not left out of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

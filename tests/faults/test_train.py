@@ -17,6 +17,7 @@ SMALL = ("--train.warm-up.steps", "20", "--train.warm-up.num-clips", "8", "--tra
 SMALL += ("--train.validation-windows", "8")
 FIT = ("--stages", "transcode,train", "--sweep.methods", "reusevit", "--train.epochs", str(NUM_STEPS), *SMALL)
 FIT += ("--train.patience", str(NUM_STEPS), "--train.max-steps", str(NUM_STEPS), "--train.fit.clips-per-step", "16")
+FIT += ("--train.min-steps", "1")
 """One step an epoch, so that there is a checkpoint after each."""
 NOISE = 0.05
 """Of the loss on validation clips: a fit that goes on draws other windows than one that was never broken off."""

@@ -1,4 +1,4 @@
-"""Any folder of videos: no annotations, so every clip is a test clip and the score is fidelity to Original."""
+"""Any folder of videos: no annotations, so the score is fidelity to Original (splits: `splits.py`)."""
 
 from __future__ import annotations
 
@@ -39,23 +39,30 @@ def load_video_folder(root: Place) -> Dataset:
         FileNotFoundError: There is no such folder, or no video in it.
         ValueError: A link leads out of the folder, or a name is not text.
     """
+    return Dataset(name="video_folder", clips=tuple(clips_by_name(root).values()), questions=())
+
+
+def clips_by_name(root: Place) -> dict[str, Clip]:
+    """Return what `load_video_folder` finds, by the path within the folder."""
     if not is_folder(root):
         raise FileNotFoundError(f"videos: got {root}, no folder, expected one with videos; check --videos")
     clips: dict[str, Clip] = {}
+    named: dict[str, str] = {}
     for name in _names(root):
         clip_id = clip_id_of(name)
-        if clip_id in clips:
+        if clip_id in named:
             raise ValueError(
-                f"videos: got {name!r} and {clips[clip_id].path!r}, which both become {clip_id!r}, expected ids that "
+                f"videos: got {name!r} and {named[clip_id]!r}, which both become {clip_id!r}, expected ids that "
                 "differ; rename one of them"
             )
-        clips[clip_id] = Clip(clip_id=clip_id, path=str(root / name), split="test")
+        named[clip_id] = name
+        clips[name] = Clip(clip_id=clip_id, path=str(root / name), split="test")
     if not clips:
         raise FileNotFoundError(
             f"videos: got no video in {root}, expected files ending in .mp4, .mkv, .webm, .avi or another container "
             "that FFmpeg reads; check --videos"
         )
-    return Dataset(name="video_folder", clips=tuple(clips.values()), questions=())
+    return clips
 
 
 def clip_id_of(name: str) -> str:

@@ -205,10 +205,10 @@ def _train_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     recipe, data, hardware = extent.recipe, extent.data, extent.hardware
     train, fps = recipe.train, recipe.transcode.fps
     targets, warm_up = len(train.targets), train.warm_up
-    steps = min(train.epochs * max(1, data.windows // train.fit.clips_per_step), train.max_steps or math.inf)
-    epochs = min(train.epochs, math.ceil(steps * train.fit.clips_per_step / data.windows))
+    clips_per_step, steps = train.course(data.windows)
+    epochs = train.visits(data.windows)
     window = len(training_pattern(train.fit.order))
-    fitted = steps * train.fit.clips_per_step * window
+    fitted = steps * clips_per_step * window
     calibrated = min(data.frames("val", fps) / data.videos["val"], recipe.embed.segment_frames)
     calibrated *= len(PROBED_BIASES) * train.calibration_clips * targets
     workers = train.num_workers or (math.inf if hardware.gpus else min(2, hardware.cpus))

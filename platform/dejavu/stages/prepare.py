@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,10 +13,12 @@ from dejavu.cluster.ray_map import Row, spread
 from dejavu.datasets.how2qa import load_how2qa
 from dejavu.datasets.msr_vtt import load_msr_vtt
 from dejavu.datasets.next_qa import load_next_qa
+from dejavu.datasets.splits import GroupBy, Splitting, add_training, split_folder
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
-from dejavu.datasets.video_folder import load_video_folder
-from dejavu.records import Dataset, Split
+from dejavu.datasets.video_folder import clips_by_name
+from dejavu.records import Clip, Dataset, Split
 from dejavu.storage.place import Place, place, side_by_side
+from dejavu.storage.store import write_text
 
 DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder"]
 ANNOTATED = {"next_qa": load_next_qa, "msr_vtt": load_msr_vtt, "how2qa": load_how2qa}
@@ -24,17 +28,43 @@ SCORED: tuple[Split, ...] = ("val", "test")
 def load_folder(
     name: DatasetName, videos: Place, annotations: Place | None, splits: Sequence[Split] = SCORED
 ) -> Dataset:
-    """Load a dataset that lies in folders; a folder of videos has no splits.
+    """Load a dataset with annotations.
 
     Raises:
         FileNotFoundError: A folder or an annotation file is missing.
         ValueError: A file does not read as expected.
     """
-    if name == "video_folder":
-        return load_video_folder(videos)
     if annotations is None:
         raise FileNotFoundError(f"annotations: got nothing, expected a folder of {name}'s files; give --annotations")
     return ANNOTATED[name](videos, annotations, splits=tuple(splits))
+
+
+def load_videos(videos: Place, train_on: Place | None, group_by: GroupBy) -> Splitting:
+    """Load a folder of videos without annotations, and say what each is for.
+
+    Args:
+        videos: The folder; by its train/, val/ and test/ where there are any, else by hash.
+        train_on: A folder of others to train on and to choose by; all of `videos` is tested then.
+        group_by: What must not be divided (`datasets/splits.py`).
+
+    Raises:
+        FileNotFoundError: A folder is missing or has no videos.
+        ValueError: The folders do not make sense as splits.
+    """
+    splitting = split_folder(clips_by_name(videos), group_by)
+    if train_on is None:
+        return splitting
+    tested = splitting.clips if splitting.given else [replace(clip, split="test") for clip in splitting.clips]
+    return add_training(tested, clips_by_name(train_on), group_by)
+
+
+def write_splits(path: Place, clips: Sequence[Clip]) -> None:
+    """Write which split each clip is in, one row each."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["clip", "split", "path"])
+    writer.writerows([clip.clip_id, clip.split, clip.path] for clip in clips)
+    write_text(path, buffer.getvalue())
 
 
 def draw_world(root: Place, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:

@@ -67,6 +67,8 @@ from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
 _log = logging.getLogger(__name__)
 
+MIN_WINDOWS = 8
+"""What is learned from less holds for nothing else."""
 SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embedding_error")
 """Of an epoch's numbers, those that are printed."""
 
@@ -86,7 +88,9 @@ class TrainConfig:
     targets: tuple[float, ...] = (0.9, 0.8)
     """Reuse rates, 0..1; one add-on is fitted for each."""
     epochs: int = 5
-    """Visits to each training clip."""
+    """Visits to each training clip, at least."""
+    min_steps: int = 400
+    """Where there is little video, steps have fewer clips, and then there are more epochs, until there are so many."""
     max_steps: int | None = None
     """Ends the fit earlier."""
     patience: int = 7
@@ -126,7 +130,13 @@ class TrainConfig:
         for target in self.targets:
             LossConfig(target_rate=target)
         optional = (self.num_workers, self.max_steps, self.windows_at_once)
-        counts = [self.epochs, self.patience, self.validation_windows, *(1 if n is None else n for n in optional)]
+        counts = [
+            self.epochs,
+            self.min_steps,
+            self.patience,
+            self.validation_windows,
+            *(1 if n is None else n for n in optional),
+        ]
         if min(counts) < 1:
             raise ValueError(f"train: got {self}, expected counts of 1 or more; leave them at their defaults")
 
@@ -134,6 +144,17 @@ class TrainConfig:
         """Return the type of the tower's weights on this kind of device."""
         halves = self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
         return torch.bfloat16 if halves else torch.float32
+
+    def course(self, windows: int) -> tuple[int, int]:
+        """Return how many windows a step takes of this many in all, and how many steps there are."""
+        a_step = max(1, min(self.fit.clips_per_step, windows * self.epochs // self.min_steps))
+        steps = max(self.epochs * max(1, windows // a_step), self.min_steps)
+        return a_step, min(steps, self.max_steps or steps)
+
+    def visits(self, windows: int) -> int:
+        """Return the epochs that this comes to."""
+        a_step, steps = self.course(windows)
+        return -(-steps * a_step // max(1, windows))
 
     def loss(self, target: float) -> LossConfig:
         """Return the loss of one target."""
@@ -188,7 +209,7 @@ class _Task:
     def memory_of(self, num_workers: int, found: BackboneOutline, *, shared: bool, on_gpu: bool) -> TrainingMemory:
         """Return what a worker's memory follows from, the first worker's, which validates."""
         config = self.config
-        per_rank = max(1, config.fit.clips_per_step // num_workers)
+        per_rank = max(1, config.course(num_windows(self.train))[0] // num_workers)
         held = HELD_BATCHES * per_rank + (config.validation_windows if self.validation else 0)
         longest = max((clip.num_frames for clip in self.validation), default=0)
         return TrainingMemory(
@@ -227,8 +248,7 @@ def train_addons(
         TrainError: The clips do not do, the teacher's embeddings are not those of this backbone and transcode, or the
             loss is no number any more.
     """
-    long = tuple(clip for clip in clips["train"] if clip.num_frames >= PATTERN_SPAN)
-    validation = tuple(clip for clip in clips.get("val", ()) if clip.num_frames >= PATTERN_SPAN)
+    long, validation = long_enough(clips["train"]), long_enough(clips.get("val", ()))
     ids = {target: _addon_id(target, long, original, config) for target in config.targets}
     pending = tuple(target for target in config.targets if _read(embedding, ids[target], target) is None)
     failures: tuple[Failure, ...] = ()
@@ -240,6 +260,11 @@ def train_addons(
     addons = tuple(addon for target in config.targets if (addon := _read(embedding, ids[target], target)))
     write_json(_latest(embedding), {f"{target:g}": ids[target] for target in config.targets})
     return TrainResult(addons, len(pending), failures)
+
+
+def long_enough(clips: Sequence[Transcoded]) -> tuple[Transcoded, ...]:
+    """Return the clips that a training window fits into."""
+    return tuple(clip for clip in clips if clip.num_frames >= PATTERN_SPAN)
 
 
 def read_addons(embedding: Embedding) -> tuple[TrainedAddon, ...]:
@@ -294,11 +319,10 @@ def _check(  # noqa: PLR0913, PLR0917  one call, in one place
     num_given: int,
 ) -> None:
     """Refuse at start what would fail later."""
-    if num_windows(long) < config.fit.clips_per_step:
+    if num_windows(long) < MIN_WINDOWS:
         raise TrainError(
             f"training clips: got {num_given}, of which {len(long)} have {PATTERN_SPAN} frames or more and give "
-            f"{num_windows(long)} windows, expected {config.fit.clips_per_step} for one step; give more videos or "
-            "lower --train.fit.clips-per-step"
+            f"{num_windows(long)} windows, expected {MIN_WINDOWS} or more; give more or longer videos"
         )
     for name, some in (("training", long), ("validation", validation)):
         found = read_embeddings(embedding, original, some)
@@ -486,9 +510,9 @@ class _Course:
         self.best = {target: (float("inf"), fit.addon) for target, fit in self.fits.items()}
         """Per target, the lowest loss on validation clips so far and the weights of that epoch: what is kept."""
         self.stopped: set[float] = set()
-        self.per_rank = max(1, config.fit.clips_per_step // world)
+        clips_per_step, self.num_steps = config.course(num_windows(task.train))
+        self.per_rank = max(1, clips_per_step // world)
         self.steps_per_epoch = max(1, num_windows(task.train) // (self.per_rank * world))
-        self.num_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or 10**9)
         self.step, self.broken = 0, ""
         self.started = time.monotonic()
 

@@ -43,7 +43,7 @@ DATA = DataSet(
 )
 RECIPE = Experiment(
     train=TrainConfig(
-        targets=(0.9, 0.8), epochs=5, fit=FitConfig(clips_per_step=16), warm_up=WarmUpConfig(num_clips=48)
+        targets=(0.9, 0.8), epochs=5, min_steps=1, fit=FitConfig(clips_per_step=16), warm_up=WarmUpConfig(num_clips=48)
     ),
     sweep=SweepConfig(density="paper", chosen_per_method=6),
 )

@@ -46,8 +46,8 @@ def test_too_few_or_too_short_clips_are_refused_at_start(tmp_path: Path) -> None
     short = [clip(str(index), 12) for index in range(40)]
     with pytest.raises(TrainError, match="got 40, of which 0 have 13 frames or more"):
         train_addons({"train": short, "val": []}, ORIGINAL, embedding, TrainConfig())
-    few = [clip(str(index), 13) for index in range(15)]
-    with pytest.raises(TrainError, match="give 15 windows, expected 16 for one step"):
+    few = [clip(str(index), 13) for index in range(7)]
+    with pytest.raises(TrainError, match="give 7 windows, expected 8 or more"):
         train_addons({"train": few, "val": []}, ORIGINAL, embedding, TrainConfig())
 
 
@@ -64,3 +64,19 @@ def test_nothing_trained_is_nothing_to_read(tmp_path: Path) -> None:
 def test_the_loss_takes_its_weights_from_the_config() -> None:
     loss = replace(TrainConfig(), second_last_weight=1.5).loss(0.8)
     assert (loss.target_rate, loss.second_last_weight, loss.rate_weight) == (0.8, 1.5, 0.35)
+
+
+@pytest.mark.parametrize(
+    ("windows", "course", "visits"),
+    [(50, (1, 400), 8), (400, (5, 400), 5), (27_000, (16, 8435), 5), (8, (1, 400), 50)],
+)
+def test_little_video_is_visited_more_often_in_smaller_steps(
+    windows: int, course: tuple[int, int], visits: int
+) -> None:
+    config = TrainConfig()
+    assert config.course(windows) == course
+    assert config.visits(windows) == visits
+
+
+def test_the_longest_fit_asked_for_bounds_the_shortest() -> None:
+    assert TrainConfig(max_steps=3).course(50) == (1, 3)
