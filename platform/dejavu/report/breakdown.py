@@ -16,7 +16,7 @@ from dejavu.storage.store import write_text
 from dejavu.tasks.bootstrap import Metric, bootstrap, clustered_interval, paired_bootstrap
 from dejavu.tasks.neighbours import Agreement
 
-SplitBy = Literal["question_type", "motion_px", "duration_s"]
+SplitBy = Literal["question_type", "class", "motion_px", "duration_s"]
 THIRDS = ("low", "middle", "high")
 """Values of a split into terciles."""
 
@@ -91,18 +91,23 @@ class BreakdownRow:
 COLUMNS = tuple(field.name for field in fields(BreakdownRow))
 
 
-def by_question_type(questions: Sequence[Question]) -> list[Group]:
-    """Group questions by their type; those without one are left out, and where all are alike there is no group."""
+def by_question_type(
+    questions: Sequence[Question], split_by: Literal["question_type", "class"] = "question_type"
+) -> list[Group]:
+    """Group questions by their type; those without one are left out, and where all are alike there is no group.
+
+    Of clips in classes, the type is the class, and each clip is in one group.
+    """
     kinds = sorted({question.kind for question in questions if question.kind})
     if len(kinds) < 2:
         return []
     members = {kind: [question for question in questions if question.kind == kind] for kind in kinds}
     return [
         Group(
-            "question_type",
+            split_by,
             kind,
             frozenset(question.clip_id for question in some),
-            question_ids=frozenset(question.question_id for question in some),
+            question_ids=frozenset(question.question_id for question in some) if split_by == "question_type" else None,
         )
         for kind, some in members.items()
     ]

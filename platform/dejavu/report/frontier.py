@@ -41,11 +41,14 @@ _WORDS: dict[Quality, QualityWords] = {
     ),
     "cosine_to_dense": QualityWords("cosine to Original", "how close frame embeddings stay to Original's"),
 }
+_CLASS_WORDS = QualityWords("top-1 accuracy", "clips whose class a linear probe on Original's embeddings tells", "clip")
 _RETRIEVAL_WORDS = QualityWords("R@1", "captions whose own video is found first", "caption")
 
 
 def words_of(points: Sequence[ParetoPoint], quality: Quality) -> QualityWords:
-    """Name the quality of these points: in retrieval, accuracy is the share that is found first."""
+    """Name the quality of these points: in retrieval, accuracy is the share found first; of classes, told right."""
+    if quality == "accuracy" and all(point.knn_accuracy is not None for point in points):
+        return _CLASS_WORDS
     if quality == "accuracy" and all(point.median_rank is not None for point in points):
         return _RETRIEVAL_WORDS
     return _WORDS[quality]

@@ -142,7 +142,7 @@ def summarise(
     dense = original_quality(points, quality)
     original = next(point for point in points if point.method == ORIGINAL)
     words = words_of(points, quality)
-    asked = f"{num_questions} {words.item}s about " if num_questions else ""
+    asked = f"{num_questions} {words.item}s about " if num_questions and words.item != "clip" else ""
     said = [
         f"Original, the dense tower that computes every token of every frame, reaches {_share(dense, quality)} "
         f"{words.name} ({words.meaning}) on {asked}{original.num_clips} test clips"

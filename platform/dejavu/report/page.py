@@ -46,9 +46,12 @@ KIND_NAMES = {
 """NExT-QA's types of question, spelt out."""
 SPLIT_NAMES = {
     "question_type": ("By type of question", ""),
+    "class": ("By class", ""),
     "motion_px": ("By motion", "mean length of the codec's motion vectors, pixels a frame, thirds of the clips"),
     "duration_s": ("By length of the video", "seconds, thirds of the clips"),
 }
+MAX_COLUMNS = 16
+"""Of a break-down on the page; a split into more parts, such as hundreds of classes, is in breakdown.csv alone."""
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -196,6 +199,8 @@ def _splits(rows: Sequence[BreakdownRow], quality: str) -> list[dict[str, Any]]:
         if not members:
             continue
         groups = list({row.value: row for row in members}.values())
+        if len(groups) > MAX_COLUMNS:
+            continue
         settings = list(dict.fromkeys((row.method, row.setting) for row in members))
         cells = {(row.method, row.setting, row.value): row for row in members}
         tables.append(

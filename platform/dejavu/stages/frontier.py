@@ -25,6 +25,7 @@ from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.storage.place import Place, is_file
 from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
+from dejavu.tasks.class_readers import Reader
 from reuse_models.artifact import flops as flops_published
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
@@ -49,6 +50,7 @@ ARTIFACTS = (
     "failures.csv",
 )
 """Of a run, where they are."""
+READER_COLUMNS: Mapping[Reader, str] = {"nearest": "knn_accuracy", "zero_shot": "zero_shot_accuracy"}
 FIRST_METRICS = ("accuracy", "acc_gqa", "gflops_per_frame")
 """MLflow's compare page begins with what was logged first."""
 
@@ -97,9 +99,20 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
         **(_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
         **_recalls(score),
+        **_other_readers(score, original, evidence.seed),
         **_difference(score, evidence),
         **(agreement_columns(score.agreement, score.agreement.by_clip, evidence.seed) if score.agreement else {}),
     )
+
+
+def _other_readers(score: SettingScore, original: SettingScore, seed: int) -> dict[str, Any]:
+    """Return the columns of what tells a clip's class beside the linear probe; nothing where clips have no classes."""
+    columns: dict[str, Any] = {}
+    for reader, name in READER_COLUMNS.items():
+        if reader in score.by_reader:
+            ours, dense = score.by_reader[reader], original.by_reader[reader]
+            columns |= {name: ours.accuracy, **_intervals(name, "correct", ours.rows, dense.rows, seed)}
+    return columns
 
 
 def _recalls(score: SettingScore) -> dict[str, Any]:

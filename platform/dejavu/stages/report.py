@@ -68,7 +68,8 @@ def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
     frames = _frames(settings, scored)
     shared = sorted(set.intersection(*(set(by_clip) for by_clip in frames.values())))
     clips = [clip for clip in scored.exam.clips if clip.clip_id in set(shared)]
-    groups = by_question_type([question for question in scored.exam.questions if question.clip_id in set(shared)])
+    asked = [question for question in scored.exam.questions if question.clip_id in set(shared)]
+    groups = by_question_type(asked, "class" if scored.exam.readers else "question_type")
     motion_of = measure_motion(clips, scored.embedding.store)
     groups += by_terciles("motion_px", motion_of)
     groups += by_terciles("duration_s", {clip.clip_id: clip.duration_s for clip in clips})

@@ -17,12 +17,16 @@ from dejavu.embedding import stored as read
 from dejavu.embedding.batch import EmbedConfig, Embedding, cut
 from dejavu.embedding.stored import ClipEmbeddings
 from dejavu.records import Question, Transcoded
-from dejavu.stages.score import Exam, score_settings
+from dejavu.report.frontier import quality_of
+from dejavu.stages.frontier import Evidence, gather_points
+from dejavu.stages.score import Exam, score_settings, set_class_exam
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.tasks import neighbours
+from dejavu.tasks.class_readers import READERS, ClassReaders, Pooled
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 NUM_FRAMES, WIDTH = 4, 3
 CLIPS = tuple(
@@ -108,6 +112,36 @@ def test_a_part_of_one_setting_is_in_memory_beside_original(
     assert [one.fidelity.mean for one in scores] == pytest.approx(np.cos([0, 0.1, 0.2, 0.3]), abs=1e-3)
     assert [[row.clip_id for row in one.rows] for one in scores] == [["b", "c"]] * 4
     assert [one.accuracy for one in scores] == [1, 1, 1, 1]
+
+
+def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: Embedding) -> None:
+    """Original looks along the first axis, as class x does; the other setting along the second, as class y."""
+    original, other = name_setting(OriginalConfig(), "tower", {}), name_setting(FrameSkipConfig(every=2), "tower", {})
+    write(embedding, original, CLIPS, 0.0)
+    write(embedding, other, CLIPS, np.pi / 2)
+    questions = tuple(
+        Question(
+            question_id=f"{clip.clip_id}_class", clip_id=clip.clip_id, split="test", kind="xy"[label], text="",
+            answers=("x", "y"), correct=label, spans_s=(), duration_s=0.0,
+        )
+        for clip, label in zip(CLIPS, (0, 0, 1), strict=True)
+    )  # fmt: skip
+    axes_CE = np.eye(2, WIDTH, dtype=np.float32)
+    readers = ClassReaders(axes_CE, np.zeros(2, np.float32), Pooled(axes_CE, np.arange(2)), axes_CE[::-1])
+    scores = score_settings([original, other], original, set_class_exam(CLIPS, questions, readers), embedding)
+    assert [one.accuracy for one in scores] == pytest.approx([2 / 3, 1 / 3])
+    found = {reader: [one.by_reader[reader].accuracy for one in scores] for reader in READERS}
+    assert found["nearest"] == found["linear_probe"] == pytest.approx([2 / 3, 1 / 3])
+    assert found["zero_shot"] == pytest.approx([1 / 3, 2 / 3])  # its names are the wrong way round
+    assert [row.correct for row in scores[0].rows] == [True, True, False]
+    points = gather_points(Evidence(scores, {}, next(iter(KNOWN_SHAPES.values())), 0))
+    assert [point.knn_accuracy for point in points] == pytest.approx([2 / 3, 1 / 3])
+    low, high = points[1].zero_shot_accuracy_loss_ci_low, points[1].zero_shot_accuracy_loss_ci_high
+    assert low is not None
+    assert high is not None
+    assert low < 1 / 3 < high
+    assert points[0].acc_gqa is None
+    assert quality_of(points) == "accuracy"
 
 
 @pytest.mark.parametrize("part_frames", [1, 2**16])
