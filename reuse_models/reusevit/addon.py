@@ -91,6 +91,13 @@ class Addon(nn.Module):
         assert isinstance(restoration, Restoration)
         return restoration
 
+    def without_restoration(self) -> Addon:
+        """Return a copy that decides alike and corrects nothing."""
+        other = Addon(dataclasses.replace(self.shape, restoration_rank=0)).to(next(self.parameters()).device)
+        for name in ("codec_net", "decisions"):
+            getattr(other, name).load_state_dict(getattr(self, name).state_dict())
+        return other.train(self.training)
+
     def beside(self, tower_weight: Tensor) -> Addon:
         """Move to the device and type of a tower's weights, in place, and return self.
 

@@ -151,6 +151,7 @@ class Fit:
         clips_at_once: int | None = None,
     ) -> None:
         self.vit, self.loss, self.config, self.clips_at_once = vit, loss, config, clips_at_once
+        self.compiled = compiled
         self._forward = Fused(self.forward, compiled=compiled)
         device = vit.position.device
         with torch.random.fork_rng(devices=[]):
@@ -160,12 +161,7 @@ class Fit:
         for decision in self.addon.decisions:
             assert isinstance(decision, Decision)
             decision.dropout.p = config.dropout
-        self.optimizer = torch.optim.AdamW(
-            self.addon.parameter_groups(
-                config.codec_learning_rate, config.restoration_learning_rate, config.decision_learning_rate
-            ),
-            weight_decay=0.0,
-        )
+        self._forget()
         self.num_epochs = 0
         self.num_steps = 0
         """Steps taken; noise and dropout of a step follow from its number and the seed, so that a resumed fit goes on
@@ -271,13 +267,43 @@ class Fit:
         self.num_epochs += 1
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch]) -> Report:
-        """Return the loss of all clips together with the hard gate of inference; one batch is in memory at a time."""
+    def validate(self, batches: Iterable[Batch], addon: Addon | None = None) -> Report:
+        """Return the loss of all clips together with the hard gate of inference; one batch is in memory at a time.
+
+        Args:
+            batches: The clips.
+            addon: Judged in place of the one under training.
+        """
+        own, self.addon = self.addon, addon or self.addon
         self.addon.eval()
-        found = [self.forward(batch, HardGate(self.addon.decisions)) for batch in batches]
+        try:
+            found = [self.forward(batch, HardGate(self.addon.decisions)) for batch in batches]
+        finally:
+            self.addon = own
         losses = [loss for loss, _ in found]
         clips_M = [len(loss.rate_per_frame_CK) for loss in losses]
         return _report(whole_loss(losses, self.loss), mean_over_clips([rates_b for _, rates_b in found], clips_M))
+
+    def without_restoration(self) -> Fit:
+        """Return a fit that begins with these decisions and corrects nothing: what is reused is used as it is."""
+        config = replace(self.config, restoration_rank=0)
+        other = Fit(self.vit, self.loss, config, compiled=self.compiled, clips_at_once=self.clips_at_once)
+        other.addon = self.addon.without_restoration()
+        other.num_steps = self.num_steps
+        other._forget()
+        for _ in range(self.num_epochs):
+            other.end_epoch()
+        return other
+
+    def _forget(self) -> None:
+        """Begin the optimiser anew, on the weights that there are."""
+        config = self.config
+        self.optimizer = torch.optim.AdamW(
+            self.addon.parameter_groups(
+                config.codec_learning_rate, config.restoration_learning_rate, config.decision_learning_rate
+            ),
+            weight_decay=0.0,
+        )
 
     def save_optimizer(self, path: Path) -> None:
         """Write what the optimiser remembers to `path` (.safetensors) and the counts beside it, as JSON."""

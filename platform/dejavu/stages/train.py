@@ -61,6 +61,7 @@ from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, Order, training_pattern
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit, FitConfig, NotFiniteError, Report
+from reuse_models.training.held_out import Batches, best_share, pays, scaled
 from reuse_models.training.loss import LossConfig
 from reuse_models.training.memory import TrainingMemory
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
@@ -286,7 +287,7 @@ def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, con
     for name in ("targets", "num_workers", "windows_at_once", "max_failures", "compile"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
-    return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__)})
+    return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__, best_share.__module__)})
 
 
 def _folder(embedding: Embedding, addon_id: str) -> Place:
@@ -528,6 +529,7 @@ class _Course:
         validation = self._validation()
         if resumed is None:
             self._warm_up(windows)
+            self._start_from(validation)
         began, sums = self.step, {target: _Means() for target in self.fits}
         while self.step < self.num_steps and len(self.stopped) < len(self.fits) and not self.broken:
             with metered(Step(stage=STAGE, step="decode")) as done:
@@ -540,8 +542,48 @@ class _Course:
             if self.step % self.steps_per_epoch == 0 or self.step == self.num_steps or self.broken:
                 self._end_epoch(sums, validation, began)
                 sums = {target: _Means() for target in self.fits}
+        self._finish(validation)
         self._calibrate()
         self._report()
+
+    def _start_from(self, validation: Sequence[Window]) -> None:
+        """Take as much of restoration as held-out clips say; what comes of training must be better than this start."""
+        for target in self.fits:
+            share = self._take_share(target, validation)
+            if validation:
+                fit = self.fits[target]
+                report = fit.validate(self._held_out(validation)())
+                self.best[target] = report.loss, copy.deepcopy(fit.addon)
+                self.curves[target].append({"step": 0.0, **_validated(report)})
+                rank = fit.addon.shape.restoration_rank
+                said = f"{share:.0%} of a restoration of rank {rank}" if rank else "no restoration"
+                print(f"  train target={target:g}: begins with {said}, val_loss {report.loss:.4g}", flush=True)
+
+    def _take_share(self, target: float, validation: Sequence[Window]) -> float:
+        """Shrink what the warm-up regressed, all workers alike, and return to what share."""
+        fit = self.fits[target]
+        if not self.task.config.warm_up.steps:
+            return 1.0
+        share = torch.tensor([best_share(fit, self._held_out(validation)) if validation else 1.0])
+        if self.world > 1:
+            torch.distributed.broadcast(share, 0)
+        if share[0]:
+            fit.addon.load_state_dict(scaled(fit.addon, float(share)).state_dict())
+        else:
+            self.fits[target] = fit.without_restoration()
+        return float(share)
+
+    def _finish(self, validation: Sequence[Window]) -> None:
+        """Leave restoration out of what is kept where it does not pay; the first worker alone keeps anything."""
+        for target, (loss, addon) in self.best.items():
+            if not validation or self.broken or not addon.shape.restoration_rank:
+                continue
+            if not pays(loss, self.fits[target], addon, self._held_out(validation)):
+                self.best[target] = loss, addon.without_restoration()
+                print(f"  train target={target:g}: restoration does not pay and is left out", flush=True)
+
+    def _held_out(self, validation: Sequence[Window]) -> Batches:
+        return lambda: in_parts(validation, self.plan.validated_at_once, self.backbone)
 
     def _calibrate(self) -> None:
         """Find the bias for each wanted rate; the first worker alone, on whole validation clips."""
@@ -637,9 +679,8 @@ class _Course:
             fit.end_epoch()
             entry = {"step": float(self.step), **sums[target].values()}
             if validation:
-                parts = in_parts(validation, self.plan.validated_at_once, self.backbone)
                 with metered(Step(stage=STAGE, step="validate")) as done:
-                    entry |= {f"val_{name}": value for name, value in _numbers(fit.validate(parts)).items()}
+                    entry |= _validated(fit.validate(self._held_out(validation)()))
                     done.num_frames = sum(len(window.rgb_FHWC) for window in validation)
             self.curves[target].append(entry)
             judged = entry.get("val_loss", entry.get("loss", float("inf")))
@@ -722,10 +763,13 @@ class _Course:
         self.step, self.stopped = progress["step"], set(progress["stopped"])
         for failure in progress["failures"]:
             self.stream.failures[failure["clip_id"]] = Failure(**failure)
-        for target, fit in self.fits.items():
+        for target in self.fits:
             best = load_addon(folder / f"target={target:g}.safetensors").to(self.backbone.vit.position.device)
             self.best[target] = progress["best"][f"{target:g}"], best
             last = load_addon(folder / f"target={target:g}.last.safetensors")
+            if not last.shape.restoration_rank:
+                self.fits[target] = self.fits[target].without_restoration()
+            fit = self.fits[target]
             fit.addon.load_state_dict(last.state_dict())
             fit.load_optimizer(folder / f"target={target:g}.optimizer.safetensors")
             self.curves[target] = progress["targets"][f"{target:g}"]["curve"]
@@ -745,6 +789,10 @@ class _Means:
             return {}
         rows = [_numbers(report) for report in self.reports]
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _validated(report: Report) -> dict[str, float]:
+    return {f"val_{name}": value for name, value in _numbers(report).items()}
 
 
 def _numbers(report: Report) -> dict[str, float]:
