@@ -90,3 +90,13 @@ def test_what_makes_no_sense_is_one_line(tmp_path: Path, names: list[str], group
 @pytest.mark.parametrize("name", ["ApplyEyeMakeup", "apply_eye-makeup", "apply  eye makeup", "Apply_EyeMakeup"])
 def test_a_folder_is_called_by_its_words(name: str) -> None:
     assert words_of_class(name) == "apply eye makeup"
+
+
+def test_real_clips_lie_as_expected(shared_dir: Path) -> None:
+    dataset, splitting = load_class_folders(shared_dir / "data" / "surveillance")
+    counts = Counter((question.split, question.kind) for question in dataset.questions)
+    assert counts == {
+        ("train", "calm"): 50, ("train", "fight"): 49, ("val", "calm"): 18, ("val", "fight"): 19, ("test", "calm"): 26,
+        ("test", "fight"): 24,
+    }  # fmt: skip
+    assert splitting.how == "99 train, 37 val, 50 test, by folders"
