@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from dejavu.backbones.load import BackboneError, load_backbone
-from dejavu.report.frontier import best_within, quality_of
+from dejavu.report.frontier import MAX_LOSS, best_within, quality_of
 from dejavu.storage.given_place import GivenPlace
 from dejavu.report.looks import looks_of
 from dejavu.report.overlay import draw_overlay
@@ -84,7 +84,8 @@ def run(job: Overlay) -> None:
         OSError: Something cannot be read or written.
     """
     resolved = read_config(job.results)
-    config = choose(job.results, reusing_configs(job.results), job.setting)
+    loss = resolved.get("allowed_loss", MAX_LOSS)
+    config = choose(job.results, reusing_configs(job.results), job.setting, loss)
     backbone = load_backbone(resolved["backbone"], resolved.get("image_px"))
     method = with_local_weights(config).build(backbone.vit)
     given = TranscodeConfig(**resolved["transcode"])
@@ -146,7 +147,7 @@ def at_home(row: dict[str, Any], results: Place) -> dict[str, Any]:
     return row | {"weights": str(moved)} if is_file(moved) else row
 
 
-def choose(results: Place, configs: list[MethodConfig], wanted: str | None) -> MethodConfig:
+def choose(results: Place, configs: list[MethodConfig], wanted: str | None, max_loss: float = MAX_LOSS) -> MethodConfig:
     """Return the setting that was asked for, else the headline's of the first method.
 
     Raises:
@@ -160,7 +161,8 @@ def choose(results: Place, configs: list[MethodConfig], wanted: str | None) -> M
         return fits[0]
     path = results / "pareto.csv"
     points = read_pareto_csv(path, NEEDED) if is_file(path) else []
-    best = best_within(points, quality_of(points), "flops_reduction").get(configs[0].method) if points else None
+    within = best_within(points, quality_of(points), "flops_reduction", max_loss=max_loss) if points else {}
+    best = within.get(configs[0].method)
     named = [one for one in configs if best and (one.method, one.setting) == (best.method, best.setting)]
     return (named or configs)[0]
 

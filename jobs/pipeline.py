@@ -1,4 +1,4 @@
-"""From video files to a Pareto plot: `python jobs/pipeline.py [demo|tiny|folder|nextqa|msrvtt|how2qa] [--help]`.
+"""From video files to a Pareto plot: `python jobs/pipeline.py [demo|folder|classes|nextqa|...] [--help]`.
 
 One call per stage; what is in the store already is not done again. With `--status` it says how that run is doing.
 """
@@ -16,7 +16,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -30,18 +30,20 @@ from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.report.page import RunFacts
 from dejavu.storage.results_folder import local_folder, results_folder
 from dejavu.storage.setting import Setting, name_setting, with_local_weights
+from dejavu.datasets.class_folders import load_class_folders
 from dejavu.datasets.splits import twins
 from dejavu.embedding.batch import Embedding
+from dejavu.stages.class_readers import make_readers
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
 from dejavu.storage.failed import TooManyFailures, check_failures, write_failures_csv
-from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
+from dejavu.stages.frontier import Evidence, Journal, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
 from dejavu.embedding.stored import clips_identity
 from dejavu.stages.report import Scored, write_page
-from dejavu.stages.score import Exam, SettingScore, score_settings, set_exam
+from dejavu.stages.score import Exam, SettingScore, score_settings, set_class_exam, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import (
@@ -59,8 +61,10 @@ from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, TrainError, long_enou
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.video.transcode_apart import transcode_apart
 from dejavu.observability.status import end_status, keep_status
+from dejavu.tasks.class_readers import ClassReaders
 from dejavu.storage.store import Store, StoreError, identity, write_json, write_text
 from dejavu.observability.tracking import LoggedAddon, Run, Tracking, TrackingError
+from torch import Tensor
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.schedule import read_schedule
 from reuse_models.method import MethodConfig
@@ -106,6 +110,8 @@ class Job:
     clips: dict[str, Transcoded] = field(default_factory=dict)
     head: TrainedHead | None = None
     """Answers the questions, where that is not left to CLIP's text tower."""
+    readers: ClassReaders | None = None
+    """Tell the class of a clip, where clips have classes."""
     tried: list[Run] = field(default_factory=list)
     """On validation clips, in this run's sweep."""
     started: float = field(default_factory=time.monotonic)
@@ -125,6 +131,8 @@ class Job:
 
     def exam(self, split: Split) -> Exam:
         """What is asked about the clips of one split."""
+        if self.readers is not None:
+            return set_class_exam(self.of_split(split), self.questions(split), self.readers)
         embed = partial(embed_texts, backbone=self.backbone, store=self.store)
         return set_exam(self.of_split(split), self.questions(split), embed, self.experiment.prompt, self.head)
 
@@ -173,8 +181,7 @@ def start(experiment: Experiment) -> Job:
 
 def load_dataset(experiment: Experiment, results: Place) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
-    trains = experiment.trains or experiment.searches or experiment.task.trains
-    splits: tuple[Split, ...] = ("train", *SCORED) if trains else SCORED
+    splits: tuple[Split, ...] = ("train", *SCORED) if experiment.needs_training_clips else SCORED
     if experiment.dataset == "synthetic":
         dataset, num_drawn = draw_world(results / "world", experiment.synthetic, splits)
         print(f"drew {num_drawn} videos", flush=True)
@@ -186,6 +193,11 @@ def load_dataset(experiment: Experiment, results: Place) -> Dataset:
         write_splits(results / "splits.csv", splitting.clips)
         kept = [clip for clip in splitting.clips if clip.split in splits]
         return Dataset(name="video_folder", clips=tuple(kept), questions=(), splits_given=splitting.given)
+    if experiment.dataset == "class_folders":
+        dataset, splitting = load_class_folders(experiment.videos, experiment.group_by)
+        print(f"splits: {splitting.how}", flush=True)
+        write_splits(results / "splits.csv", splitting.clips)
+        return dataset
     return load_folder(experiment.dataset, experiment.videos, experiment.annotations, splits)
 
 
@@ -218,6 +230,7 @@ def run(job: Job) -> None:
     if not {"sweep", "embed", "measure", "score"} & set(experiment.stages):
         return
     job.head = train_head(job, original)
+    job.readers = fit_class_readers(job, original)
     published = [job.name(config) for config in published_configs(job)]
     chosen = choose_settings(job, original) if job.runs("sweep") else read_chosen(job.store, job.name)
     chosen += published
@@ -243,9 +256,10 @@ def run(job: Job) -> None:
         evidence = Evidence(scores, timings, job.backbone.vit.shape, experiment.seed)
         points = gather_points(evidence)
         title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
-        draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa")
+        loss = experiment.allowed_loss
+        draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa", max_loss=loss)
         page = write_page(Scored(points, evidence, exam, job.embedding), run_facts(job, scores[0]), job.results)
-        log_frontier(points, job.tracking, tags(job), job.results, job.tried)
+        log_frontier(points, Journal(job.tracking, tags(job), job.tried), job.results, loss)
         job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
         print(f"\nreport     {page}\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")
         print(f"failures   {job.results / 'failures.csv'}\nMLflow UI  {job.tracking.ui_command}")
@@ -254,7 +268,7 @@ def run(job: Job) -> None:
 
 def leave_twins_out(job: Job) -> None:
     """Neither train on nor choose by a video that lies in the folder twice and is tested as well."""
-    if job.dataset.name != "video_folder":
+    if not job.experiment.is_own:
         return
     splits = {clip.clip_id: clip.split for clip in job.dataset.clips}
     contents = {name: clip.content_id for name, clip in job.clips.items()}
@@ -270,17 +284,40 @@ def train_head(job: Job, original: Setting) -> TrainedHead | None:
         return None
     if not task.trains:
         return open_head(task, job.backbone, experiment.prompt)
-    pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
-    clips = {split: job.of_split(split) for split in ("train", "val")}
-    for split, some in clips.items():
-        embed_clips(some, [original], embedding, pool, split)
+    clips = embed_dense(job, original)
     questions = [*job.questions("train"), *job.questions("val")]
     check_fit_memory(task, job.backbone, sum(map(len, clips.values())))
     fitted = fit_head([*clips["train"], *clips["val"]], questions, original, job.embedding, task, experiment.prompt)
     job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
     log_once(job, fitted.weights, head_run(job, fitted))
     return open_head(task, job.backbone, experiment.prompt, fitted.weights)
+
+
+def fit_class_readers(job: Job, original: Setting) -> ClassReaders | None:
+    """Return what tells a clip's class, made on Original's embeddings; nothing where clips have no classes."""
+    if job.experiment.dataset != "class_folders":
+        return None
+    clips = embed_dense(job, original)
+
+    def embed(names: Sequence[str]) -> Tensor:
+        texts = [job.experiment.prompt.format(question="", answer=name) for name in names]
+        return embed_texts(texts, job.backbone, job.store)
+
+    has_words = job.backbone.text is not None
+    readers = make_readers(clips, job.dataset.questions, original, job.embedding, embed if has_words else None)
+    job.say(f"fitted a probe of {len(readers.bias_C)} classes on {len(readers.train.label_N)} clips")
+    return readers
+
+
+def embed_dense(job: Job, original: Setting) -> dict[Split, list[Transcoded]]:
+    """Embed what Original lacks of training and validation clips, for what learns from it; return the clips."""
+    pool = cluster.actor_pool(job.experiment.num_workers, job.experiment.gpus_per_worker)
+    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
+    splits: tuple[Split, ...] = ("train", "val")
+    clips = {split: job.of_split(split) for split in splits}
+    for split, some in clips.items():
+        embed_clips(some, [original], embedding, pool, split)
+    return clips
 
 
 def head_run(job: Job, fitted: HeadFit) -> Run:
@@ -298,7 +335,7 @@ def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     experiment = job.experiment
     clips = {split: job.of_split(split) for split in ("train", "val")}
     windows = num_windows(long_enough(clips["train"]))
-    if not windows or (job.dataset.name == "video_folder" and windows < MIN_WINDOWS):
+    if not windows or (experiment.is_own and windows < MIN_WINDOWS):
         job.say(f"{len(clips['train'])} training clips give {windows} windows: ReuseViT is not trained")
         return ()
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
@@ -402,7 +439,7 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     trained = Trained(tuple(addons), tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)])))
     tower = look_at_tower(job.backbone, probes, job.embedding, experiment.sweep, trained)
     sweep_config = experiment.sweep
-    if job.dataset.name == "video_folder" and not addons:
+    if experiment.is_own and not addons:
         job.say("ReuseViT is left out of plot and table: nothing has been trained for it")
         sweep_config = replace(sweep_config, methods=tuple(name for name in sweep_config.methods if name != "reusevit"))
     configs = list_configs(tower, job.backbone, sweep_config)
@@ -461,6 +498,7 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
         num_streams=job.experiment.measure.num_clips,
         tags=tags(job),
         config_yaml=(job.results / "config.yaml").read_text(encoding="utf-8"),
+        allowed_loss=job.experiment.allowed_loss,
     )
 
 

@@ -15,8 +15,9 @@ from upath import UPath
 from dejavu.datasets.splits import GroupBy
 from dejavu.datasets.synthetic import SyntheticConfig
 from dejavu.embedding.batch import EmbedConfig
+from dejavu.report.frontier import MAX_LOSS
 from dejavu.stages.measure import MeasureConfig
-from dejavu.stages.prepare import DatasetName
+from dejavu.stages.prepare import OWN_VIDEOS, DatasetName
 from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train import TrainConfig
@@ -73,8 +74,9 @@ class Experiment:
     train_on: GivenPlace | None = None
     """Folder of other videos to train on and to choose settings by; all of --videos is tested then (recipe folder)."""
     group_by: GroupBy = "auto"
-    """Videos that are never divided between splits (recipe folder): those of a folder (`parent`), those whose names
-    differ in a number at the end (`stem-prefix`), or `none`; `auto` takes stem-prefix where enough groups are left."""
+    """Videos that are never divided between splits (recipes folder and classes): those of a folder (`parent`), those
+    whose names differ in a number at the end (`stem-prefix`), or `none`; `auto` takes stem-prefix where enough groups
+    are left."""
     annotations: GivenPlace | None = None
     """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
     published_checkpoints: GivenPlace | None = None
@@ -97,6 +99,8 @@ class Experiment:
     """GPUs that an encoding actor holds; one where there are any unless given."""
     max_failed_fraction: float = 0.01
     """Share of clips that may fail before the run ends with an error, 0..1."""
+    allowed_loss: float = MAX_LOSS
+    """Share of Original's quality that may be lost, 0..1: the report leads with the fastest setting within it."""
     clip_limit_s: float = CLIP_LIMIT_S
     """Seconds that transcoding one clip may take before it counts as failed."""
     prompt: str = "{answer}"
@@ -122,10 +126,19 @@ class Experiment:
             raise ExperimentError(
                 f"max_failed_fraction: got {self.max_failed_fraction}, expected 0..1; 0.01 lets one clip in 100 fail"
             )
+        if not 0 <= self.allowed_loss < 1:
+            raise ExperimentError(
+                f"allowed_loss: got {self.allowed_loss}, expected 0 or more and less than 1; 0.02 allows 2 %"
+            )
         if not 0 < self.clip_limit_s <= MAX_CLIP_LIMIT_S:
             raise ExperimentError(
                 f"clip_limit_s: got {self.clip_limit_s}, expected more than 0 and at most {MAX_CLIP_LIMIT_S}; "
                 f"{CLIP_LIMIT_S:g} are enough for a video of an hour"
+            )
+        if self.dataset == "class_folders" and self.task.head != "zero_shot":
+            raise ExperimentError(
+                f"--task.head: got {self.task.head}, expected zero_shot; recipe {self.recipe} asks for classes, which "
+                "its own probe tells"
             )
         try:
             self.prompt.format(question="", answer="")
@@ -152,7 +165,14 @@ class Experiment:
         Raises:
             ExperimentError: One of them is not given or not there.
         """
-        needed = {"video_folder": ("videos",), "synthetic": ()}.get(self.dataset, ("videos", "annotations"))
+        needed = {"synthetic": (), **dict.fromkeys(OWN_VIDEOS, ("videos",))}.get(
+            self.dataset, ("videos", "annotations")
+        )
+        if self.train_on is not None and self.dataset != "video_folder":
+            raise ExperimentError(
+                f"--train-on: got {self.train_on}, expected nothing in recipe {self.recipe}; only recipe folder trains "
+                "on other videos"
+            )
         if self.published_checkpoints is not None and not listed(self.published_checkpoints, "*.ckpt"):
             raise ExperimentError(
                 f"--published-checkpoints: got {self.published_checkpoints} without any *.ckpt, expected a folder of "
@@ -163,6 +183,16 @@ class Experiment:
             if folder is None or not is_folder(folder):
                 got = "nothing" if folder is None else f"{folder}, which is no folder"
                 raise ExperimentError(f"--{name}: got {got}, expected a folder; recipe {self.recipe} reads it")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a person's own folder is run, whose splits are made here."""
+        return self.dataset in OWN_VIDEOS
+
+    @property
+    def needs_training_clips(self) -> bool:
+        """Whether anything is learned from the clips of the train split."""
+        return self.trains or self.searches or self.task.trains or self.dataset == "class_folders"
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a person reads it."""
@@ -210,6 +240,10 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
     "folder": (
         "a folder of your own videos, no answers needed: the score is fidelity to Original",
         Experiment(recipe="folder", dataset="video_folder"),
+    ),
+    "classes": (
+        "your own videos in folders of classes, [split/]class/video: the score is the accuracy of a linear probe",
+        Experiment(recipe="classes", dataset="class_folders", prompt="a video of {answer}"),
     ),
     "nextqa": (
         "NExT-QA videos with NExT-GQA annotations, at the paper's settings",

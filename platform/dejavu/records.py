@@ -32,7 +32,8 @@ class Question:
     clip_id: str
     split: Split
     kind: str
-    """NExT-QA's type: CW, CH, TN, TP, TC; MC for plain multiple choice; CAPTION."""
+    """NExT-QA's type: CW, CH, TN, TP, TC; MC for plain multiple choice; CAPTION; the class of a clip in class folders,
+    where `answers` are all classes and nothing else is asked."""
     text: str
     answers: tuple[str, ...]
     correct: int
@@ -232,3 +233,24 @@ class ParetoPoint:
     """Decoding to RGB on one core, timed in the same rounds as ms_per_frame, which is encoding alone."""
     codec_ms_per_frame: float | None = None
     """What reading the codec grid in the same pass adds to decoding."""
+    agreement: float | None = None
+    """Of each frame's ten nearest frames of other clips under Original, the share that is still among its ten nearest;
+    mean over frames. None where the clips have too few frames for it."""
+    agreement_ci_low: float | None = None
+    agreement_ci_high: float | None = None
+    agreement_loss_ci_low: float | None = None
+    """As agreement_ci_low, of the agreement minus Original's, which is 1."""
+    agreement_loss_ci_high: float | None = None
+    knn_accuracy: float | None = None
+    """Share of clips whose class their nearest training clips tell; accuracy is then the linear probe's. None where
+    clips have no classes. Intervals as those of accuracy."""
+    knn_accuracy_ci_low: float | None = None
+    knn_accuracy_ci_high: float | None = None
+    knn_accuracy_loss_ci_low: float | None = None
+    knn_accuracy_loss_ci_high: float | None = None
+    zero_shot_accuracy: float | None = None
+    """As knn_accuracy, by the class whose name's text embedding is nearest; None without a text tower."""
+    zero_shot_accuracy_ci_low: float | None = None
+    zero_shot_accuracy_ci_high: float | None = None
+    zero_shot_accuracy_loss_ci_low: float | None = None
+    zero_shot_accuracy_loss_ci_high: float | None = None

@@ -57,6 +57,8 @@ def test_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("classes --task.head temp_clip", "--task.head: got temp_clip, expected zero_shot; recipe classes asks"),
+        ("tiny --allowed-loss 1", "allowed_loss: got 1.0, expected 0 or more and less than 1"),
         ("tiny --max-failed-fraction 2", "max_failed_fraction: got 2.0, expected 0..1"),
         ("tiny --num-workers 0", "num_workers: got 0, expected 1 or more"),
         ("tiny --prompt {colour}", "prompt: got '{colour}'"),

@@ -63,6 +63,25 @@ def split_folder(clips: Mapping[str, Clip], group_by: GroupBy = "auto") -> Split
     return Splitting(done, f"{_counts(done)}, by the hash of {len(names)} {how}", given=False)
 
 
+def split_parts(parts: Mapping[str, Mapping[str, Clip]], group_by: GroupBy = "auto") -> Splitting:
+    """Divide each part of some videos by itself, as classes are, so that each is in every split.
+
+    Args:
+        parts: Part -> its clips by their paths; a part of fewer than three groups is not in every split.
+        group_by: As in `split_folder`.
+    """
+    split_of: dict[str, Split] = {}
+    num_groups = 0
+    for clips in parts.values():
+        names, _ = _groups(clips, group_by)
+        num_groups += len(names)
+        split_of |= _cut_by_hash(names, SHARES)
+    clips = {name: clip for some in parts.values() for name, clip in some.items()}
+    done = tuple(replace(clip, split=split_of[name]) for name, clip in sorted(clips.items()))
+    how = f"{_counts(done)}, {len(parts)} classes each by the hash of its groups, {num_groups} in all"
+    return Splitting(done, how, given=False)
+
+
 def add_training(tested: Sequence[Clip], teaching: Mapping[str, Clip], group_by: GroupBy = "auto") -> Splitting:
     """Let videos of another folder teach and choose, and all of the first one's be tested.
 

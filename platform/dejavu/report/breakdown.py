@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ import numpy as np
 from dejavu.records import EvalRow, Question
 from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
-from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
+from dejavu.tasks.bootstrap import Metric, bootstrap, clustered_interval, paired_bootstrap
+from dejavu.tasks.neighbours import Agreement
 
-SplitBy = Literal["question_type", "motion_px", "duration_s"]
+SplitBy = Literal["question_type", "class", "motion_px", "duration_s"]
 THIRDS = ("low", "middle", "high")
 """Values of a split into terciles."""
 
@@ -52,6 +53,7 @@ class Answered:
     """Clip id -> mean cosine of its frames to Original's."""
     has_spans: bool = True
     """Whether the questions say when their answers are seen, so that Acc@GQA means something."""
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,24 +79,35 @@ class BreakdownRow:
     acc_gqa_loss_ci_low: float | None = None
     acc_gqa_loss_ci_high: float | None = None
     cosine_to_dense: float | None = None
-    """Mean over the clips, each weighing the same; None for types of question, which share clips."""
+    """Mean over the clips, each weighing the same; None for types of question, which share clips. So is agreement."""
+    agreement: float | None = None
+    """Mean over the frames of these clips; their neighbours may be of any other clip."""
+    agreement_ci_low: float | None = None
+    agreement_ci_high: float | None = None
+    agreement_loss_ci_low: float | None = None
+    agreement_loss_ci_high: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(BreakdownRow))
 
 
-def by_question_type(questions: Sequence[Question]) -> list[Group]:
-    """Group questions by their type; those without one are left out, and where all are alike there is no group."""
+def by_question_type(
+    questions: Sequence[Question], split_by: Literal["question_type", "class"] = "question_type"
+) -> list[Group]:
+    """Group questions by their type; those without one are left out, and where all are alike there is no group.
+
+    Of clips in classes, the type is the class, and each clip is in one group.
+    """
     kinds = sorted({question.kind for question in questions if question.kind})
     if len(kinds) < 2:
         return []
     members = {kind: [question for question in questions if question.kind == kind] for kind in kinds}
     return [
         Group(
-            "question_type",
+            split_by,
             kind,
             frozenset(question.clip_id for question in some),
-            question_ids=frozenset(question.question_id for question in some),
+            question_ids=frozenset(question.question_id for question in some) if split_by == "question_type" else None,
         )
         for kind, some in members.items()
     ]
@@ -154,7 +167,26 @@ def _row(setting: Answered, original: Answered, group: Group, seed: int) -> Brea
         cosine_to_dense=float(np.mean(cosines)) if cosines and whole else None,
         **_metric("accuracy", "correct", rows, dense, seed),
         **(_metric("acc_gqa", "grounded", rows, dense, seed) if setting.has_spans else {}),
+        **(agreement_columns(setting.agreement, group.clip_ids, seed) if setting.agreement and whole else {}),
     )
+
+
+def agreement_columns(agreement: Agreement, clip_ids: Iterable[str], seed: int) -> dict[str, Any]:
+    """Return the agreement of some clips' frames and its intervals; nothing where none of their frames is a query.
+
+    Original agrees with itself, so that the difference to it has the same interval, one below.
+    """
+    shares, clips = agreement.of(sorted(clip_ids))
+    if not shares:
+        return {}
+    found = clustered_interval(np.array(shares), clips, seed=seed)
+    return {
+        "agreement": found.mean,
+        "agreement_ci_low": found.low,
+        "agreement_ci_high": found.high,
+        "agreement_loss_ci_low": found.low - 1,
+        "agreement_loss_ci_high": found.high - 1,
+    }
 
 
 def _metric(

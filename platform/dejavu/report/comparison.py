@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dejavu.records import ParetoPoint
-from dejavu.report.frontier import Gain, Quality, QualityWords, words_of
+from dejavu.report.frontier import QUALITIES, Gain, Quality, QualityWords, words_of
 from dejavu.report.looks import FAINT, INK, MUTED, looks_of
 from dejavu.storage.store import atomic, write_text
 
-QUALITIES: tuple[Quality, ...] = ("acc_gqa", "accuracy", "cosine_to_dense")
 GAIN_NAMES: dict[Gain, str] = {
     "flops_reduction": "Reduction of executed FLOPs",
     "speedup": "Measured speed-up over Original",

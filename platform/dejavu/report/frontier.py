@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from dejavu.records import ParetoPoint
 
-Quality = Literal["acc_gqa", "accuracy", "cosine_to_dense"]
+Quality = Literal["acc_gqa", "accuracy", "agreement", "cosine_to_dense"]
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
+"""The strictest first."""
 Gain = Literal["flops_reduction", "speedup"]
+GAINS: tuple[Gain, ...] = get_args(Gain)
 
 ORIGINAL = "original"
 """The method's name of the dense tower, which all others are compared with."""
 MAX_LOSS = 0.02
-"""The share of Original's quality that a summary may lose: the published claim is within 2 %, and ours is relative."""
+"""The share of Original's quality that may be lost unless a run says otherwise; the published claim is within 2 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +36,37 @@ class QualityWords:
 _WORDS: dict[Quality, QualityWords] = {
     "acc_gqa": QualityWords("Acc@GQA", "right answers, seen at the right time"),
     "accuracy": QualityWords("accuracy", "right answers"),
+    "agreement": QualityWords(
+        "agreement of neighbours", "of a frame's ten nearest frames of other clips, the share that stays", "frame"
+    ),
     "cosine_to_dense": QualityWords("cosine to Original", "how close frame embeddings stay to Original's"),
 }
+_CLASS_WORDS = QualityWords("top-1 accuracy", "clips whose class a linear probe on Original's embeddings tells", "clip")
 _RETRIEVAL_WORDS = QualityWords("R@1", "captions whose own video is found first", "caption")
 
 
 def words_of(points: Sequence[ParetoPoint], quality: Quality) -> QualityWords:
-    """Name the quality of these points: in retrieval, accuracy is the share that is found first."""
+    """Name the quality of these points: in retrieval, accuracy is the share found first; of classes, told right."""
+    if quality == "accuracy" and all(point.knn_accuracy is not None for point in points):
+        return _CLASS_WORDS
     if quality == "accuracy" and all(point.median_rank is not None for point in points):
         return _RETRIEVAL_WORDS
     return _WORDS[quality]
 
 
 def quality_of(points: Sequence[ParetoPoint]) -> Quality:
-    """Return the strictest measure that every point has: Acc@GQA, else accuracy or R@1, else fidelity to Original.
+    """Return the strictest measure that every point has.
+
+    Acc@GQA, else accuracy or R@1, else what stays of Original: agreement of neighbours, else the mean cosine.
 
     Raises:
         ValueError: There is none, or no point.
     """
-    measures: tuple[Quality, ...] = ("acc_gqa", "accuracy", "cosine_to_dense")
-    for measure in measures:
+    for measure in QUALITIES:
         if points and all(getattr(point, measure) is not None for point in points):
             return measure
     raise ValueError(
-        f"points: got {len(points)} without a measure that all of them have, expected one of {', '.join(measures)}; "
+        f"points: got {len(points)} without a measure that all of them have, expected one of {', '.join(QUALITIES)}; "
         "score all settings on the same clips"
     )
 

@@ -1,4 +1,4 @@
-"""What a run comes down to: each method's best settings within 2 % of Original, what dominates what, and how sure.
+"""What a run comes down to: each method's best settings within the loss allowed, what dominates what, and how sure.
 
 Pure arithmetic and words on points; every number is one of pareto.csv's, or follows from them.
 """
@@ -11,6 +11,7 @@ from typing import Literal
 
 from dejavu.records import ParetoPoint
 from dejavu.report.frontier import (
+    GAINS,
     MAX_LOSS,
     ORIGINAL,
     Gain,
@@ -34,22 +35,22 @@ class MethodHeadline:
     method: str
     num_settings: int
     best: ParetoPoint | None
-    """The largest reduction of executed FLOPs within 2 % of Original's quality; None where no setting is."""
+    """The largest reduction of executed FLOPs within the loss allowed; None where no setting is."""
     fastest: ParetoPoint | None
-    """The largest measured speed-up within 2 %; None where no setting is, or none was timed."""
+    """The largest measured speed-up within it; None where no setting is, or none was timed."""
     hypervolume: float
     """Area that its settings dominate: FLOP reduction beyond 1 times quality."""
     num_dominated: int
     """Settings for which another point, of any method, is at least as good on both axes and better on one."""
 
 
-def headlines(points: Sequence[ParetoPoint], quality: Quality) -> list[MethodHeadline]:
-    """Sum up each method but Original, the largest FLOP reduction within 2 % first.
+def headlines(points: Sequence[ParetoPoint], quality: Quality, max_loss: float = MAX_LOSS) -> list[MethodHeadline]:
+    """Sum up each method but Original: the fastest within the loss allowed first, then by FLOPs.
 
     Raises:
         ValueError: There is not exactly one Original with that quality.
     """
-    best, fastest = (best_within(points, quality, gain) for gain in ("flops_reduction", "speedup"))
+    best, fastest = (best_within(points, quality, gain, max_loss=max_loss) for gain in GAINS)
     beaten = {id(point) for point, by in zip(points, dominators(points, quality), strict=True) if by}
     found = []
     for method in looks_of(point.method for point in points):
@@ -66,7 +67,13 @@ def headlines(points: Sequence[ParetoPoint], quality: Quality) -> list[MethodHea
                 num_dominated=sum(id(point) in beaten for point in members),
             )
         )
-    return sorted(found, key=lambda one: -(one.best.flops_reduction or 0) if one.best else 0)
+    return sorted(found, key=_gained, reverse=True)
+
+
+def _gained(one: MethodHeadline) -> tuple[float, float]:
+    speedup = one.fastest.speedup if one.fastest else None
+    reduction = one.best.flops_reduction if one.best else None
+    return speedup or 0.0, reduction or 0.0
 
 
 def dominated_area(points: Sequence[ParetoPoint], quality: Quality) -> float:
@@ -105,19 +112,29 @@ def loss_interval(point: ParetoPoint, quality: Quality) -> tuple[float, float] |
     return None if low is None or high is None else (float(low), float(high))
 
 
-def surely_within(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality) -> bool | None:
-    """Say whether the whole interval, not the estimate alone, loses at most 2 % of Original; None without interval."""
+def surely_within(
+    point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality, max_loss: float = MAX_LOSS
+) -> bool | None:
+    """Say whether the whole interval, not the estimate alone, loses what is allowed at most; None without interval."""
     interval = loss_interval(point, quality)
-    return None if interval is None else interval[0] >= -MAX_LOSS * original_quality(points, quality)
+    return None if interval is None else interval[0] >= -max_loss * original_quality(points, quality)
 
 
-def summarise(points: Sequence[ParetoPoint], quality: Quality, num_questions: int) -> list[str]:
-    """Tell the outcome in sentences: what Original reaches, the least computation and the most speed within 2 %.
+def per_cent(share: float) -> str:
+    """Write a share of 1 in per cent, in as many digits as it has."""
+    return f"{100 * share:g} %"
+
+
+def summarise(
+    points: Sequence[ParetoPoint], quality: Quality, num_questions: int, max_loss: float = MAX_LOSS
+) -> list[str]:
+    """Tell the outcome in sentences: what Original reaches, then the most speed and the least computation near it.
 
     Args:
         points: Those of one split, Original among them.
         quality: What must not be lost.
         num_questions: How many questions or captions were scored; 0 for a dataset without answers.
+        max_loss: The share of Original's quality that may be lost.
 
     Raises:
         ValueError: There is not exactly one Original with that quality.
@@ -125,37 +142,41 @@ def summarise(points: Sequence[ParetoPoint], quality: Quality, num_questions: in
     dense = original_quality(points, quality)
     original = next(point for point in points if point.method == ORIGINAL)
     words = words_of(points, quality)
-    asked = f"{num_questions} {words.item}s about " if num_questions else ""
+    asked = f"{num_questions} {words.item}s about " if num_questions and words.item != "clip" else ""
     said = [
         f"Original, the dense tower that computes every token of every frame, reaches {_share(dense, quality)} "
         f"{words.name} ({words.meaning}) on {asked}{original.num_clips} test clips"
         f"{_own_interval(original, quality)}."
     ]
-    every = headlines(points, quality)
-    limit = f"{_share((1 - MAX_LOSS) * dense, quality)} or more, that is within {100 * MAX_LOSS:.0f} % of Original"
+    every = headlines(points, quality, max_loss)
+    limit = f"{_share((1 - max_loss) * dense, quality)} or more, that is within {per_cent(max_loss)} of Original"
     cheapest = _largest([one.best for one in every], "flops_reduction")
     if cheapest is None:
-        said.append(f"No setting of another method keeps {limit}.")
-        return said
-    said.append(
-        f"Of the settings that keep {limit}, the one that computes least is {_name(cheapest)}: "
-        f"{cheapest.flops_reduction:.2f} times fewer executed FLOPs at {_quality(cheapest, points, quality)}."
-        f"{_pace(cheapest)}"
-    )
+        return [*said, f"No setting of another method keeps {limit}."]
     fastest = _largest([one.fastest for one in every], "speedup")
-    if fastest is not None and fastest.speedup is not None:
-        same = fastest is cheapest
-        who = "That is also the fastest of them" if same else f"The fastest of them by the clock is {_name(fastest)}"
-        how = (
-            ""
-            if same
-            else f" at {_quality(fastest, points, quality)}, for {fastest.flops_reduction:.2f} times fewer FLOPs"
+    if fastest is None or fastest.speedup is None:
+        who = f"Of the settings that keep {limit}, none was timed; the one that computes least is {_name(cheapest)}"
+        return [*said, f"{who}: {_fewer(cheapest)} at {_quality(cheapest, points, quality, max_loss)}."]
+    if fastest.speedup > 1:
+        said.append(
+            f"Of the settings that keep {limit}, the fastest by the clock is {_name(fastest)}: {fastest.speedup:.2f} "
+            f"times Original's speed at {_quality(fastest, points, quality, max_loss)}, for {_fewer(fastest)}."
         )
-        if fastest.speedup > 1:
-            said.append(f"{who}: {fastest.speedup:.2f} times Original's speed{how}.")
-        else:
-            said.append(f"None of them is faster than Original by the clock here; {_name(fastest)} comes closest.")
+    else:
+        said.append(
+            f"Of the settings that keep {limit}, none is faster than Original by the clock here; {_name(fastest)} "
+            f"comes closest, at {fastest.speedup:.2f} times its speed."
+        )
+    if cheapest is fastest and fastest.speedup > 1:
+        said.append("It is also the one that computes least.")
+    else:
+        told = f"{_fewer(cheapest)} at {_quality(cheapest, points, quality, max_loss)}"
+        said.append(f"The one that computes least is {_name(cheapest)}: {told}.{_pace(cheapest)}")
     return said
+
+
+def _fewer(point: ParetoPoint) -> str:
+    return f"{point.flops_reduction:.2f} times fewer executed FLOPs"
 
 
 def _pace(point: ParetoPoint) -> str:
@@ -165,7 +186,7 @@ def _pace(point: ParetoPoint) -> str:
     return f"{text}." if point.speedup > 1 else f"{text}: the work that it saves is not time saved here."
 
 
-def _quality(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality) -> str:
+def _quality(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality, max_loss: float) -> str:
     dense, reached = original_quality(points, quality), float(getattr(point, quality))
     interval = loss_interval(point, quality)
     text = f"{_share(reached, quality)}, {relative_text(reached, dense)}"
@@ -177,8 +198,8 @@ def _quality(point: ParetoPoint, points: Sequence[ParetoPoint], quality: Quality
         "worse": "below Original beyond the noise",
         "better": "above Original beyond the noise",
     }[verdict(point, quality)]
-    if not surely_within(point, points, quality):
-        sure += f", though losing more than {100 * MAX_LOSS:.0f} % is not ruled out"
+    if not surely_within(point, points, quality, max_loss):
+        sure += f", though losing more than {per_cent(max_loss)} is not ruled out"
     return f"{text} ({signed(reached - dense)} points, 95 % interval {low} to {high}; {sure})"
 
 

@@ -24,9 +24,9 @@ from dejavu.report.headline import (
     dominators,
     headlines,
     loss_interval,
+    per_cent,
     relative_text,
     summarise,
-    surely_within,
     verdict,
 )
 from dejavu.report.looks import looks_of
@@ -46,9 +46,12 @@ KIND_NAMES = {
 """NExT-QA's types of question, spelt out."""
 SPLIT_NAMES = {
     "question_type": ("By type of question", ""),
+    "class": ("By class", ""),
     "motion_px": ("By motion", "mean length of the codec's motion vectors, pixels a frame, thirds of the clips"),
     "duration_s": ("By length of the video", "seconds, thirds of the clips"),
 }
+MAX_COLUMNS = 16
+"""Of a break-down on the page; a split into more parts, such as hundreds of classes, is in breakdown.csv alone."""
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -89,6 +92,8 @@ class RunFacts:
     tags: Mapping[str, str]
     """Commit, hashes, backbone, hardware, as MLflow has them."""
     config_yaml: str
+    allowed_loss: float = MAX_LOSS
+    """The share of Original's quality that the headline's settings may lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ def _context(
 ) -> dict[str, Any]:
     quality = quality_of(points)
     original = next(point for point in points if point.method == ORIGINAL)
-    every, words = headlines(points, quality), words_of(points, quality)
+    every, words = headlines(points, quality, facts.allowed_loss), words_of(points, quality)
     is_share = quality != "cosine_to_dense"
     shown = {id(one) for head in every for one in (head.best, head.fastest)} | {id(original)}
     chosen = {(point.method, point.setting) for point in points if id(point) in shown}
@@ -152,8 +157,9 @@ def _context(
         "headlines": every,
         "total_area": dominated_area([point for point in points if point.method != ORIGINAL], quality),
         "worst": WORST,
-        "max_loss": MAX_LOSS,
-        "summary": summarise(points, quality, facts.num_questions),
+        "max_loss": facts.allowed_loss,
+        "has_answers": quality not in ("agreement", "cosine_to_dense"),
+        "summary": summarise(points, quality, facts.num_questions, facts.allowed_loss),
         "baselines": list(dict.fromkeys(lead.baseline for lead in tables.leads)),
         "leads": _leads(tables.leads, original.gflops_per_frame or 0.0),
         "splits": _splits([row for row in tables.breakdown if (row.method, row.setting) in chosen], quality),
@@ -165,8 +171,8 @@ def _context(
         "loss_interval": lambda one: loss_interval(one, quality),
         "own_interval": lambda one: _own_interval(one, quality),
         "verdict": lambda one: verdict(one, quality),
-        "surely_within": lambda one: surely_within(one, points, quality),
         "relative": relative_text,
+        "per_cent": per_cent,
         "dash": NONE,
     }
 
@@ -193,6 +199,8 @@ def _splits(rows: Sequence[BreakdownRow], quality: str) -> list[dict[str, Any]]:
         if not members:
             continue
         groups = list({row.value: row for row in members}.values())
+        if len(groups) > MAX_COLUMNS:
+            continue
         settings = list(dict.fromkeys((row.method, row.setting) for row in members))
         cells = {(row.method, row.setting, row.value): row for row in members}
         tables.append(

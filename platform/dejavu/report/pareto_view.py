@@ -16,7 +16,7 @@ VIEW_NAME = "Quality against computation"
 
 _SECTION = "quality-against-computation"
 _COSTS = ("flops_reduction", "gflops_per_frame", "speedup", "ms_per_frame")
-_COLUMNS = ("accuracy", "acc_gqa", "cosine_to_dense", "reuse_rate", *_COSTS)
+_COLUMNS = ("accuracy", "acc_gqa", "agreement", "cosine_to_dense", "reuse_rate", *_COSTS)
 
 
 def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:

@@ -24,8 +24,9 @@ from dejavu.storage.store import atomic
 _LOSS_INTERVALS: dict[Quality, tuple[str, str]] = {
     "acc_gqa": ("acc_gqa_loss_ci_low", "acc_gqa_loss_ci_high"),
     "accuracy": ("accuracy_loss_ci_low", "accuracy_loss_ci_high"),
+    "agreement": ("agreement_loss_ci_low", "agreement_loss_ci_high"),
 }
-_KEY = "gold and ringed: the frontier, with its settings   ·   grey band: within 2 % of Original"
+_KEY = "gold and ringed: the frontier, with its settings   ·   grey band: within {loss:g} % of Original"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,14 @@ class _Label:
     optional: bool = False
 
 
-def plot_pareto(
+def plot_pareto(  # noqa: PLR0913  two files and what stands in them
     points: Sequence[ParetoPoint],
     path_png: Place,
     path_svg: Place | None = None,
     *,
     published: bool = False,
     title: str = "Quality against computation",
+    max_loss: float = MAX_LOSS,
 ) -> None:
     """Draw quality against the reduction of FLOPs, one line a method.
 
@@ -93,6 +95,7 @@ def plot_pareto(
         path_svg: As path_png, where given.
         published: Show the published NExT-GQA numbers; they appear only beside Acc@GQA.
         title: Headline.
+        max_loss: The share of Original's quality that the band shows.
 
     Raises:
         ValueError: There is no Original, it has no FLOP reduction, or no measure is common to all points.
@@ -112,9 +115,12 @@ def plot_pareto(
     figure.subplots_adjust(left=0.085 / len(panels) ** 0.6, right=0.985, top=0.815, bottom=0.115, wspace=0.06)
     for axes, panel in zip(every_axes, panels, strict=True):
         _frame(axes, panel, panels)
+        axes.axhspan((1 - max_loss) * panel.dense, panel.dense, color=FAINT, zorder=0, linewidth=0)
         _draw(axes, panel)
     every_axes[0].tick_params(axis="y", labelleft=True)
     _headline(figure, points, quality, title)
+    key = _KEY.format(loss=100 * max_loss)
+    figure.text(every_axes[0].get_position().x0, 0.862, key, fontsize=9.5, color=MUTED, va="center")
     figure.canvas.draw()  # fixes where things are, which labels need to know
     for axes, panel in zip(every_axes, panels, strict=True):
         room = _room(axes, panel)
@@ -232,7 +238,6 @@ def _at_least(values: Points, length: float) -> tuple[float, float]:
 
 
 def _draw(axes: Axes, panel: _Panel) -> None:
-    axes.axhspan((1 - MAX_LOSS) * panel.dense, panel.dense, color=FAINT, zorder=0, linewidth=0)
     axes.axhline(panel.dense, color=INK, linewidth=1.1, zorder=1)
     axes.plot(*panel.stairs.T, color=GOLD, linewidth=3.5, zorder=1.2, solid_joinstyle="miter")
     for line in panel.published:
@@ -266,7 +271,6 @@ def _headline(figure: Figure, points: Sequence[ParetoPoint], quality: Quality, t
         about.append("whiskers: 95 % interval of the difference to Original")
     figure.text(left, 0.945, title, fontsize=15, fontweight="bold", color=INK, va="center")
     figure.text(left, 0.896, "   ·   ".join(about), fontsize=9.5, color=MUTED, va="center")
-    figure.text(left, 0.862, _KEY, fontsize=9.5, color=MUTED, va="center")
 
 
 def _labels(axes: Axes, panel: _Panel) -> list[_Label]:

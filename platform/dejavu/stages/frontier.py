@@ -13,8 +13,10 @@ import yaml
 from dejavu.cluster.cluster import PACKAGES_ROOT
 from dejavu.observability.tracking import Run, Tracking
 from dejavu.records import EvalRow, ParetoPoint
+from dejavu.report.breakdown import agreement_columns
 from dejavu.report.equal_flops import Lead, Scored, leads
-from dejavu.report.frontier import ORIGINAL, Quality, best_within, mark_frontier, quality_of, words_of
+from dejavu.report.frontier import GAINS, MAX_LOSS, Quality, best_within, mark_frontier, quality_of, words_of
+from dejavu.report.headline import headlines
 from dejavu.report.looks import looks_of
 from dejavu.report.pareto_csv import write_pareto_csv
 from dejavu.report.pareto_view import VIEW_ID, VIEW_NAME, saved_view
@@ -23,6 +25,7 @@ from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.storage.place import Place, is_file
 from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
+from dejavu.tasks.class_readers import Reader
 from reuse_models.artifact import flops as flops_published
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
@@ -47,6 +50,7 @@ ARTIFACTS = (
     "failures.csv",
 )
 """Of a run, where they are."""
+READER_COLUMNS: Mapping[Reader, str] = {"nearest": "knn_accuracy", "zero_shot": "zero_shot_accuracy"}
 FIRST_METRICS = ("accuracy", "acc_gqa", "gflops_per_frame")
 """MLflow's compare page begins with what was logged first."""
 
@@ -95,8 +99,20 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
         **(_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
         **_recalls(score),
+        **_other_readers(score, original, evidence.seed),
         **_difference(score, evidence),
+        **(agreement_columns(score.agreement, score.agreement.by_clip, evidence.seed) if score.agreement else {}),
     )
+
+
+def _other_readers(score: SettingScore, original: SettingScore, seed: int) -> dict[str, Any]:
+    """Return the columns of what tells a clip's class beside the linear probe; nothing where clips have no classes."""
+    columns: dict[str, Any] = {}
+    for reader, name in READER_COLUMNS.items():
+        if reader in score.by_reader:
+            ours, dense = score.by_reader[reader], original.by_reader[reader]
+            columns |= {name: ours.accuracy, **_intervals(name, "correct", ours.rows, dense.rows, seed)}
+    return columns
 
 
 def _recalls(score: SettingScore) -> dict[str, Any]:
@@ -182,64 +198,77 @@ def _intervals(
     }
 
 
-def draw_frontier(points: Sequence[ParetoPoint], results: Place, *, title: str, published: bool) -> None:
+def draw_frontier(
+    points: Sequence[ParetoPoint], results: Place, *, title: str, published: bool, max_loss: float = MAX_LOSS
+) -> None:
     """Write pareto.csv, pareto.png and pareto.svg."""
     write_pareto_csv(results / "pareto.csv", points)
-    plot_pareto(points, results / "pareto.png", results / "pareto.svg", published=published, title=title)
+    png, svg = results / "pareto.png", results / "pareto.svg"
+    plot_pareto(points, png, svg, published=published, title=title, max_loss=max_loss)
 
 
-def log_frontier(
-    points: Sequence[ParetoPoint],
-    tracking: Tracking,
-    tags: Mapping[str, str],
-    results: Place,
-    tried: Sequence[Run] = (),
-) -> str:
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Where a run is logged, and what it did before its settings were scored."""
+
+    tracking: Tracking
+    tags: Mapping[str, str]
+    """Of the run of the pipeline."""
+    tried: Sequence[Run] = ()
+    """Children for what was tried on validation clips."""
+
+
+def log_frontier(points: Sequence[ParetoPoint], journal: Journal, results: Place, max_loss: float = MAX_LOSS) -> str:
     """Log one parent run with the plot and the summary, and one child for each point; return the parent's id.
 
     Args:
         points: On test clips, Original first.
-        tracking: Where to.
-        tags: Of the run of the pipeline.
+        journal: Where to, and what else belongs to the run.
         results: Its folder.
-        tried: Children for what was tried on validation clips.
+        max_loss: The share of Original's quality that the summary's settings may lose.
     """
-    quality = quality_of(points)
+    quality, tracking = quality_of(points), journal.tracking
     summary: dict[str, float | None] = {}
-    for method, best in best_within(points, quality, "flops_reduction").items():
-        summary[f"best_flops_reduction_within_2pct/{method}"] = best.flops_reduction
-    for method, best in best_within(points, quality, "speedup").items():
-        summary[f"best_speedup_within_2pct/{method}"] = best.speedup
+    for gain in GAINS:
+        for method, best in best_within(points, quality, gain, max_loss=max_loss).items():
+            summary[f"best_{gain}_within_{100 * max_loss:g}pct/{method}"] = getattr(best, gain)
     artifacts = tuple(path for name in ARTIFACTS if is_file(path := results / name))
     parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
-    tags = {**tags, "mlflow.source.name": "jobs/pipeline.py", "mlflow.source.git.commit": tags["git_commit"]}
-    note = {"mlflow.note.content": describe(points, quality, tracking.view_path(VIEW_ID))}
+    tags = {
+        **journal.tags,
+        "mlflow.source.name": "jobs/pipeline.py",
+        "mlflow.source.git.commit": journal.tags["git_commit"],
+    }
+    note = {"mlflow.note.content": describe(points, quality, tracking.view_path(VIEW_ID), max_loss)}
     parent = Run(name=tags["recipe"], params=parameters, metrics=summary, tags=tags | note, artifacts=artifacts)
-    parent_id = tracking.log(parent, [*(_child(point, tags) for point in points), *tried])
+    parent_id = tracking.log(parent, [*(_child(point, tags) for point in points), *journal.tried])
     tracking.save_view(VIEW_ID, saved_view(parent_id, quality, round(1e3 * time.time())))
     return parent_id
 
 
-def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str) -> str:
-    """Return the parent's description in Markdown: where to look, and each method's cheapest good setting."""
+def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str, max_loss: float = MAX_LOSS) -> str:
+    """Return the parent's description in Markdown: where to look, and each method's fastest and cheapest setting."""
     words = words_of(points, quality)
     called = words.name if words.name == quality else f"{words.name} (`{quality}`)"
-    good = {name: best for name, best in best_within(points, quality, "flops_reduction").items() if name != ORIGINAL}
+    within = f"within {100 * max_loss:g} % of Original's {called}, {words.meaning}"
     lines = [
         f"Each setting is a child run; [{VIEW_NAME}]({view_path}) shows them all, `pareto.png` is under Artifacts.",
         "",
-        f"Cheapest setting of each method within 2 % of Original's {called}, {words.meaning}:",
+    ]
+    good = headlines(points, quality, max_loss)
+    rows = [(one.method, best) for one in good for best in dict.fromkeys([one.fastest, one.best]) if best]
+    if not rows:
+        return "\n".join([*lines, f"No setting of another method is {within}."])
+    lines += [
+        f"Fastest setting of each method by the clock, and the one of fewest FLOPs, {within}:",
         "",
-        f"| method | setting | {words.name} | FLOPs | speed |",
+        f"| method | setting | {words.name} | speed | FLOPs |",
         "|---|---|---|---|---|",
     ]
-    for method, best in good.items():
+    for method, best in rows:
         speed = "" if best.speedup is None else f"{best.speedup:.2f}x"
-        name = looks_of([method])[method].name
-        cost = f"{best.flops_reduction:.2f}x fewer | {speed}"
-        lines.append(f"| {name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
-    if not good:
-        lines[2:] = [f"No setting of another method is within 2 % of Original's {called}, {words.meaning}."]
+        cost = f"{speed} | {best.flops_reduction:.2f}x fewer"
+        lines.append(f"| {looks_of([method])[method].name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,9 @@ from dejavu.records import Clip, Dataset, Split
 from dejavu.storage.place import Place, place, side_by_side
 from dejavu.storage.store import write_text
 
-DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder"]
+DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder", "class_folders"]
+OWN_VIDEOS: tuple[DatasetName, ...] = ("video_folder", "class_folders")
+"""Folders that a person divides, or a hash."""
 ANNOTATED = {"next_qa": load_next_qa, "msr_vtt": load_msr_vtt, "how2qa": load_how2qa}
 SCORED: tuple[Split, ...] = ("val", "test")
 

@@ -14,7 +14,7 @@ from dejavu.records import ParetoPoint, Transcoded
 from dejavu.report.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
 from dejavu.report.drift import drift_curve, plot_drift, write_drift_csv
 from dejavu.report.equal_flops import write_leads_csv
-from dejavu.report.frontier import MAX_LOSS, original_quality, quality_of
+from dejavu.report.frontier import original_quality, quality_of
 from dejavu.report.looks import looks_of
 from dejavu.report.motion import measure_motion
 from dejavu.report.observe import observe_reuse
@@ -68,7 +68,8 @@ def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
     frames = _frames(settings, scored)
     shared = sorted(set.intersection(*(set(by_clip) for by_clip in frames.values())))
     clips = [clip for clip in scored.exam.clips if clip.clip_id in set(shared)]
-    groups = by_question_type([question for question in scored.exam.questions if question.clip_id in set(shared)])
+    asked = [question for question in scored.exam.questions if question.clip_id in set(shared)]
+    groups = by_question_type(asked, "class" if scored.exam.readers else "question_type")
     motion_of = measure_motion(clips, scored.embedding.store)
     groups += by_terciles("motion_px", motion_of)
     groups += by_terciles("duration_s", {clip.clip_id: clip.duration_s for clip in clips})
@@ -79,6 +80,7 @@ def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
             score.rows,
             {clip_id: float(frames[score.setting][clip_id][0].mean()) for clip_id in shared},
             has_spans=score.task is not None,
+            agreement=score.agreement,
         )
         for score in scored.evidence.scores
     ]
@@ -87,7 +89,7 @@ def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
     pictures = {
         "pareto": [Picture(results / "pareto.svg", "", PARETO_CAPTION)],
         "drift": _draw_drift(scored, frames, results),
-        "reuse": _draw_reuse(scored, typical(clips, motion_of)),
+        "reuse": _draw_reuse(scored, typical(clips, motion_of), facts.allowed_loss),
     }
     page = results / "report.html"
     found = [lead for score in scored.evidence.scores for lead in compare(score, scored.evidence)]
@@ -135,7 +137,7 @@ def typical(clips: Sequence[Transcoded], motion_of: Mapping[str, float], num_cli
     return [order[place] for place in sorted(places)]
 
 
-def _draw_reuse(scored: Scored, clips: Sequence[Transcoded]) -> list[Picture]:
+def _draw_reuse(scored: Scored, clips: Sequence[Transcoded], max_loss: float) -> list[Picture]:
     """Draw how much each setting reuses layer by layer, and where ReuseViT reuses in one clip."""
     pairs = [
         (point, score.setting)
@@ -156,8 +158,8 @@ def _draw_reuse(scored: Scored, clips: Sequence[Transcoded]) -> list[Picture]:
     ours = [(point, setting) for point, setting in pairs if setting.method == ReuseVitConfig.method]
     if ours:
         quality = quality_of(scored.points)
-        least = (1 - MAX_LOSS) * original_quality(scored.points, quality)
-        # The setting of the headline, else the one that loses least.
+        least = (1 - max_loss) * original_quality(scored.points, quality)
+        # The cheapest of the headline, else the one that loses least.
         good = [pair for pair in ours if getattr(pair[0], quality) >= least]
         point, setting = max(
             good or ours, key=lambda pair: float(getattr(pair[0], "flops_reduction" if good else quality) or 0)

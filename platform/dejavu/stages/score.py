@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from dejavu.embedding.stored import ClipEmbeddings, complete_clips, read_beside
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.storage.setting import Setting
+from dejavu.tasks.class_readers import ClassReaders, Reader
 from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.multiple_choice import score_choices
+from dejavu.tasks.neighbours import Agreement, NeighbourSearch, agreement, choose_queries
 from dejavu.tasks.retrieval import pool, score_retrieval
 from dejavu.tasks.temp_clip.answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
 from dejavu.tasks.temp_clip.head import TempClip
@@ -44,6 +46,12 @@ class SettingScore:
     answers: AnswerScore | None = None
     """Where there are answers, or captions, but no spans."""
 
+    by_reader: Mapping[Reader, AnswerScore] = field(default_factory=dict)
+    """Of clips in classes, the score of everything that tells a class, `answers` being the linear probe's."""
+
+    agreement: Agreement | None = None
+    """How many of each frame's nearest frames of other clips stay; None where the clips have too few for it."""
+
     @property
     def rows(self) -> tuple[EvalRow, ...]:
         """Scored questions, for the bootstrap."""
@@ -68,6 +76,8 @@ class Exam:
     """Answers instead of CLIP's own text tower."""
     span: SpanKind = "combined"
     """Which of the head's spans counts."""
+    readers: ClassReaders | None = None
+    """Tell the class of each clip, where that is what is asked."""
 
 
 def set_exam(
@@ -94,12 +104,20 @@ def set_exam(
     return Exam(tuple(clips), asked, embed_candidates(asked, embed, prompt))
 
 
+def set_class_exam(clips: Sequence[Transcoded], questions: Sequence[Question], readers: ClassReaders) -> Exam:
+    """Ask for the class of each of these clips."""
+    names = {clip.clip_id for clip in clips}
+    asked = tuple(question for question in questions if question.clip_id in names)
+    return Exam(tuple(clips), asked, {}, readers=readers)
+
+
 def score_settings(
     settings: Sequence[Setting], original: Setting, exam: Exam, embedding: Embedding
 ) -> list[SettingScore]:
     """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
 
-    In memory at once: a part of Original's embeddings and of one setting's; of all frames, each setting's cosines.
+    In memory at once: a part of Original's embeddings and of one setting's; of all frames, each setting's cosines, and
+    the embeddings of at most MAX_QUERIES of them. The store is read twice, the second time for nearest frames.
 
     Args:
         settings: Those to score, `original` among them or not.
@@ -122,9 +140,23 @@ def score_settings(
         print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
     clips = [clip for clip in exam.clips if clip.clip_id in shared]
     sheets = {setting: _Sheet(questions, exam) for setting in settings}
-    for setting, part, dense in read_beside(embedding, settings, original, clips):
-        sheets[setting].mark(part, dense)
-    return [sheets[setting].score(setting) for setting in settings]
+    different = {clip.content_id: clip for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id))}
+    queries = choose_queries({clip.clip_id: clip.num_frames for clip in different.values()})
+    searches = {setting: NeighbourSearch(queries) for setting in everyone} if queries else {}
+    for setting, part, dense in read_beside(embedding, everyone, original, clips):
+        if setting in sheets:
+            sheets[setting].mark(part, dense)
+        if setting in searches:
+            searches[setting].ask(_vectors(part))
+    if searches:
+        for setting, part, _ in read_beside(embedding, everyone, original, list(different.values())):
+            searches[setting].see(_vectors(part))
+    kept = {setting: agreement(search, searches[original]) for setting, search in searches.items()}
+    return [replace(sheets[setting].score(setting), agreement=kept.get(setting)) for setting in settings]
+
+
+def _vectors(clips: Mapping[str, ClipEmbeddings]) -> dict[str, NDArray[np.float32]]:
+    return {clip_id: clip.embeddings_FE for clip_id, clip in clips.items()}
 
 
 class _Sheet:
@@ -151,7 +183,9 @@ class _Sheet:
             self.flops.append(float(clip.flops_F.sum()))
         questions = [question for clip_id in clips for question in self.asked.get(clip_id, ())]
         answers = self.exam.answers_AE
-        if self.exam.head is not None and self.has_spans:
+        if self.exam.readers is not None:
+            self.pooled |= {name: pool(clip.embeddings_FE) for name, clip in clips.items() if name in self.asked}
+        elif self.exam.head is not None and self.has_spans:
             for kind, some in _ask_head(self.exam.head, clips, questions, answers).items():
                 self.predictions[kind] += some
         elif self.has_spans or not self.are_captions:
@@ -165,6 +199,7 @@ class _Sheet:
         by_span = {
             kind: score(self.questions, self.predictions[kind]) for kind in SPAN_KINDS if kind in self.predictions
         }
+        by_reader = self._read_classes() if self.exam.readers and self.questions else {}
         zero_shot = score(self.questions, self.predictions[None]) if self.has_spans and not by_span else None
         return SettingScore(
             setting=setting,
@@ -175,10 +210,22 @@ class _Sheet:
             fidelity=score_fidelity(self.cosines).overall,
             task=by_span.get(self.exam.span, zero_shot),
             by_span=by_span,
-            answers=self._score_answers() if self.questions and not self.has_spans else None,
+            by_reader=by_reader,
+            answers=by_reader.get("linear_probe", self._score_answers()),
         )
 
-    def _score_answers(self) -> AnswerScore:
+    def _read_classes(self) -> dict[Reader, AnswerScore]:
+        assert self.exam.readers is not None, "the caller asked"
+        said = self.exam.readers.read(np.stack([self.pooled[one.clip_id] for one in self.questions]))
+        names = [one.question_id for one in self.questions]
+        return {
+            reader: score_choices(self.questions, dict(zip(names, label_N.tolist(), strict=True)))
+            for reader, label_N in said.items()
+        }
+
+    def _score_answers(self) -> AnswerScore | None:
+        if not self.questions or self.has_spans or self.exam.readers:
+            return None
         if self.are_captions:
             captions_TE = np.stack([self.exam.answers_AE[one.question_id][0] for one in self.questions])
             return score_retrieval(self.questions, captions_TE, self.pooled)

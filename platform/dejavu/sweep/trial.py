@@ -114,10 +114,15 @@ def _encoder(embedding: Embedding) -> BatchEncoder:
 
 
 def quality(score: SettingScore) -> float:
-    """What settings are chosen by: Acc@GQA, or the share of right answers, else the mean cosine to Original."""
+    """What settings are chosen by: Acc@GQA, or the share of right answers, else what stays of Original.
+
+    That is the agreement of neighbours, and where clips are too few for it the mean cosine.
+    """
     if score.task:
         return score.task.acc_gqa
-    return score.fidelity.mean if score.accuracy is None else score.accuracy
+    if score.accuracy is not None:
+        return score.accuracy
+    return score.agreement.mean if score.agreement else score.fidelity.mean
 
 
 def validation_metrics(score: SettingScore) -> dict[str, float]:
@@ -128,6 +133,8 @@ def validation_metrics(score: SettingScore) -> dict[str, float]:
         "reuse_rate": score.reuse_rate,
         "cosine_to_dense": score.fidelity.mean,
     }
+    if score.agreement:
+        metrics["agreement"] = score.agreement.mean
     if score.accuracy is not None:
         metrics["accuracy"] = score.accuracy
     if score.task:

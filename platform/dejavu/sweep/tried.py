@@ -16,7 +16,16 @@ from dejavu.sweep.trial import validation_metrics
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict
 
-SHOWN = ("quality", "gflops_per_frame", "reuse_rate", "cosine_to_dense", "shortfall", "clips_share", "embed_s")
+SHOWN = (
+    "quality",
+    "gflops_per_frame",
+    "reuse_rate",
+    "cosine_to_dense",
+    "agreement",
+    "shortfall",
+    "clips_share",
+    "embed_s",
+)
 
 
 @dataclass(frozen=True, slots=True)

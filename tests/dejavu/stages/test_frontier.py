@@ -7,7 +7,7 @@ import pytest
 
 from dejavu.observability.tracking import Tracking
 from dejavu.records import ParetoPoint
-from dejavu.stages.frontier import describe, draw_frontier, log_frontier
+from dejavu.stages.frontier import Journal, describe, draw_frontier, log_frontier
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -37,7 +37,7 @@ def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     draw_frontier(points, tmp_path, title="test", published=False)
     tracking = Tracking.open(tmp_path)
-    parent_id = log_frontier(points, tracking, TAGS, tmp_path)
+    parent_id = log_frontier(points, Journal(tracking, TAGS), tmp_path)
 
     import mlflow
 
@@ -46,7 +46,7 @@ def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert parent.data.metrics["best_flops_reduction_within_2pct/cmc"] == 2.0
     assert "best_flops_reduction_within_2pct/eventful" not in parent.data.metrics
     rows = [line for line in parent.data.tags["mlflow.note.content"].splitlines() if line.startswith("| CMC")]
-    assert rows == ["| CMC | t=3 | 0.890 | 2.00x fewer | 1.00x |"]
+    assert rows == ["| CMC | t=3 | 0.890 | 1.00x | 2.00x fewer |"]
 
     children = client.search_runs([tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'")
     assert sorted(run.info.run_name for run in children) == ["cmc t=3", "cmc t=9", "eventful k=8", "original dense"]
@@ -64,3 +64,6 @@ def test_a_run_without_a_good_setting_says_so() -> None:
     assert "No setting of another method is within 2 % of Original's accuracy, right answers" in text
     assert "(/#/here)" in text
     assert "|" not in text
+    assert "| CMC | t=9 | 0.500 |" in describe(
+        [point("original", "dense", 0.9, 1.0), point("cmc", "t=9", 0.5, 4.0)], "accuracy", "/#/here", 0.5
+    )

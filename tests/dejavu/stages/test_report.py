@@ -135,6 +135,14 @@ def test_what_lies_in_the_store_becomes_tables_and_a_page(
     weighed = np.mean([float(row["acc_gqa"]) for row in skipped])
     assert weighed == pytest.approx(point.acc_gqa)  # thirds of equal size
     assert np.mean([float(row["cosine_to_dense"]) for row in skipped]) == pytest.approx(point.cosine_to_dense)
+    assert point.agreement is not None
+    assert 0.05 < point.agreement < 0.95
+    assert np.mean([float(row["agreement"]) for row in skipped]) == pytest.approx(point.agreement)
+    assert point.agreement_ci_low < point.agreement < point.agreement_ci_high  # type: ignore[operator]
+    assert point.agreement_loss_ci_low == pytest.approx(point.agreement_ci_low - 1)  # type: ignore[operator]
+    assert scored.points[0].agreement == scored.points[0].agreement_ci_low == 1
+    by_type = [row["agreement"] for row in parts if row["split_by"] == "question_type"]
+    assert by_type == [""] * 4
 
     curve = rows(tmp_path / "drift.csv")
     assert [(row["method"], int(row["age"]), int(row["num_frames"])) for row in curve] == [

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from dejavu.embedding import stored as read
 from dejavu.embedding.batch import EmbedConfig, Embedding, cut
 from dejavu.embedding.stored import ClipEmbeddings
 from dejavu.records import Question, Transcoded
-from dejavu.stages.score import Exam, score_settings
+from dejavu.report.frontier import quality_of
+from dejavu.stages.frontier import Evidence, gather_points
+from dejavu.stages.score import Exam, score_settings, set_class_exam
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
+from dejavu.tasks import neighbours
+from dejavu.tasks.class_readers import READERS, ClassReaders, Pooled
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 NUM_FRAMES, WIDTH = 4, 3
 CLIPS = tuple(
@@ -42,19 +49,25 @@ def embedding(tmp_path: Path) -> Embedding:
 
 def write(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded], turn: float) -> None:
     """Every frame of every clip is turned by so many radians from the first axis."""
-    rows = NUM_FRAMES * len(clips)
-    flat = np.tile(np.array([np.cos(turn), np.sin(turn), 0], np.float16), rows)
+    for clip in clips:
+        vectors_FE = np.tile(np.array([np.cos(turn), np.sin(turn), 0]), (NUM_FRAMES, 1))
+        write_vectors(embedding, setting, clip, vectors_FE, turn)
+
+
+def write_vectors(
+    embedding: Embedding, setting: Setting, clip: Transcoded, vectors_FE: NDArray[np.float64], rate: float = 0.0
+) -> None:
     table = pa.table(
         {
-            "content_id": [clip.content_id for clip in clips for _ in range(NUM_FRAMES)],
-            "frame": pa.array(list(range(NUM_FRAMES)) * len(clips), pa.int32()),
-            "seconds": pa.array([frame / 2 for frame in range(NUM_FRAMES)] * len(clips)),
-            "reuse_rate": pa.array(np.full(rows, turn, np.float32)),
-            "flops": pa.array(np.full(rows, 1e9)),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), WIDTH),
+            "content_id": [clip.content_id] * NUM_FRAMES,
+            "frame": pa.array(range(NUM_FRAMES), pa.int32()),
+            "seconds": pa.array([frame / 2 for frame in range(NUM_FRAMES)]),
+            "reuse_rate": pa.array(np.full(NUM_FRAMES, rate, np.float32)),
+            "flops": pa.array(np.full(NUM_FRAMES, 1e9)),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors_FE.astype(np.float16).ravel()), WIDTH),
         }
     )
-    embedding.store.write_embeddings(setting.setting_id, table, [piece.unit_id for piece in cut(clips, 512)])
+    embedding.store.write_embeddings(setting.setting_id, table, [piece.unit_id for piece in cut([clip], 512)])
 
 
 @pytest.mark.parametrize("part_frames", [1, NUM_FRAMES, 2**16])
@@ -99,6 +112,68 @@ def test_a_part_of_one_setting_is_in_memory_beside_original(
     assert [one.fidelity.mean for one in scores] == pytest.approx(np.cos([0, 0.1, 0.2, 0.3]), abs=1e-3)
     assert [[row.clip_id for row in one.rows] for one in scores] == [["b", "c"]] * 4
     assert [one.accuracy for one in scores] == [1, 1, 1, 1]
+
+
+def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: Embedding) -> None:
+    """Original looks along the first axis, as class x does; the other setting along the second, as class y."""
+    original, other = name_setting(OriginalConfig(), "tower", {}), name_setting(FrameSkipConfig(every=2), "tower", {})
+    write(embedding, original, CLIPS, 0.0)
+    write(embedding, other, CLIPS, np.pi / 2)
+    questions = tuple(
+        Question(
+            question_id=f"{clip.clip_id}_class", clip_id=clip.clip_id, split="test", kind="xy"[label], text="",
+            answers=("x", "y"), correct=label, spans_s=(), duration_s=0.0,
+        )
+        for clip, label in zip(CLIPS, (0, 0, 1), strict=True)
+    )  # fmt: skip
+    axes_CE = np.eye(2, WIDTH, dtype=np.float32)
+    readers = ClassReaders(axes_CE, np.zeros(2, np.float32), Pooled(axes_CE, np.arange(2)), axes_CE[::-1])
+    scores = score_settings([original, other], original, set_class_exam(CLIPS, questions, readers), embedding)
+    assert [one.accuracy for one in scores] == pytest.approx([2 / 3, 1 / 3])
+    found = {reader: [one.by_reader[reader].accuracy for one in scores] for reader in READERS}
+    assert found["nearest"] == found["linear_probe"] == pytest.approx([2 / 3, 1 / 3])
+    assert found["zero_shot"] == pytest.approx([1 / 3, 2 / 3])  # its names are the wrong way round
+    assert [row.correct for row in scores[0].rows] == [True, True, False]
+    points = gather_points(Evidence(scores, {}, next(iter(KNOWN_SHAPES.values())), 0))
+    assert [point.knn_accuracy for point in points] == pytest.approx([2 / 3, 1 / 3])
+    low, high = points[1].zero_shot_accuracy_loss_ci_low, points[1].zero_shot_accuracy_loss_ci_high
+    assert low is not None
+    assert high is not None
+    assert low < 1 / 3 < high
+    assert points[0].acc_gqa is None
+    assert quality_of(points) == "accuracy"
+
+
+@pytest.mark.parametrize("part_frames", [1, 2**16])
+def test_neighbours_are_looked_for_among_all_parts(
+    embedding: Embedding, monkeypatch: pytest.MonkeyPatch, part_frames: int
+) -> None:
+    """A copy of a clip is no other clip; what Original has is whole; what turns all alike keeps everything."""
+    monkeypatch.setattr(read, "PART_FRAMES", part_frames)
+    monkeypatch.setattr(neighbours, "MIN_OTHERS", 2 * NUM_FRAMES)
+    monkeypatch.setattr(neighbours, "NUM_NEIGHBOURS", 3)
+    copy = replace(CLIPS[0], clip_id="copy of a")
+    original, turned, blind = (name_setting(FrameSkipConfig(every=every), "tower", {}) for every in (1, 2, 3))
+    rng = np.random.default_rng(0)
+    clean = {clip.content_id: rng.standard_normal((NUM_FRAMES, WIDTH)) for clip in CLIPS}
+    for setting, change in ((original, None), (turned, -1.0), (blind, "noise")):
+        for clip in CLIPS:
+            vectors_FE = clean[clip.content_id]
+            vectors_FE = rng.standard_normal(vectors_FE.shape) if change == "noise" else vectors_FE * (change or 1)
+            write_vectors(embedding, setting, clip, vectors_FE)
+    exam = Exam((*CLIPS, copy), (), {})
+    scores = score_settings([original, turned, blind], original, exam, embedding)
+    whole, same, lost = (one.agreement for one in scores)
+    assert whole is not None
+    assert same is not None
+    assert lost is not None
+    assert (whole.mean, same.mean) == (1, 1)
+    assert 0.1 < lost.mean < 0.8
+    assert list(lost.by_clip) == ["copy of a", "b", "c"]  # one of two that are equal stands for both
+    assert [len(shares) for shares in lost.by_clip.values()] == [NUM_FRAMES] * 3
+    alone = score_settings([blind], original, exam, embedding)[0].agreement  # as a trial of a sweep asks
+    assert alone == lost
+    assert score_settings([blind], original, Exam(CLIPS[:1], (), {}), embedding)[0].agreement is None
 
 
 def test_without_a_clip_that_all_have_it_is_said(embedding: Embedding) -> None:

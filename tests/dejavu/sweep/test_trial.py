@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from dejavu.records import Question, Transcoded
+from dejavu.records import AnswerScore, Question, Transcoded
 from dejavu.stages.score import Exam, SettingScore
 from dejavu.storage.setting import Setting
-from dejavu.sweep.trial import Yardstick, cut_exam
+from dejavu.sweep.trial import Yardstick, cut_exam, quality, validation_metrics
 from dejavu.tasks.fidelity import Fidelity
+from dejavu.tasks.neighbours import Agreement
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.method import MethodConfig
@@ -25,6 +27,15 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
         fidelity=Fidelity(num_frames=1, mean=cosine, min=cosine, p5=cosine),
         task=None,
     )
+
+
+def test_settings_are_chosen_by_neighbours_where_nobody_has_answered() -> None:
+    near = replace(score(CmcConfig(threshold=1.0), 1.0, 0.99), agreement=Agreement(0.4, {"a": (0.3, 0.5)}))
+    assert quality(near) == 0.4
+    assert validation_metrics(near)["agreement"] == 0.4
+    answered = replace(near, answers=AnswerScore(num_questions=2, num_clips=1, accuracy=0.5, rows=()))
+    assert quality(answered) == 0.5
+    assert quality(replace(near, agreement=None)) == 0.99
 
 
 def clip(name: str, content_id: str) -> Transcoded:
