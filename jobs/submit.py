@@ -8,6 +8,7 @@ import _bootstrap
 
 import contextlib
 import json
+import logging
 import os
 import random
 import secrets
@@ -21,12 +22,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
 from dejavu.cluster.cluster import NODE_SETTINGS
 from dejavu.stages.frontier import git_commit
@@ -55,6 +59,7 @@ def main(arguments: list[str]) -> int:
     """Submit the pipeline with these arguments; return the job's exit status."""
     ray = Path(sys.executable).with_name("ray")
     results = Path.cwd() / "results"
+    check_package(_bootstrap.ROOT)
     with cluster(ray) as started:
         print(f"Ray dashboard {started.dashboard} (it asks for the token in {started.token})", flush=True)
         variables = {
@@ -67,6 +72,27 @@ def main(arguments: list[str]) -> int:
         command += ["--", "python", "jobs/pipeline.py", *arguments]
         print("$", shlex.join(map(str, command)), flush=True)
         return subprocess.run(list(map(str, command)), env=environment(started.token), check=False).returncode
+
+
+def check_package(root: Path) -> None:
+    """End this program with one line where what Ray would ship of a folder is more than its dashboard takes.
+
+    `.rayignore` says what is shipped.
+    """
+    with tempfile.TemporaryDirectory(prefix="dejavu-") as folder:
+        package = Path(folder) / "package.zip"
+        excluded = get_runtime_env_default_excludes()
+        logger = logging.getLogger(__name__)  # says less than Ray's own
+        create_package(str(root), package, include_gitignore=True, excludes=excluded, logger=logger)
+        size = package.stat().st_size
+        if size >= DASHBOARD_CLIENT_MAX_SIZE:
+            with zipfile.ZipFile(package) as shipped:
+                largest = max(shipped.infolist(), key=lambda file: file.compress_size)
+            sys.exit(
+                f"working directory: got {size / 2**20:.0f} MiB to ship of {root}, expected less than "
+                f"{DASHBOARD_CLIENT_MAX_SIZE >> 20} MiB, which Ray takes; the largest file is {largest.filename}: move "
+                "it out, or name it in .rayignore"
+            )
 
 
 @contextlib.contextmanager
