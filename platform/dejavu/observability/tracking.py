@@ -63,15 +63,15 @@ class Tracking:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient  # noqa: PLC0415
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-        if uri.startswith("sqlite:"):
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve() / "mlflow.db")
+        if uri.startswith("sqlite"):
             folder.mkdir(parents=True, exist_ok=True)
         with _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
             client = MlflowClient(uri)
             known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
                 return Tracking(uri, known.experiment_id)
-            local = uri.startswith("sqlite:")
+            local = uri.startswith("sqlite")
             location = (folder.resolve() / "mlartifacts").as_uri() if local else None
             return Tracking(uri, client.create_experiment(EXPERIMENT, artifact_location=location))
 
@@ -176,7 +176,7 @@ class Tracking:
         """What a person types to see the runs."""
         if self.uri.startswith("http"):
             return f"open {without_secrets(self.uri)}"
-        if not self.uri.startswith("sqlite:"):  # a database of the user's own: its URI may hold a password
+        if not self.uri.startswith("sqlite"):  # a database of the user's own: its URI may hold a password
             return f'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port {UI_PORT}'
         # By its path, unless this environment is the activated one: a job's PATH is not that of a person's shell.
         beside = Path(sys.executable).with_name("mlflow")
@@ -250,6 +250,16 @@ def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
     finally:
         if given is None:
             os.environ.pop(RETRIES_VARIABLE, None)  # live curves are logged from a thread of their own
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return an absolute path as the address of a database.
+
+    `?` begins options there, and `%` a character's number; both are written as numbers. Of an address that begins with
+    `sqlite:` MLflow makes the folder as it is written, numbers and all; with the driver's name it does not.
+    """
+    written = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if written == str(path) else f"sqlite+pysqlite:///{written}"
 
 
 def without_secrets(text: str) -> str:

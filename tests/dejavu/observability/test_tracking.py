@@ -17,10 +17,12 @@ pytestmark = [
 ]
 
 
-def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["plain", "who? me=1&you #2 50%20 é"])
+def test_a_run_and_its_children_are_found_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking = Tracking.open(tmp_path)
-    plot = tmp_path / "pareto.png"
+    folder = tmp_path / name
+    tracking = Tracking.open(folder)
+    plot = folder / "pareto.png"
     plot.write_bytes(b"png")
     parent = Run(name="tiny", params={"seed": 0}, metrics={}, tags={"recipe": "tiny"}, artifacts=(plot,))
     child = Run(name="cmc t=3", params={"method": "cmc"}, metrics={"accuracy": 0.5, "speedup": None}, tags={})
@@ -34,7 +36,9 @@ def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pyt
         ("cmc t=3", "FINISHED", {"accuracy": 0.5})
     ]
     assert [artifact.path for artifact in client.list_artifacts(parent_id)] == ["pareto.png"]
-    assert Tracking.open(tmp_path).experiment_id == tracking.experiment_id
+    assert (folder / "mlflow.db").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {name}, "nothing lies beside the folder"
+    assert Tracking.open(folder).experiment_id == tracking.experiment_id
 
 
 def test_a_saved_view_is_a_tag_of_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
