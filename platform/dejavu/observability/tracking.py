@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from dejavu.storage.place import Place
 from dejavu.storage.store import local_copy
@@ -30,6 +31,8 @@ RETRIES_AT_START = 2
 """A server that is not there is said to be so within seconds."""
 RETRIES_LATER = 6
 """MLflow waits 2, 4, 8 ... s between them: a server that is away for two minutes costs the run nothing else."""
+LOCK_TIMEOUT_S = 120
+"""To make a database takes seconds; on a very busy machine, a minute."""
 UI_PORT = 5000
 
 
@@ -66,7 +69,7 @@ class Tracking:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve() / "mlflow.db")
         if uri.startswith("sqlite"):
             folder.mkdir(parents=True, exist_ok=True)
-        with _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
+        with _alone(folder, uri), _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
             client = MlflowClient(uri)
             known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
@@ -226,6 +229,26 @@ class Run:
     """Weights to log as a model."""
     open_id: str | None = None
     """A run begun before, which is ended with this; else it is a new one."""
+
+
+@contextmanager
+def _alone(folder: Path, uri: str) -> Iterator[None]:
+    """Wait for other runs that make or bring up to date the sqlite file of this folder: two at once break it.
+
+    Raises:
+        TrackingError: Another run does it for minutes.
+    """
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    try:
+        with FileLock(folder / ".mlflow.lock", timeout=LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise TrackingError(
+            f"MLflow: got another run at work on the database in {folder} for {LOCK_TIMEOUT_S} s, expected it to end; "
+            "end it, or choose another --results"
+        ) from error
 
 
 @contextmanager
