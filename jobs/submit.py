@@ -33,6 +33,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_en
 from ray._private.runtime_env.packaging import create_package
 
 from dejavu.cluster.cluster import NODE_SETTINGS
+from dejavu.cluster.own_folder import FolderError, shorten_tmpdir
 from dejavu.stages.frontier import git_commit
 
 START_TIMEOUT_S = 120
@@ -109,6 +110,7 @@ def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, An
             provider is told the cluster's address. None for a cluster that stays as it is.
     """
     # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
+    shorten_tmpdir()
     folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
     token = folder / "token"
     token.touch(mode=0o600)
@@ -207,10 +209,13 @@ def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until the dashboard takes jobs."""
     bearer = {"Authorization": f"Bearer {started.token.read_text(encoding='ascii')}"}
     request = urllib.request.Request(f"{started.dashboard}/api/jobs/", headers=bearer)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while time.monotonic() < began + START_TIMEOUT_S:
         if process.poll() is not None:
-            break
+            sys.exit(
+                f"Ray: got an end of `ray start` after {time.monotonic() - began:.0f} s, status {process.returncode}, "
+                f"expected a cluster; it said: {_last_line(log)}"
+            )
         try:
             with urllib.request.urlopen(request, timeout=2):
                 return
@@ -283,4 +288,7 @@ def _token_lies_in(process: psutil.Process, folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except FolderError as error:
+        sys.exit(f"error: {error}")

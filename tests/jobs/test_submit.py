@@ -46,6 +46,16 @@ def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> N
             submit.free_ports(3)
 
 
+def test_a_cluster_that_ends_at_once_is_said_to(tmp_path: Path) -> None:
+    token, log = tmp_path / "token", tmp_path / "start.log"
+    token.write_text("secret")
+    log.write_text("OSError: no room for a socket\n")
+    with subprocess.Popen([sys.executable, "-c", "exit(3)"]) as process:
+        started = submit.Cluster("127.0.0.1:1", "http://127.0.0.1:1", token, process.pid)
+        with pytest.raises(SystemExit, match=r"`ray start` after \d s, status 3, .* it said: OSError: no room for a"):
+            submit.wait(started, process, log)
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """The project as a user has it, with videos beside it and within."""

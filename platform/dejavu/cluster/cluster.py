@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from dejavu.cluster.control_store import answers, cluster_here
+from dejavu.cluster.own_folder import ensure_token, shorten_tmpdir
 from dejavu.observability.events import LOGS_VARIABLE
 from dejavu.storage.working_directory import enter_again
 
@@ -75,6 +76,7 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
         logs: Where workers log what they do (`dejavu.observability.events`); nowhere unless given.
 
     Raises:
+        FolderError: There is no folder for what a cluster of our own keeps.
         ClusterError: The cluster of RAY_ADDRESS does not answer or does not take this driver. One that is merely found
             on this machine is left alone then.
     """
@@ -102,6 +104,8 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
                 "RAY_ADDRESS"
             ) from error
         print(f"Ray: left alone what runs on this machine, {error}; starting a cluster of our own", flush=True)
+    shorten_tmpdir()
+    ensure_token()
     ray.init(address="local", num_cpus=num_cpus, runtime_env=runtime_env, logging_level=logging.WARNING)
 
 
