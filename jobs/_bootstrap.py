@@ -1,10 +1,12 @@
-"""Lets a job find the project's packages where the project is not installed: `import _bootstrap` is its first line.
+"""What every job needs before anything else: `import _bootstrap` is its first line.
 
-`dejavu.cluster.cluster` does the same for the workers, which do not see the driver's `sys.path`.
+It lets a job find the project's packages where the project is not installed; `dejavu.cluster.cluster` does the same for
+the workers, which do not see the driver's `sys.path`. And it keeps what the machine says to itself away from proxies.
 """
 
 import atexit
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 for path in (str(ROOT), str(ROOT / "platform")):
     if path not in sys.path:
         sys.path.insert(0, path)
+
+# Ray, its jobs' submission and MLflow ask servers on this machine, and each of them would ask `http_proxy` to do it.
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+if exempt != "*":
+    hosts = [host for word in exempt.split(",") if (host := word.strip())]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys((*hosts, *LOOPBACK)))
 
 # At its end Python looks for garbage once more, among all that torch, Ray and MLflow have made: seconds for nothing.
 atexit.register(gc.freeze)

@@ -165,7 +165,7 @@ def start(experiment: Experiment) -> Job:
     given_schedules(experiment, backbone)
     check_head(experiment.task, backbone, experiment.prompt)
     tracking = Tracking.open(here)
-    if here != results and tracking.uri.startswith("sqlite:"):
+    if here != results and tracking.uri.startswith("sqlite"):
         print(f"MLflow: {here / 'mlflow.db'}, since no database can lie in {results}; or set MLFLOW_TRACKING_URI")
     tell("tracking", {"command": tracking.ui_command})
     cluster.connect(logs=here / LOGS)

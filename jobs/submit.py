@@ -8,6 +8,7 @@ import _bootstrap
 
 import contextlib
 import json
+import logging
 import os
 import random
 import secrets
@@ -21,14 +22,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
 from dejavu.cluster.cluster import NODE_SETTINGS
+from dejavu.cluster.own_folder import FolderError, shorten_tmpdir
 from dejavu.stages.frontier import git_commit
 
 START_TIMEOUT_S = 120
@@ -55,6 +60,7 @@ def main(arguments: list[str]) -> int:
     """Submit the pipeline with these arguments; return the job's exit status."""
     ray = Path(sys.executable).with_name("ray")
     results = Path.cwd() / "results"
+    check_package(_bootstrap.ROOT)
     with cluster(ray) as started:
         print(f"Ray dashboard {started.dashboard} (it asks for the token in {started.token})", flush=True)
         variables = {
@@ -67,6 +73,27 @@ def main(arguments: list[str]) -> int:
         command += ["--", "python", "jobs/pipeline.py", *arguments]
         print("$", shlex.join(map(str, command)), flush=True)
         return subprocess.run(list(map(str, command)), env=environment(started.token), check=False).returncode
+
+
+def check_package(root: Path) -> None:
+    """End this program with one line where what Ray would ship of a folder is more than its dashboard takes.
+
+    `.rayignore` says what is shipped.
+    """
+    with tempfile.TemporaryDirectory(prefix="dejavu-") as folder:
+        package = Path(folder) / "package.zip"
+        excluded = get_runtime_env_default_excludes()
+        logger = logging.getLogger(__name__)  # says less than Ray's own
+        create_package(str(root), package, include_gitignore=True, excludes=excluded, logger=logger)
+        size = package.stat().st_size
+        if size >= DASHBOARD_CLIENT_MAX_SIZE:
+            with zipfile.ZipFile(package) as shipped:
+                largest = max(shipped.infolist(), key=lambda file: file.compress_size)
+            sys.exit(
+                f"working directory: got {size / 2**20:.0f} MiB to ship of {root}, expected less than "
+                f"{DASHBOARD_CLIENT_MAX_SIZE >> 20} MiB, which Ray takes; the largest file is {largest.filename}: move "
+                "it out, or name it in .rayignore"
+            )
 
 
 @contextlib.contextmanager
@@ -83,6 +110,7 @@ def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, An
             provider is told the cluster's address. None for a cluster that stays as it is.
     """
     # Unix socket paths are short: Ray's own folder must be too, so it is not in the project.
+    shorten_tmpdir()
     folder = Path(tempfile.mkdtemp(prefix="dejavu-"))
     token = folder / "token"
     token.touch(mode=0o600)
@@ -181,10 +209,13 @@ def wait(started: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until the dashboard takes jobs."""
     bearer = {"Authorization": f"Bearer {started.token.read_text(encoding='ascii')}"}
     request = urllib.request.Request(f"{started.dashboard}/api/jobs/", headers=bearer)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while time.monotonic() < began + START_TIMEOUT_S:
         if process.poll() is not None:
-            break
+            sys.exit(
+                f"Ray: got an end of `ray start` after {time.monotonic() - began:.0f} s, status {process.returncode}, "
+                f"expected a cluster; it said: {_last_line(log)}"
+            )
         try:
             with urllib.request.urlopen(request, timeout=2):
                 return
@@ -257,4 +288,7 @@ def _token_lies_in(process: psutil.Process, folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except FolderError as error:
+        sys.exit(f"error: {error}")

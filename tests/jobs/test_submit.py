@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import submit
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("jobs", "platform", "reuse_models", "tune_spaces")
 
 
 def test_what_was_given_the_clusters_token_belongs_to_it(tmp_path: Path) -> None:
@@ -38,6 +44,57 @@ def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> N
         assert set(submit.free_ports(2)) == {ports[0], ports[2]}
         with pytest.raises(SystemExit, match=r"ports: got 2 free ones .* expected 3; end servers"):
             submit.free_ports(3)
+
+
+def test_a_cluster_that_ends_at_once_is_said_to(tmp_path: Path) -> None:
+    token, log = tmp_path / "token", tmp_path / "start.log"
+    token.write_text("secret")
+    log.write_text("OSError: no room for a socket\n")
+    with subprocess.Popen([sys.executable, "-c", "exit(3)"]) as process:
+        started = submit.Cluster("127.0.0.1:1", "http://127.0.0.1:1", token, process.pid)
+        with pytest.raises(SystemExit, match=r"`ray start` after \d s, status 3, .* it said: OSError: no room for a"):
+            submit.wait(started, process, log)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The project as a user has it, with videos beside it and within."""
+    root = tmp_path / "clone"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".gitignore", ".rayignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("videos", "platform/videos", ".cache"):
+        (root / name).mkdir()
+        (root / name / "a.mp4").write_bytes(b"film")
+    (root / "videos" / "map.json").write_text("{}")
+    (root / "jobs" / "b.MKV").write_bytes(b"film")
+    (root / "c.webm").write_bytes(b"film")
+    return root
+
+
+def test_a_job_ships_what_the_packages_need_and_nothing_else(clone: Path, tmp_path: Path) -> None:
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    zipped = tmp_path / "package.zip"
+    create_package(str(clone), zipped, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    with zipfile.ZipFile(zipped) as package:
+        shipped = {name for name in package.namelist() if not name.endswith("/")}
+    ours = {path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()}
+    needed = {path for path in ours if "__pycache__" not in path.parts and path.suffix != ".sh"}
+    assert shipped == {path.relative_to(ROOT).as_posix() for path in needed}
+    assert "platform/dejavu/backbones/embedded/model.safetensors" in shipped
+
+
+def test_more_than_ray_takes_is_one_line_before_anything_starts(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit.check_package(clone)
+    monkeypatch.setattr(submit, "DASHBOARD_CLIENT_MAX_SIZE", 9 * 2**20)
+    (clone / "platform" / "large.safetensors").write_bytes(random.Random(0).randbytes(9 * 2**20))
+    with pytest.raises(
+        SystemExit, match=r"got \d+ MiB to ship .* expected less than 9 MiB.*platform/large.safetensors"
+    ):
+        submit.check_package(clone)
 
 
 def test_workers_that_wait_for_work_longer_than_a_moment_are_kept(

@@ -7,13 +7,17 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
+from dejavu.cluster.control_store import answers, cluster_here
+from dejavu.cluster.own_folder import ensure_token, shorten_tmpdir
 from dejavu.observability.events import LOGS_VARIABLE
 from dejavu.storage.working_directory import enter_again
 
@@ -70,6 +74,11 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
     Args:
         num_cpus: CPUs of a cluster started here; ignored when attaching.
         logs: Where workers log what they do (`dejavu.observability.events`); nowhere unless given.
+
+    Raises:
+        FolderError: There is no folder for what a cluster of our own keeps.
+        ClusterError: The cluster of RAY_ADDRESS does not answer or does not take this driver. One that is merely found
+            on this machine is left alone then.
     """
     if ray.is_initialized():
         return
@@ -83,19 +92,50 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
         variables["PYTHONPATH"] = "platform" if job.get("working_dir") else absolute
     if logs is not None:
         variables[LOGS_VARIABLE] = str(logs)
-    address = os.environ.get("RAY_ADDRESS")
+    runtime_env = {"env_vars": variables} if variables else None
+    asked = os.environ.get("RAY_ADDRESS") or None
     try:
-        ray.init(
-            address=address,
-            num_cpus=None if address else num_cpus,
-            runtime_env={"env_vars": variables} if variables else None,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-        )
+        if asked != "local" and _attach(asked, runtime_env):
+            return
+    except _UnusableError as error:
+        if asked:
+            raise ClusterError(
+                f"Ray: got {error}, expected a running cluster of the same Ray, Python and token; start it or unset "
+                "RAY_ADDRESS"
+            ) from error
+        print(f"Ray: left alone what runs on this machine, {error}; starting a cluster of our own", flush=True)
+    shorten_tmpdir()
+    ensure_token()
+    ray.init(address="local", num_cpus=num_cpus, runtime_env=runtime_env, logging_level=logging.WARNING)
+
+
+class _UnusableError(Exception):
+    """What kind of cluster was met instead of one that takes this driver."""
+
+
+def _attach(asked: str | None, runtime_env: Mapping[str, Any] | None) -> bool:
+    """Attach to the cluster that was asked for, or to one that is found on this machine; False where there is none.
+
+    Raises:
+        _UnusableError: It does not answer, or does not take this driver.
+    """
+    try:
+        address = cluster_here()
+    except (ConnectionError, ValueError) as error:
+        raise _UnusableError(f"no cluster for {asked} ({error})") from error
+    if address is None and asked is None:
+        return False
+    if address is not None and not answers(address):
+        raise _UnusableError(f"no answer from {address}")
+    try:
+        ray.init(address=asked, runtime_env=runtime_env, logging_level=logging.WARNING)
     except ConnectionError as error:
-        raise ClusterError(
-            f"Ray: got no answer from {address}, expected a running cluster; start it or unset RAY_ADDRESS"
-        ) from error
+        raise _UnusableError(f"no answer from {address or asked}") from error
+    except (RuntimeError, AuthenticationError) as error:
+        ray.shutdown()  # what was half attached
+        reason = " ".join(str(error).split())[:300]
+        raise _UnusableError(f"a cluster at {address or asked} that refuses this driver ({reason})") from error
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from dejavu.storage.place import Place
 from dejavu.storage.store import local_copy
@@ -30,6 +31,8 @@ RETRIES_AT_START = 2
 """A server that is not there is said to be so within seconds."""
 RETRIES_LATER = 6
 """MLflow waits 2, 4, 8 ... s between them: a server that is away for two minutes costs the run nothing else."""
+LOCK_TIMEOUT_S = 120
+"""To make a database takes seconds; on a very busy machine, a minute."""
 UI_PORT = 5000
 
 
@@ -63,15 +66,15 @@ class Tracking:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient  # noqa: PLC0415
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-        if uri.startswith("sqlite:"):
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.resolve() / "mlflow.db")
+        if uri.startswith("sqlite"):
             folder.mkdir(parents=True, exist_ok=True)
-        with _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
+        with _alone(folder, uri), _answering(uri, RETRIES_AT_START, "start it or unset MLFLOW_TRACKING_URI"):
             client = MlflowClient(uri)
             known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
                 return Tracking(uri, known.experiment_id)
-            local = uri.startswith("sqlite:")
+            local = uri.startswith("sqlite")
             location = (folder.resolve() / "mlartifacts").as_uri() if local else None
             return Tracking(uri, client.create_experiment(EXPERIMENT, artifact_location=location))
 
@@ -176,7 +179,7 @@ class Tracking:
         """What a person types to see the runs."""
         if self.uri.startswith("http"):
             return f"open {without_secrets(self.uri)}"
-        if not self.uri.startswith("sqlite:"):  # a database of the user's own: its URI may hold a password
+        if not self.uri.startswith("sqlite"):  # a database of the user's own: its URI may hold a password
             return f'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port {UI_PORT}'
         # By its path, unless this environment is the activated one: a job's PATH is not that of a person's shell.
         beside = Path(sys.executable).with_name("mlflow")
@@ -229,6 +232,26 @@ class Run:
 
 
 @contextmanager
+def _alone(folder: Path, uri: str) -> Iterator[None]:
+    """Wait for other runs that make or bring up to date the sqlite file of this folder: two at once break it.
+
+    Raises:
+        TrackingError: Another run does it for minutes.
+    """
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    try:
+        with FileLock(folder / ".mlflow.lock", timeout=LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise TrackingError(
+            f"MLflow: got another run at work on the database in {folder} for {LOCK_TIMEOUT_S} s, expected it to end; "
+            "end it, or choose another --results"
+        ) from error
+
+
+@contextmanager
 def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
     """Ask a server that does not answer again, as often as this, unless the user's environment says how often.
 
@@ -250,6 +273,16 @@ def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
     finally:
         if given is None:
             os.environ.pop(RETRIES_VARIABLE, None)  # live curves are logged from a thread of their own
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return an absolute path as the address of a database.
+
+    `?` begins options there, and `%` a character's number; both are written as numbers. Of an address that begins with
+    `sqlite:` MLflow makes the folder as it is written, numbers and all; with the driver's name it does not.
+    """
+    written = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if written == str(path) else f"sqlite+pysqlite:///{written}"
 
 
 def without_secrets(text: str) -> str:

@@ -20,7 +20,7 @@ def results_folder(recipe: str, given: Place | None) -> Place:
         given: What stands on the command line.
 
     Raises:
-        StoreError: A submitted job was given a relative path.
+        StoreError: A submitted job was given a relative path, or none where there is no home.
         ValueError: DEJAVU_RESULTS is an address that cannot be used.
     """
     if given is not None:
@@ -45,7 +45,12 @@ def local_folder(recipe: str, results: Place) -> Path:
 
 def _default_folder(recipe: str) -> Path:
     if in_submitted_job():
-        return Path.home() / "dejavu-results" / recipe
+        try:
+            return Path.home() / "dejavu-results" / recipe
+        except RuntimeError as error:
+            raise StoreError(
+                "--results: got none and no home, expected a folder to write to; give --results"
+            ) from error
     return Path.cwd() / "results" / recipe
 
 

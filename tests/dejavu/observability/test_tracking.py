@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from dejavu.observability import tracking as tracking_module
 from dejavu.observability.tracking import LoggedAddon, Run, Tracking, TrackingError, without_secrets
+
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -17,10 +23,12 @@ pytestmark = [
 ]
 
 
-def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["plain", "who? me=1&you #2 50%20 é"])
+def test_a_run_and_its_children_are_found_again(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking = Tracking.open(tmp_path)
-    plot = tmp_path / "pareto.png"
+    folder = tmp_path / name
+    tracking = Tracking.open(folder)
+    plot = folder / "pareto.png"
     plot.write_bytes(b"png")
     parent = Run(name="tiny", params={"seed": 0}, metrics={}, tags={"recipe": "tiny"}, artifacts=(plot,))
     child = Run(name="cmc t=3", params={"method": "cmc"}, metrics={"accuracy": 0.5, "speedup": None}, tags={})
@@ -34,7 +42,38 @@ def test_a_run_and_its_children_are_found_again(tmp_path: Path, monkeypatch: pyt
         ("cmc t=3", "FINISHED", {"accuracy": 0.5})
     ]
     assert [artifact.path for artifact in client.list_artifacts(parent_id)] == ["pareto.png"]
-    assert Tracking.open(tmp_path).experiment_id == tracking.experiment_id
+    assert (folder / "mlflow.db").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {name}, "nothing lies beside the folder"
+    assert Tracking.open(folder).experiment_id == tracking.experiment_id
+
+
+def test_runs_that_begin_at_once_in_a_new_folder_share_one_database(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from dejavu.observability.tracking import Tracking\n"
+    code += "print(Tracking.open(Path(sys.argv[1])).experiment_id)"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    path = os.pathsep.join(str(ROOT / part) for part in ("platform", "."))
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environment | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = [run.communicate(timeout=240) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], said
+    assert len({out for out, _ in said}) == 1
+
+
+def test_a_database_that_another_run_keeps_to_itself_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking_module, "LOCK_TIMEOUT_S", 0)
+    with FileLock(tmp_path / ".mlflow.lock"), pytest.raises(TrackingError, match="got another run at work on"):
+        Tracking.open(tmp_path)
 
 
 def test_a_saved_view_is_a_tag_of_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,17 @@ def test_a_submitted_job_never_writes_into_rays_copy(tmp_path: Path, monkeypatch
     assert results_folder("tiny", None) == tmp_path / "kept" / "tiny"
 
 
+def test_a_submitted_job_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DEJAVU_RESULTS", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(StoreError, match="--results: got none and no home"):
+        results_folder("tiny", None)
+
+
 def test_a_submitted_job_knows_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
     assert submitted_job() == "raysubmit_1"
