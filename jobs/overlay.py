@@ -31,6 +31,7 @@ from dejavu.storage.setting import with_local_weights
 from dejavu.video.decode import decode
 from dejavu.video.mp4 import TranscodeConfig, VideoError, transcode
 from dejavu.video.write import write_video
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
@@ -39,7 +40,7 @@ from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict
 from reuse_models.reusevit.method import ReuseVitConfig
 
-REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameSkipConfig)
+REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameSkipConfig, AdaptiveSkipConfig)
 """Methods that reuse between frames; the first that a run has is shown unless another is named."""
 OVERLAY_CRF = 18
 NEEDED = ("method", "setting", "split", "num_clips", "flops_reduction")

@@ -39,9 +39,7 @@ def _head_macs(shape: VitShape) -> int:
 
 
 PARTS: dict[str, Part] = {
-    "patch_embedding": Part(
-        "frames", lambda shape: 3 * shape.patch_px**2 * shape.width * shape.num_patches, per_layer=False
-    ),
+    "patch_embedding": Part("patches", lambda shape: 3 * shape.patch_px**2 * shape.width, per_layer=False),
     "query": Part("tokens", lambda shape: shape.width**2, per_layer=True),
     "key_value": Part("tokens", lambda shape: 2 * shape.width**2, per_layer=True),
     "attention": Part("query-key pairs, scores and values, all heads", lambda shape: 2 * shape.width, per_layer=True),
@@ -96,7 +94,7 @@ def dense_work(shape: VitShape, num_frames: int = 1) -> Work:
     frames_G1 = torch.ones(num_frames, 1, dtype=torch.int64)
     return Work(
         {
-            "patch_embedding": frames_G1,
+            "patch_embedding": frames_G1 * shape.num_patches,
             "query": queries_GL,
             "key_value": tokens_GL,
             "attention": queries_GL * shape.num_tokens,

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
@@ -21,6 +23,8 @@ METHODS: dict[str, type[MethodConfig]] = {
     for config in (
         OriginalConfig,
         FrameSkipConfig,
+        AdaptiveSkipConfig,
+        LowResolutionConfig,
         EventfulConfig,
         EventfulFullConfig,
         CmcConfig,

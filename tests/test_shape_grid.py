@@ -24,11 +24,13 @@ from dejavu.embedding.batch import Segment
 from dejavu.embedding.encode import EncodedSegment, cut_chunk, encode_batch, to_table
 from dejavu.video.decode import DecodedFrames, decode_all
 from dejavu.video.mp4 import TranscodeConfig, transcode
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig, thresholds_for
 from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
 from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
@@ -130,10 +132,13 @@ def methods(backbone: Backbone, frames: list[DecodedFrames]) -> dict[str, Method
     few = shape.num_patches // 4
     clip = backbone.preprocess(frames[0].rgb_FHWC[:4])
     (threshold,) = distance_quantiles(backbone.vit, [clip], [0.6])
+    (moved,) = thresholds_for([backbone.preprocess(one.rgb_FHWC) for one in frames], [0.5])
     prune_kept, merge_kept = uniform_schedule(shape, 0.95)  # of a tower this narrow, much is the patches
     return {
         "original": OriginalConfig(),
         "frame_skip": FrameSkipConfig(every=3),
+        "adaptive_skip": AdaptiveSkipConfig(threshold=moved),
+        "low_resolution": LowResolutionConfig(image_px=(shape.patches_per_side * 3 // 4) * shape.patch_px),
         "eventful": EventfulConfig(refreshed_tokens=few),
         "eventful_full": EventfulFullConfig(refreshed_tokens=few),
         "cmc": CmcConfig(threshold=threshold),
@@ -181,7 +186,7 @@ def test_every_method_embeds_ragged_clips(name: str, sources: list[Path], tmp_pa
 
         in_halves = encode_batch(config.build(halves.vit), halves, frames[:2] + frames[3:], 16)
         check(in_halves, frames[:2] + frames[3:], backbone.vit.shape)
-        if method_name in {"original", "frame_skip"}:
+        if method_name in {"original", "frame_skip", "adaptive_skip", "low_resolution"}:
             cosine = F.cosine_similarity(
                 torch.from_numpy(in_halves[0].embeddings_FE), torch.from_numpy(together[0].embeddings_FE)
             )

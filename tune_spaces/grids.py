@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reuse_models.method import MethodConfig
-from tune_spaces import cmc, diffrate, eventful, eventful_full, frame_skip, reusevit, tome
+from tune_spaces import (
+    adaptive_skip,
+    cmc,
+    diffrate,
+    eventful,
+    eventful_full,
+    frame_skip,
+    low_resolution,
+    reusevit,
+    tome,
+)
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower
 
@@ -13,6 +23,8 @@ Grid = Callable[[Tower, Density], tuple[MethodConfig, ...]]
 
 GRIDS: dict[str, Grid] = {
     "frame_skip": frame_skip.grid,
+    "adaptive_skip": adaptive_skip.grid,
+    "low_resolution": low_resolution.grid,
     "eventful": eventful.grid,
     "eventful_full": eventful_full.grid,
     "cmc": cmc.grid,
@@ -23,6 +35,8 @@ GRIDS: dict[str, Grid] = {
 
 RANGES: dict[str, Callable[[Tower], Ranges]] = {
     "frame_skip": frame_skip.ranges,
+    "adaptive_skip": adaptive_skip.ranges,
+    "low_resolution": low_resolution.ranges,
     "eventful": eventful.ranges,
     "eventful_full": eventful_full.ranges,
     "cmc": cmc.ranges,

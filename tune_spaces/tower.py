@@ -42,6 +42,8 @@ class Tower:
     shape: VitShape
     distance_quantiles: Callable[[Sequence[float]], list[float]]
     """Quantiles of CMC's distance between consecutive frames of validation clips."""
+    skip_thresholds: Callable[[Sequence[float]], list[float]]
+    """AdaptiveSkip's thresholds at which these shares of the frames of validation clips are computed."""
     trained: Trained = field(default_factory=Trained)
 
     @property

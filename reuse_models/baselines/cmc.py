@@ -7,7 +7,7 @@ Source: docs/methods.md; CMC (ASPLOS 2024) as the Déjà Vu artifact runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,7 +64,7 @@ def absolute_difference(a_XD: Tensor, b_XD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def distance_quantiles(vit: Vit, clips_F3HW: Sequence[Tensor], quantiles: Sequence[float]) -> list[float]:
+def distance_quantiles(vit: Vit, clips_F3HW: Iterable[Tensor], quantiles: Sequence[float]) -> list[float]:
     """Return quantiles of CMC's distance between consecutive frames of dense clips, over all boundaries and tokens.
 
     A threshold at quantile p reuses about a share p of the tokens from the frame before; less over longer chains, since

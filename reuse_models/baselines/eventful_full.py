@@ -137,7 +137,7 @@ class EventfulFull:
 
     def _encode_group(self, step: Step, refreshed: int, memory: GateMemory, record: Record) -> None:
         vit, rows_S = self.vit, step.rows_S
-        record.add_work("patch_embedding", rows_S, 1)
+        record.add_work("patch_embedding", rows_S, vit.shape.num_patches)
         record.add_work("pooling", rows_S, vit.shape.num_last_queries)
         record.add_work("head", rows_S, 1)
         h_SND = vit.embed(step.frames_S3HW)

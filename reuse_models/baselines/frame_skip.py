@@ -1,10 +1,11 @@
 """FrameSkip(n): embed every n-th frame and repeat it. What every sceptic asks for first.
 
-Shapes: B streams, R frames of all streams, X of them computed, E embedding width.
+Shapes: B streams, F frames of a stream, R frames of all streams, X of them computed, E embedding width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,33 +54,50 @@ class FrameSkip:
         self.vit = vit
 
     def start(self, num_streams: int) -> SkipMemory:
-        return SkipMemory([0] * num_streams, self.vit.position.new_zeros(num_streams, self.vit.shape.embed_dim).float())
+        return SkipMemory([0] * num_streams, start_last(self.vit, num_streams))
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: SkipMemory) -> Encoded:
         check_chunk(chunk, self.vit, len(memory.num_seen))
-        every = self.config.every
-        record = Record(self.vit.shape, chunk, self.vit.position.device)
-        num_seen_R, stream_R = _numbered(chunk, memory.num_seen)
-        computed = [row for row, seen in enumerate(num_seen_R) if seen % every == 0]
-        for place, frames_X3HW in batches(chunk, computed, record.device):
-            record.embeddings_RE[computed[place]] = self.vit(frames_X3HW).float()
-        record.add_dense(dense_work(self.vit.shape), computed)
-        for row, (seen, stream) in enumerate(zip(num_seen_R, stream_R, strict=True)):
-            if seen % every == 0:
-                memory.last_BE[stream] = record.embeddings_RE[row]
-            else:
-                record.embeddings_RE[row] = memory.last_BE[stream]
-                record.reuse_RLN[row, :, self.vit.shape.num_prefix :] = True
-            memory.num_seen[stream] = seen + 1
-        return record.encoded(memory)
+        computed = []
+        for stream, pixels_F3HW in enumerate(chunk.pixels):
+            first = memory.num_seen[stream]
+            memory.num_seen[stream] = first + len(pixels_F3HW)
+            computed.append([number % self.config.every == 0 for number in range(first, memory.num_seen[stream])])
+        return compute_or_repeat(self.vit, chunk, computed, memory.last_BE).encoded(memory)
 
 
-def _numbered(chunk: Chunk, num_seen: list[int]) -> tuple[list[int], list[int]]:
-    """Per row: the frame's number in its stream from the stream's start, and the stream."""
-    numbered = [
-        (num_seen[stream] + index, stream)
-        for stream, pixels_F3HW in enumerate(chunk.pixels)
-        for index in range(len(pixels_F3HW))
-    ]
-    return [number for number, _ in numbered], [stream for _, stream in numbered]
+def start_last(vit: Vit, num_streams: int) -> Tensor:
+    """Return [B, E], what `compute_or_repeat` keeps of streams of which nothing has been seen."""
+    return vit.position.new_zeros(num_streams, vit.shape.embed_dim).float()
+
+
+def compute_or_repeat(vit: Vit, chunk: Chunk, computed: Sequence[Sequence[bool]], last_BE: Tensor) -> Record:
+    """Put some frames of all streams through the tower together; each other one shows the last embedding before it.
+
+    Args:
+        vit: The tower.
+        chunk: The frames.
+        computed: Per stream and frame, whether it is computed; a stream's first frame of all must be.
+        last_BE: Each stream's last embedding, brought up to date in place.
+    """
+    record = Record(vit.shape, chunk, vit.position.device)
+    computed_R = [one for of_stream in computed for one in of_stream]
+    rows = [row for row, one in enumerate(computed_R) if one]
+    for place, frames_X3HW in batches(chunk, rows, record.device):
+        record.embeddings_RE[rows[place]] = vit(frames_X3HW).float()
+    record.add_dense(dense_work(vit.shape), rows)
+    record.reuse_RLN[:, :, vit.shape.num_prefix :] = ~torch.tensor(computed_R, device=record.device)[:, None, None]
+    # What a frame shows, and a stream ends with: a row of the last embeddings, followed by those of this chunk.
+    shown_R: list[int] = []
+    ends_B: list[int] = []
+    for stream, of_stream in enumerate(computed):
+        shown = stream
+        for one in of_stream:
+            shown = len(last_BE) + len(shown_R) if one else shown
+            shown_R.append(shown)
+        ends_B.append(shown)
+    known_XE = torch.cat([last_BE, record.embeddings_RE])
+    record.embeddings_RE = known_XE[shown_R]
+    last_BE.copy_(known_XE[ends_B])
+    return record

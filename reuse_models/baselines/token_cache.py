@@ -162,7 +162,7 @@ def _record_fixed_work(vit: Vit, step: Step, record: Record) -> None:
     shape, rows_S = vit.shape, step.rows_S
     last, num_tokens = shape.num_layers - 1, shape.num_tokens
     num_queries = shape.num_last_queries
-    record.add_work("patch_embedding", rows_S, 1)
+    record.add_work("patch_embedding", rows_S, shape.num_patches)
     record.add_work("query", rows_S, num_tokens if last else num_queries)
     record.add_work("key_value", rows_S, num_tokens)
     for layer in range(last):

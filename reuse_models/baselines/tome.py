@@ -145,7 +145,7 @@ def merging_work(shape: VitShape, merged_per_layer: int) -> Work:
     one = torch.ones(1, 1, dtype=torch.int64)
     return Work(
         {
-            "patch_embedding": one,
+            "patch_embedding": one * shape.num_patches,
             "query": queries[None],
             "key_value": keys[None],
             "attention": (queries * keys)[None],

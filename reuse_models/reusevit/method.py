@@ -414,7 +414,7 @@ class ReuseVit:
         closed_FL = torch.cat([computed_Fb, asked_F1], 1)
         tokens_Fb = torch.full_like(computed_Fb, num_tokens)
         return {
-            "patch_embedding": one_F1,
+            "patch_embedding": one_F1 * shape.num_patches,
             # In the last layer of CLS alone; where it runs for all tokens, of those that are not reused.
             "query": torch.cat([entered_FL[:, :-1], one_F1 if shape.has_cls else entered_FL[:, -1:]], 1),
             "key_value": entered_FL,

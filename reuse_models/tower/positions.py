@@ -43,7 +43,7 @@ def at_size(weights: Mapping[str, Tensor], shape: VitShape, image_px: int | None
     patches_AD = scaled_1DPP[0].permute(1, 2, 0).flatten(0, 1).to(position_ND.dtype)
     changed = {"position": torch.cat([position_ND[:prefix], patches_AD])}
     if shape.rope_theta is not None:
-        changed["rotary_2Nd"] = rotary_table(resized)
+        changed["rotary_2Nd"] = rotary_table(resized).to(weights["rotary_2Nd"])
     return {**weights, **changed}, resized
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig, thresholds_for
 from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
 from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
 from reuse_models.baselines.diffrate.relaxed import RelaxedCounts, relaxed_embed
@@ -17,6 +18,7 @@ from reuse_models.baselines.diffrate.search import SearchConfig, search_schedule
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
@@ -70,10 +72,13 @@ def test_both_engines_equal_computing_every_token(vit: Vit, addon: Addon, semant
 def every_method(vit: Vit) -> dict[str, MethodConfig]:
     """Return settings that do something on 36 patches."""
     (threshold,) = distance_quantiles(vit, clips(), [0.6])
+    (moved,) = thresholds_for(clips(), [0.6])
     prune_kept, merge_kept = uniform_schedule(vit.shape, 0.7)
     return {
         "original": OriginalConfig(),
         "frame_skip": FrameSkipConfig(every=2),
+        "adaptive_skip": AdaptiveSkipConfig(threshold=moved),
+        "low_resolution": LowResolutionConfig(image_px=32),
         "eventful": EventfulConfig(refreshed_tokens=9),
         "eventful_full": EventfulFullConfig(refreshed_tokens=9),
         "cmc": CmcConfig(threshold=threshold),
@@ -113,6 +118,7 @@ def test_methods_that_drop_nothing_are_dense(vit: Vit, run: Run) -> None:
         ToMeConfig(merged_per_layer=0),
         DiffRateConfig(prune_kept=whole, merge_kept=whole),
         FrameSkipConfig(every=1),
+        AdaptiveSkipConfig(threshold=0.0),
     ):
         for embeddings, expected in zip(run(config.build(vit), some).embeddings, dense, strict=True):
             torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import PARTS, dense_flops, dense_work, flops_per_frame
@@ -28,6 +30,8 @@ Run = Callable[..., Encoded]
 FOR_ANY_TOWER: tuple[MethodConfig, ...] = (
     OriginalConfig(),
     FrameSkipConfig(every=3),
+    AdaptiveSkipConfig(threshold=0.08),
+    LowResolutionConfig(image_px=24),
     EventfulConfig(refreshed_tokens=5),
     CmcConfig(threshold=3.0),
     EventfulFullConfig(refreshed_tokens=3),
@@ -70,8 +74,9 @@ def test_a_tower_of_one_layer_is_counted(clip_vit: Vit, ragged_clips: tuple[Tens
         with ExecutedFlops() as executed:
             encoded = run(config.build(vit), ragged_clips)
         assert analytic(encoded, vit) == pytest.approx(executed.total, rel=0.01)
+        first = vit if config.method != "low_resolution" else config.build(vit).embed  # type: ignore[attr-defined]
         with torch.no_grad():
-            torch.testing.assert_close(encoded.embeddings[2][0], vit(ragged_clips[2][:1])[0])
+            torch.testing.assert_close(encoded.embeddings[2][0], first(ragged_clips[2][:1])[0])
 
 
 def test_dense_is_counted_on_other_sizes() -> None:

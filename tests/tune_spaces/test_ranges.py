@@ -29,7 +29,9 @@ ADDONS = Trained(
 
 
 def tower(name: str) -> Tower:
-    return Tower(TOWERS[name], lambda shares: [10 * share for share in shares])
+    return Tower(
+        TOWERS[name], lambda shares: [10 * share for share in shares], lambda shares: [1 - share for share in shares]
+    )
 
 
 @pytest.mark.parametrize("name", TOWERS)

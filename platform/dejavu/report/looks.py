@@ -26,8 +26,10 @@ LOOKS = {
     "diffrate": Look("DiffRate", "#8a4fbf", "D"),
     "tome": Look("ToMe", "#e08300", "v"),
     "frame_skip": Look("FrameSkip", "#7a6a53", "X"),
+    "adaptive_skip": Look("AdaptiveSkip", "#5c6b00", "h"),
+    "low_resolution": Look("LowResolution", "#b0578d", "p"),
 }
-_SPARE = (("#b0578d", "p"), ("#5c6b00", "h"), ("#a3333d", "<"), ("#41506b", ">"))
+_SPARE = (("#a3333d", "<"), ("#41506b", ">"))
 
 
 def looks_of(methods: Iterable[str]) -> dict[str, Look]:

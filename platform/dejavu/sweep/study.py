@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from dejavu.backbones.load import Backbone
 from dejavu.embedding.batch import Embedding, cut, decode_batch
@@ -18,6 +20,7 @@ from dejavu.storage.place import is_file
 from dejavu.storage.setting import Setting, with_local_weights
 from dejavu.storage.store import Store, write_json
 from dejavu.sweep.trial import WORTHLESS, quality
+from reuse_models.baselines.adaptive_skip import thresholds_for
 from reuse_models.baselines.cmc import distance_quantiles
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
@@ -41,7 +44,7 @@ class SweepConfig:
     chosen_per_method: int = 4
     """Settings per method measured on test clips: those that hold most of its frontier on validation clips."""
     probe_clips: int = 8
-    """Validation clips on which CMC's distances are looked at."""
+    """Validation clips on which CMC's distances and AdaptiveSkip's thresholds are looked at."""
     diffrate_schedules: tuple[Path, ...] = ()
     """Files written by jobs/search_schedules.py for this backbone, tried beside those that the train stage searches."""
     search: Search = "grid"
@@ -77,22 +80,25 @@ def look_at_tower(
 
     Args:
         backbone: The tower.
-        clips: Validation clips, of which the first few of two frames or more show how far tokens move.
+        clips: Validation clips, of which the first few of two frames or more show how far tokens and pixels move.
         embedding: Where the clips lie.
         config: How many clips show it.
         trained: What training has made for this tower.
     """
 
-    def quantiles(shares: Sequence[float]) -> list[float]:
+    def probes() -> Iterator[Tensor]:
         moving = [clip for clip in clips if clip.num_frames > 1]  # one frame shows no distance
         probes = sorted(moving, key=lambda clip: clip.content_id)[: config.probe_clips]
         segments = [segment for segment in cut(probes, embedding.config.chunk_frames * 4) if segment.start == 0]
         frames = decode_batch(segments, embedding).frames
-        return distance_quantiles(
-            backbone.vit, [backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1], shares
-        )
+        return (backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1)
 
-    return Tower(backbone.vit.shape, quantiles, trained)
+    return Tower(
+        backbone.vit.shape,
+        lambda shares: distance_quantiles(backbone.vit, probes(), shares),
+        lambda shares: thresholds_for(probes(), shares),
+        trained,
+    )
 
 
 def list_configs(tower: Tower, backbone: Backbone, config: SweepConfig) -> list[MethodConfig]:

@@ -154,7 +154,7 @@ def relaxed_work(shape: VitShape, pruned_l: Tensor, merged_l: Tensor) -> Work:
     one = torch.ones(1, 1, dtype=torch.int64)
     return Work(
         {
-            "patch_embedding": one,
+            "patch_embedding": one * shape.num_patches,
             "query": queries_L[None],
             "key_value": entering_L[None],
             "attention": (queries_L * entering_L)[None],

@@ -17,11 +17,13 @@ from dejavu.embedding import memory as stage
 from dejavu.embedding.batch import EmbedConfig, Embedding
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
@@ -47,6 +49,8 @@ def configs(shape: VitShape) -> dict[str, MethodConfig]:
         for config in (
             OriginalConfig(),
             FrameSkipConfig(every=4),
+            AdaptiveSkipConfig(),
+            LowResolutionConfig(image_px=112),
             EventfulConfig(refreshed_tokens=16),
             EventfulFullConfig(refreshed_tokens=16),
             CmcConfig(threshold=1.0),

@@ -12,11 +12,21 @@ from dejavu.records import ParetoPoint
 from dejavu.report.frontier import mark_frontier
 from dejavu.report.plots import plot_pareto
 
-METHODS = ("reusevit", "eventful", "cmc", "diffrate", "tome", "frame_skip", "something_new")
+METHODS = (
+    "reusevit",
+    "eventful",
+    "cmc",
+    "diffrate",
+    "tome",
+    "frame_skip",
+    "adaptive_skip",
+    "low_resolution",
+    "something_new",
+)
 
 
 def some_points(*, published_formulas: bool = False) -> list[ParetoPoint]:
-    """Seven methods at six settings that crowd each other near Original."""
+    """Nine methods at six settings that crowd each other near Original."""
     original = ParetoPoint(
         method="original", setting="dense", split="test", num_clips=60, flops_reduction=1.0, acc_gqa=0.88,
         cosine_to_dense=1.0, gflops_per_frame=0.2,
@@ -63,6 +73,8 @@ def test_every_method_is_named_where_it_is_drawn(tmp_path: Path) -> None:
         "DiffRate",
         "ToMe",
         "FrameSkip",
+        "AdaptiveSkip",
+        "LowResolution",
         "Something new",
     ):
         assert name in text

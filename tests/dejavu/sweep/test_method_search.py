@@ -21,7 +21,7 @@ from tune_spaces.tower import Tower
 SMALL = VitShape(
     image_px=128, patch_px=16, width=128, num_heads=4, num_layers=6, mlp_width=512, embed_dim=128, has_cls=True
 )
-TOWER = Tower(SMALL, lambda shares: [10 * share for share in shares])
+TOWER = Tower(SMALL, lambda shares: [10 * share for share in shares], lambda shares: [1 - share for share in shares])
 NAME = partial(name_setting, backbone_identity="tower", embedding={})
 
 

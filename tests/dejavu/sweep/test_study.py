@@ -40,7 +40,7 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
 
 
 def tower(shape: VitShape) -> Tower:
-    return Tower(shape, lambda shares: [10 * share for share in shares])
+    return Tower(shape, lambda shares: [10 * share for share in shares], lambda shares: [1 - share for share in shares])
 
 
 SMALL = VitShape(
