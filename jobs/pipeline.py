@@ -33,7 +33,7 @@ from dejavu.storage.setting import Setting, name_setting, with_local_weights
 from dejavu.embedding.batch import Embedding
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
-from dejavu.storage.failed import TooManyFailures, check_failures, write_failures_csv
+from dejavu.storage.failed import TooManyFailures, check_failures, say_odd, write_failures_csv, write_odd_csv
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import Timing, measure_settings
@@ -197,6 +197,8 @@ def run(job: Job) -> None:
     )
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
+    for line in say_odd(write_odd_csv(job.clips.values(), job.results)):
+        print(f"  {line}", flush=True)
     job.check()
     if set(experiment.stages) <= {"transcode"}:
         return
@@ -432,6 +434,7 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
         num_without_span=original.task.num_without_span if original.task else 0,
         missing=job.dataset.missing,
         failures=job.store.failures(),
+        odd=[clip for clip in job.clips.values() if clip.is_odd],
         num_rounds=job.experiment.measure.num_rounds,
         num_streams=job.experiment.measure.num_clips,
         tags=tags(job),

@@ -83,6 +83,11 @@ class Transcoded:
     remarks: str = ""
     """What a person should know of the source, such as where its clock broke; empty for most."""
 
+    @property
+    def is_odd(self) -> bool:
+        """Whether the source was damaged or there is a remark about it."""
+        return self.damaged_share > 0 or bool(self.remarks)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:

@@ -45,6 +45,8 @@ ARTIFACTS = (
     "task_scores.csv",
     "config.yaml",
     "failures.csv",
+    "damaged.csv",
+    "remarks.csv",
 )
 """Of a run, where they are."""
 FIRST_METRICS = ("accuracy", "acc_gqa", "gflops_per_frame")
