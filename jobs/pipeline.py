@@ -30,6 +30,7 @@ from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.report.page import RunFacts
 from dejavu.storage.results_folder import local_folder, results_folder
 from dejavu.storage.setting import Setting, name_setting, with_local_weights
+from dejavu.datasets.video_folder import passed_over
 from dejavu.embedding.batch import Embedding
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
@@ -185,6 +186,8 @@ def run(job: Job) -> None:
     """Run the stages that were asked for, in their order."""
     experiment = job.experiment
     job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
+    if experiment.videos is not None and (others := passed_over(experiment.videos)):
+        print(f"  passed over, no videos by their endings: {others}", flush=True)
     encode = partial(transcode_apart, limit_s=experiment.clip_limit_s)
     make = partial(transcode_one, encode=encode) if job.runs("transcode") else None
     transcoded = transcode_clips(

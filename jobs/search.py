@@ -21,7 +21,7 @@ from dejavu.cluster import cluster
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
 from dejavu.backbones.locate import locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
-from dejavu.datasets.video_folder import load_video_folder
+from dejavu.datasets.video_folder import load_video_folder, passed_over
 from dejavu.experiment import RECIPES, ExperimentError
 from dejavu.storage.place import Place, is_file, is_folder, listed, place, storage_errors
 from dejavu.records import Failure, Transcoded
@@ -195,6 +195,8 @@ def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting
     odd = say_odd(write_odd_csv(known.values(), collection.results))
     failed = {failure.clip_id for failure in failures}
     say(f"videos: {len(clips)} in {videos}, {len(lacking)} embedded now, {len(failed)} failed")
+    if others := passed_over(videos):
+        say(f"  passed over, no videos by their endings: {others}")
     for failure in failures:
         say(f"  {failure.clip_id}  {failure.stage}  {failure.reason}")
     for line in odd:
