@@ -32,12 +32,13 @@ from dejavu.storage.results_folder import local_folder, results_folder
 from dejavu.storage.setting import Setting, name_setting, with_local_weights
 from dejavu.datasets.class_folders import load_class_folders
 from dejavu.datasets.splits import twins
+from dejavu.datasets.video_folder import passed_over
 from dejavu.embedding.batch import Embedding
 from dejavu.stages.class_readers import make_readers
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
-from dejavu.storage.failed import TooManyFailures, check_failures, write_failures_csv
 from dejavu.stages.frontier import Evidence, Journal, draw_frontier, gather_points, git_commit, log_frontier
+from dejavu.storage.failed import TooManyFailures, check_failures, say_odd, write_failures_csv, write_odd_csv
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
@@ -205,6 +206,8 @@ def run(job: Job) -> None:
     """Run the stages that were asked for, in their order."""
     experiment = job.experiment
     job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
+    if experiment.videos is not None and (others := passed_over(experiment.videos)):
+        print(f"  passed over, no videos by their endings: {others}", flush=True)
     encode = partial(transcode_apart, limit_s=experiment.clip_limit_s)
     make = partial(transcode_one, encode=encode) if job.runs("transcode") else None
     transcoded = transcode_clips(
@@ -218,6 +221,8 @@ def run(job: Job) -> None:
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
     leave_twins_out(job)
+    for line in say_odd(write_odd_csv(job.clips.values(), job.results)):
+        print(f"  {line}", flush=True)
     job.check()
     if set(experiment.stages) <= {"transcode"}:
         return
@@ -494,6 +499,7 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
         num_without_span=original.task.num_without_span if original.task else 0,
         missing=job.dataset.missing,
         failures=job.store.failures(),
+        odd=[clip for clip in job.clips.values() if clip.is_odd],
         num_rounds=job.experiment.measure.num_rounds,
         num_streams=job.experiment.measure.num_clips,
         tags=tags(job),

@@ -21,17 +21,17 @@ from dejavu.cluster import cluster
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
 from dejavu.backbones.locate import locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
-from dejavu.datasets.video_folder import load_video_folder
+from dejavu.datasets.video_folder import load_video_folder, passed_over
 from dejavu.experiment import RECIPES, ExperimentError
 from dejavu.storage.place import Place, is_file, is_folder, listed, place, storage_errors
 from dejavu.records import Failure, Transcoded
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.embedding.batch import EmbedConfig, Embedding, cut
-from dejavu.retrieval.collect import StoredSetting, list_settings, read_frames
+from dejavu.retrieval.collect import StoredSetting, list_settings, mark_concealed, read_frames
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
-from dejavu.storage.failed import write_failures_csv
+from dejavu.storage.failed import say_odd, write_failures_csv, write_odd_csv
 from dejavu.retrieval.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
 from dejavu.storage.store import Store, StoreError, local_copy, write_json, write_text
@@ -192,10 +192,15 @@ def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting
         failures += embed_clips(lacking, settings[:1], embedding, pool, "search").failures
     if failures:
         write_failures_csv(collection.store, collection.results / "failures.csv")
+    odd = say_odd(write_odd_csv(known.values(), collection.results))
     failed = {failure.clip_id for failure in failures}
     say(f"videos: {len(clips)} in {videos}, {len(lacking)} embedded now, {len(failed)} failed")
+    if others := passed_over(videos):
+        say(f"  passed over, no videos by their endings: {others}")
     for failure in failures:
         say(f"  {failure.clip_id}  {failure.stage}  {failure.reason}")
+    for line in odd:
+        say(f"  {line}")
 
 
 def is_embedded(clip: Transcoded, collection: Collection, settings: Sequence[Setting]) -> bool:
@@ -233,7 +238,7 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
             f"{list_names(stored, collection.store)}; name one of them, or give --videos to embed with it"
         )
     frames = read_worthwhile(collection.store, settings, query_E, config, always_indexed=arguments.index)
-    found = find_moments(frames, query_E, config)
+    found = mark_concealed(find_moments(frames, query_E, config), collection.store)
     say(f"searched {len(frames.seconds_R)} frames of {len(frames.clip_ids)} videos, {method.method} {method.setting}")
     if arguments.json:
         write_json(
@@ -274,7 +279,10 @@ def list_names(stored: Sequence[StoredSetting], store: Store) -> str:
 def lines(found: Sequence[Moment]) -> list[str]:
     """Return one line per hit: video, seconds, score."""
     width = max((len(hit.clip_id) for hit in found), default=0)
-    return [f"{hit.clip_id:<{width}}  {hit.seconds:8.1f} s  {hit.score:7.4f}" for hit in found]
+    return [
+        f"{hit.clip_id:<{width}}  {hit.seconds:8.1f} s  {hit.score:7.4f}{'  damaged here' * hit.concealed}"
+        for hit in found
+    ]
 
 
 def draw_hits(found: Sequence[Moment], store: Store, path: Path, title: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +73,23 @@ class Transcoded:
     duration_s: float
     codec_metadata: bool
     """False where the declared fallback stands in for macroblock class, motion and quantiser."""
+    start_s: float = 0.0
+    """When the first frame is shown, in seconds from the source container's start, as a player counts them."""
+    num_damaged: int = 0
+    """Pictures of the source that were concealed."""
+    num_missing: int = 0
+    """Pictures that the source declares behind its end."""
+    damaged_share: float = 0.0
+    """Of both, among all pictures of the source."""
+    concealed: str = ""
+    """Frames that show what was not recorded, as ranges such as `12-15,40`."""
+    remarks: str = ""
+    """What a person should know of the source, such as where its clock broke; empty for most."""
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether the source was damaged or there is a remark about it."""
+        return self.damaged_share > 0 or bool(self.remarks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,3 +271,20 @@ class ParetoPoint:
     zero_shot_accuracy_ci_high: float | None = None
     zero_shot_accuracy_loss_ci_low: float | None = None
     zero_shot_accuracy_loss_ci_high: float | None = None
+
+
+def to_ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ranges: 12, 13, 14, 40 become `12-14,40`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+
+
+def from_ranges(text: str) -> list[int]:
+    """Read what `to_ranges` wrote."""
+    pairs = [run.partition("-") for run in text.split(",") if run]
+    return [number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)]

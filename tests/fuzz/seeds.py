@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.codec.codec import Codec, UnknownCodecError
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 
 Family = Literal["video", "store", "annotations", "checkpoint"]
@@ -77,6 +79,9 @@ def video_seeds(real: Path | None = None) -> Iterator[Seed]:
         target = f"source.{container}"
         yield Seed("video", f"{container}-{codec}", target, {target: _video(container, codec, pix_fmt, options)})
     yield Seed("video", "m4a-aac", "source.m4a", {"source.m4a": _sound()})
+    for name, content in odd_videos().items():
+        target = f"source.{name.split('-')[0]}"
+        yield Seed("video", name, target, {target: content})
     for path in sorted(real.iterdir()) if real else ():
         if path.is_file():
             yield Seed("video", f"real-{path.name}", path.name, {path.name: path.read_bytes()})
@@ -97,6 +102,81 @@ def _video(container: str, codec: str, pix_fmt: str, options: dict[str, str]) ->
             output.mux(stream.encode(VideoFrame.from_ndarray(picture(index), "rgb24")))
         output.mux(stream.encode(None))
     return memory.getvalue()
+
+
+def odd_videos() -> dict[str, bytes]:
+    """Make whole files as recorders, phones and editors leave them: name -> content, each of 24 pictures or twice that.
+
+    Clocks that begin again, jump, begin before zero or late; several streams; packets without bytes; one duration for
+    pictures and sound.
+    """
+    half_hour, second = 1800 * FPS, FPS
+    ts, mpg = (("libx264", {"preset": "veryfast", "bf": "2"}), ("mpeg2video", {"bf": "2"}))
+    film, preview = ("libx264", {"preset": "veryfast"}), ("mjpeg", {})
+    return {
+        "ts-joined": 2 * _streams("mpegts", [ts]),
+        "mpg-joined": 2 * _streams("mpeg", [mpg]),
+        "ts-jump": _streams("mpegts", [ts], jump=half_hour),
+        "mkv-jump": _streams("matroska", [film], jump=half_hour),
+        "nut-negative": _streams("nut", [film], first=-5 * second),
+        "mp4-late": _streams("mp4", [film], first=second, sound="aac"),
+        "mkv-late": _streams("matroska", [film], first=second, sound="aac"),
+        "mp4-preview": _streams("mp4", [preview, film]),
+        "mkv-preview": _streams("matroska", [film, preview, preview]),
+        "nut-empty": _streams("nut", [preview], empty=range(6, 18)),
+        "asf-sound": _streams("asf", [("wmv2", {})], sound="wmav2"),
+    }
+
+
+def _streams(
+    container: str,
+    films: list[tuple[str, dict[str, str]]],
+    *,
+    first: int = 0,
+    jump: int = 0,
+    empty: range = range(0),
+    sound: str = "",
+) -> bytes:
+    """Write films side by side, the first timestamp `first`, half way a leap; and three seconds of sound."""
+    memory = io.BytesIO()
+    with av.open(memory, "w", format=container, options={"fflags": "+bitexact"}) as output:
+        streams = []
+        for codec, options in films:
+            rate = 25 if codec == "mpeg2video" else FPS
+            same = {"x264-params": "cpu-independent=1:threads=1"} if codec == "libx264" else {}
+            stream = output.add_stream(codec, rate=rate, options=options | same)
+            stream.width, stream.height = (WIDTH, HEIGHT) if codec != "mjpeg" or len(films) == 1 else (32, 32)
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = Disposition.default if codec != "mjpeg" else Disposition(0)
+            stream.codec_context.thread_count = 1
+            stream.codec_context.time_base = Fraction(1, rate)
+            streams.append(stream)
+        heard = output.add_stream(sound, rate=44100, layout="mono") if sound else None
+        packets = []
+        for stream in streams:
+            for index in range(NUM_FRAMES):
+                frame = VideoFrame.from_ndarray(picture(index), "rgb24").reformat(stream.width, stream.height)
+                frame.pts = first + index + (jump if 2 * index >= NUM_FRAMES else 0)
+                frame.time_base = stream.codec_context.time_base
+                packets += [_emptied(one) if index in empty else one for one in stream.encode(frame)]
+            packets += stream.encode(None)
+        if heard is not None:
+            heard.bit_rate = 64_000
+            for index in range(3 * 44100 // 1024):
+                frame = AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+                frame.sample_rate, frame.pts, frame.time_base = 44100, 1024 * index, Fraction(1, 44100)
+                packets += heard.encode(frame)
+            packets += heard.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+    return memory.getvalue()
+
+
+def _emptied(packet: av.Packet) -> av.Packet:
+    empty = av.Packet(0)
+    empty.pts, empty.dts, empty.duration, empty.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    empty.stream = packet.stream
+    return empty
 
 
 def picture(index: int) -> np.ndarray:

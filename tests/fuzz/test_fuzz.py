@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from dejavu.video.mp4 import TranscodeConfig, transcode
 from tests.fuzz.campaign import Limits, campaign, table
 from tests.fuzz.mutate import BYTE_DAMAGE, TEXT_DAMAGE, mutate
-from tests.fuzz.seeds import Seed, annotation_seeds, checkpoint_seeds, store_seeds, video_seeds
+from tests.fuzz.seeds import (
+    FRAME_PX,
+    Seed,
+    annotation_seeds,
+    checkpoint_seeds,
+    odd_videos,
+    store_seeds,
+    video_seeds,
+)
 
 SEEDS: dict[str, tuple[Callable[[Path], Iterator[Seed]], int]] = {
-    "video": (lambda _: video_seeds(), 46),
+    "video": (lambda _: video_seeds(), 70),
     "store": (store_seeds, 10),
     "annotations": (lambda _: annotation_seeds(), 66),
     "checkpoint": (checkpoint_seeds, 20),
@@ -43,6 +52,18 @@ def test_whole_files_are_done(family: str, tmp_path: Path, monkeypatch: pytest.M
     seeds = [seed for seed in SEEDS[family][0](tmp_path) if seed.name != "m4a-aac"]  # sound alone is refused
     found = list(campaign(seeds, range(len(seeds)), Limits()))
     assert [(one.seed.name, one.line) for one in found if one.outcome != "done"] == []
+
+
+def test_whole_odd_videos_have_all_their_pictures(tmp_path: Path) -> None:
+    """Two seconds, or twice that where two recordings were joined; a second of 25 pictures where MPEG-2 knows no 12."""
+    expected = dict.fromkeys(odd_videos(), (4, 0.0))
+    expected |= {"ts-joined": (8, 0.0), "mpg-joined": (4, 0.0), "mp4-late": (4, 1.0), "mkv-late": (4, 1.0)}
+    found = {}
+    for name, content in odd_videos().items():
+        (source := tmp_path / f"source.{name.split('-')[0]}").write_bytes(content)
+        info = transcode(source, tmp_path / "out.mp4", frame_px=FRAME_PX, config=TranscodeConfig(damaged="refuse"))
+        found[name] = (info.num_frames, info.start_s)
+    assert found == expected
 
 
 @pytest.mark.parametrize("kind", [*BYTE_DAMAGE, *TEXT_DAMAGE])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dejavu.records import Transcoded
 from dejavu.video.apart import serve
 from tests.fuzz.seeds import FRAME_PX
 
@@ -61,7 +62,7 @@ def _hold(fact: object, what: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- videos
 def _video(folder: Path, request: dict[str, Any]) -> str:
     """Transcode as the stage does; then decode what it says that it made."""
-    from dejavu.records import Clip, Transcoded
+    from dejavu.records import Clip, from_ranges
     from dejavu.stages.transcode import transcode_one
     from dejavu.storage.store import Store
     from dejavu.video.mp4 import TranscodeConfig
@@ -83,7 +84,10 @@ def _video(folder: Path, request: dict[str, Any]) -> str:
         return str(result["error"])
     record = Transcoded(**json.loads(result["record"]))
     _hold(len(kept) == 2, f"left beside the mp4 and its record: {kept}")
-    _decode(store.root / record.path, record.num_frames, record.codec_metadata)
+    _decode(store.root / record.path, record.num_frames, record)
+    _hold(0 <= record.damaged_share <= TranscodeConfig().max_damaged_share, f"{record.damaged_share} damaged")
+    marked = from_ranges(record.concealed)
+    _hold(all(0 <= frame < record.num_frames for frame in marked), "frames marked that are not there")
     return "done"
 
 
@@ -94,12 +98,12 @@ def _store(folder: Path, request: dict[str, Any]) -> str:
 
     path = folder / request["target"]
     info = probe(path)
-    _decode(path, info.num_frames, codec_metadata=None)
+    _decode(path, info.num_frames, record=None)
     decode_all(path, start=info.num_frames - 1)
     return "done"
 
 
-def _decode(path: Path, num_frames: int, codec_metadata: bool | None) -> None:
+def _decode(path: Path, num_frames: int, record: Transcoded | None) -> None:
     from dejavu.embedding.batch import EmbedConfig, Embedding, Segment, decode_segment
     from dejavu.storage.store import Store
 
@@ -108,9 +112,10 @@ def _decode(path: Path, num_frames: int, codec_metadata: bool | None) -> None:
     frames = decode_segment(segment, embedding)
     _hold(len(frames.rgb_FHWC) == len(frames.codec_F4PP) == len(frames.seconds_F) == num_frames, "counts differ")
     _hold(np.isfinite(frames.codec_F4PP).all(), "a codec grid with values that are no numbers")
-    if codec_metadata is not None:
-        _hold(np.array_equal(frames.seconds_F, np.arange(num_frames) / 2), "frames at other times than they should be")
-        _hold(frames.codec_metadata is codec_metadata, "codec metadata other than the record says")
+    if record is not None:
+        expected_s = record.start_s + np.arange(num_frames) / 2
+        _hold(np.array_equal(frames.seconds_F, expected_s), "frames at other times than they should be")
+        _hold(frames.codec_metadata is record.codec_metadata, "codec metadata other than the record says")
 
 
 # ---------------------------------------------------------------------------------------------------------- annotations

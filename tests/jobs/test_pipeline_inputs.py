@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -70,6 +71,30 @@ def test_with_leave_the_rest_is_measured(pipeline: Pipeline, bad_folder: Path, t
     assert all(0.5 < float(point["cosine_to_dense"]) <= 1 for point in points)
     assert (tmp_path / "pareto.png").stat().st_size > 10_000
     assert (tmp_path / "config.yaml").is_file()
+
+
+def test_odd_videos_are_used_and_said_and_damage_is_refused_where_asked(pipeline: Pipeline, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "whole.mp4", iter(moving(100, 0)), 10, 20)
+    with av.open(str(videos / "whole.mp4")) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][50]
+        place, size = packet.pos + 4, packet.size - 4
+    data = bytearray((videos / "whole.mp4").read_bytes())
+    data[place : place + size] = np.random.default_rng(0).bytes(size)
+    (videos / "damaged.mp4").write_bytes(data)
+    words = ("folder", "--videos", videos, "--results", tmp_path / "out", "--stages", "transcode")
+    done = pipeline(*words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 clips have damaged or missing pictures, which were concealed: damaged.csv" in done.stdout
+    (damaged,) = rows(tmp_path / "out" / "damaged.csv")
+    assert (damaged["clip"], damaged["missing"]) == ("damaged.mp4", "0")
+    assert 0 < float(damaged["share"]) <= 0.02
+    assert damaged["concealed_frames"]
+    assert rows(tmp_path / "out" / "remarks.csv") == []
+    done = pipeline(*words, "--damaged", "refuse")
+    assert done.returncode == 1
+    assert [row["clip"] for row in rows(tmp_path / "out" / "failures.csv")] == ["damaged.mp4"]
 
 
 def test_a_folder_in_which_nothing_works_is_no_success(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dejavu.datasets.strict_json import read_json
+from dejavu.datasets.video_folder import is_video
 from dejavu.records import Clip, Dataset, Question, Split
 from dejavu.storage.place import Place, is_file, is_folder, names_below
 
@@ -31,7 +35,7 @@ def load_next_qa(videos: Place, annotations: Place, *, splits: Sequence[Split] =
     """Join annotations with the videos that are there.
 
     Args:
-        videos: Folder of `<place from the id map>.mp4`, or flat, of `<video id>.mp4`.
+        videos: Folder of `<place from the id map>.mp4`, or flat, of `<video id>.mp4`; another container serves as well.
         annotations: Folder of the files above.
         splits: Those to load. A train split without a CSV gives no clips; a question without an annotated span is
             kept, with no spans, and does not count when scored.
@@ -49,7 +53,7 @@ def load_next_qa(videos: Place, annotations: Place, *, splits: Sequence[Split] =
             f"videos: got {videos}, which is no folder, expected NExT-QA's videos; see docs/nextqa.md"
         )
     places = _places(annotations)
-    there = _finder(videos)
+    find = _finder(videos)
     clips: dict[str, Clip] = {}
     missing: dict[str, None] = {}  # a set that keeps the order
     questions: list[Question] = []
@@ -62,7 +66,8 @@ def load_next_qa(videos: Place, annotations: Place, *, splits: Sequence[Split] =
                     "one split; take the CSVs of one download"
                 )
             if clip_id not in clips and clip_id not in missing:
-                name = next(filter(there, _video_names(clip_id, places.get(clip_id))), None)
+                stems = [str(places.get(clip_id, clip_id)), clip_id]
+                name = next(filter(None, map(find, stems)), None)
                 if name is None:
                     missing[clip_id] = None
                 else:
@@ -175,15 +180,29 @@ def _stays_inside(place: PurePosixPath) -> bool:
     return bool(place.parts) and not place.is_absolute() and plain and max(map(len, place.parts)) <= LONGEST_NAME
 
 
-def _video_names(clip_id: str, place: PurePosixPath | None) -> list[str]:
-    return [f"{clip_id}.mp4"] if place is None else [f"{place}.mp4", f"{clip_id}.mp4"]
+def _finder(videos: Place) -> Callable[[str], str | None]:
+    """Return what finds a video below the folder by its path without the ending.
+
+    Each folder is listed once, when it is first asked for; of an object store, all at once.
+    """
+    if not isinstance(videos, Path):
+        return _by_stem(names_below(videos)).get
+
+    @cache
+    def inside(folder: PurePosixPath) -> dict[str, str]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return _by_stem(str(folder / entry.name) for entry in os.scandir(videos / folder) if entry.is_file())
+        return {}
+
+    return lambda stem: inside(PurePosixPath(stem).parent).get(stem)
 
 
-def _finder(videos: Place) -> Callable[[str], bool]:
-    """Return what tells whether a file is below the folder; of an object store, all are listed once."""
-    if isinstance(videos, Path):
-        return lambda name: (videos / name).is_file()
-    return set(names_below(videos)).__contains__
+def _by_stem(names: Iterable[str]) -> dict[str, str]:
+    """Return the videos among some names by their path without the ending; of several, an mp4, else the first."""
+    found: dict[str, str] = {}
+    for name in sorted(filter(is_video, names), key=lambda name: (not name.endswith(".mp4"), name)):
+        found.setdefault(str(PurePosixPath(name).with_suffix("")), name)
+    return found
 
 
 def _spans(path: Place) -> dict[str, _Located]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from dejavu.records import Clip, Dataset
@@ -16,6 +17,7 @@ EXTENSIONS = frozenset({
     "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "h264", "264", "h265", "265", "hevc", "ivf", "m2ts", "m2v",
     "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "nut", "ogm", "ogv", "rm", "rmvb", "ts",
     "vob", "webm", "wmv", "y4m",
+    "m1v", "m2t", "mk3d", "mod", "mpe", "qt", "tod", "tp", "trp",
 })
 # fmt: on
 """Containers and raw streams that FFmpeg reads, in small letters; other files in the folder are not videos to us."""
@@ -79,19 +81,40 @@ def clip_id_of(name: str) -> str:
     return f"{plain[:_LONGEST_ID]}-{digest}"
 
 
+def passed_over(root: Place) -> str:
+    """Say how many files below a folder are no videos to us, by ending: `3 (2 .txt, 1 .jpg)`; nothing where none is."""
+    if isinstance(root, Path):
+        found = [PurePosixPath(name) for folder, _, names in os.walk(root) for name in _below(root, folder, names)]
+    else:
+        found = [PurePosixPath(name) for name in names_below(root)]
+    others = [path for path in found if not _is_hidden(path) and not is_video(path.name)]
+    endings = Counter(path.suffix.lower() or "without an ending" for path in others)
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
+    return f"{len(others)} ({counts})" if others else ""
+
+
+def _below(root: Path, folder: str, names: list[str]) -> list[str]:
+    return [(Path(folder) / name).relative_to(root).as_posix() for name in names]
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def is_video(name: str) -> bool:
+    """Tell by its ending whether a file is a video to us."""
+    return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
+
+
 def _names(root: Place) -> list[str]:
     """List the videos below a folder: of each folder its files first, then those of the folders in it."""
     if isinstance(root, Path):
         return [path.relative_to(root).as_posix() for path in _videos(root)]
     found = [PurePosixPath(name) for name in names_below(root)]
-    shown = [path for path in found if not any(part.startswith(".") for part in path.parts) and _is_video(path.name)]
+    shown = [path for path in found if not _is_hidden(path) and is_video(path.name)]
     return [
         str(path) for path in sorted(shown, key=lambda path: (*((1, part) for part in path.parts[:-1]), (0, path.name)))
     ]
-
-
-def _is_video(name: str) -> bool:
-    return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
 
 
 def _videos(root: Path) -> list[Path]:
@@ -103,7 +126,7 @@ def _videos(root: Path) -> list[Path]:
         for name in folders:
             _check_inside(here / name, home)  # a linked folder is not entered, but one that leaves is worth a word
         for name in sorted(files):
-            if name.startswith(".") or not _is_video(name):
+            if name.startswith(".") or not is_video(name):
                 continue
             _check_inside(here / name, home)
             if (here / name).is_file() or (here / name).is_symlink():  # a link to nothing fails later, as a clip

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dejavu.embedding.batch import Embedding, cut
-from dejavu.records import Transcoded
+from dejavu.records import Transcoded, from_ranges
 from dejavu.storage.place import Place, side_by_side
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity, read_parquet
@@ -31,6 +31,8 @@ class ClipEmbeddings:
     embeddings_FE: NDArray[np.float32]
     reuse_rate_F: NDArray[np.float32]
     flops_F: NDArray[np.float64]
+    concealed_F: NDArray[np.bool_]
+    """Whether a frame shows what was not recorded: a damaged picture, or one predicted from it."""
 
 
 def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, ClipEmbeddings]:
@@ -74,7 +76,8 @@ def _parts(clips: Sequence[Transcoded]) -> Iterator[list[Transcoded]]:
 def _read(
     embedding: Embedding, complete: Mapping[str, Iterable[Place]], clips: Sequence[Transcoded]
 ) -> dict[str, ClipEmbeddings]:
-    wanted = {clip.content_id for clip in clips} & complete.keys()
+    concealed = {clip.content_id: from_ranges(clip.concealed) for clip in clips}
+    wanted = concealed.keys() & complete.keys()
     shards = sorted({shard for content in wanted for shard in complete[content]}, key=str)
     tables = side_by_side(embedding.store.root, read_parquet, shards)
     by_content: dict[str, ClipEmbeddings] = {}
@@ -94,7 +97,11 @@ def _read(
             _, first = np.unique(frame_R[rows_F], return_index=True)
             rows = rows_F[first]
             by_content[str(name)] = ClipEmbeddings(
-                seconds_R[rows], embedding_RE[rows].astype(np.float32), rate_R[rows], flops_R[rows]
+                seconds_R[rows],
+                embedding_RE[rows].astype(np.float32),
+                rate_R[rows],
+                flops_R[rows],
+                np.isin(frame_R[rows], concealed[str(name)]),
             )
     return {clip.clip_id: by_content[clip.content_id] for clip in clips if clip.content_id in wanted}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dejavu.records import Failure, Interval, ParetoPoint
+from dejavu.records import Failure, Interval, ParetoPoint, Transcoded
 from dejavu.report.breakdown import BreakdownRow
 from dejavu.report.equal_flops import Lead
 from dejavu.report.frontier import MAX_LOSS, ORIGINAL, original_quality, quality_of, words_of
@@ -94,6 +94,13 @@ class RunFacts:
     config_yaml: str
     allowed_loss: float = MAX_LOSS
     """The share of Original's quality that the headline's settings may lose."""
+    odd: Sequence[Transcoded] = ()
+    """Clips that were damaged, or about which there is a remark."""
+
+    @property
+    def damaged(self) -> list[Transcoded]:
+        """Clips with damaged or missing pictures, which were concealed."""
+        return [clip for clip in self.odd if clip.damaged_share > 0]
 
 
 @dataclass(frozen=True, slots=True)

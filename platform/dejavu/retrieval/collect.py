@@ -5,16 +5,18 @@ Shapes: R frames of all clips (rows), E embedding width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dejavu.records import Transcoded, from_ranges
 from dejavu.retrieval.frame_index import LikelyClips, shard_name
-from dejavu.retrieval.search import Frames
+from dejavu.retrieval.search import Frames, Moment
 from dejavu.storage.place import Place, listed, side_by_side
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store
@@ -54,6 +56,18 @@ def list_settings(store: Store, named: Iterable[StoredSetting] = ()) -> list[Sto
         if (shards := listed(store.embeddings_dir(name), "*.parquet"))
     }
     return [found[name] for name in sorted(changed, key=lambda name: (-changed[name], name))]
+
+
+def mark_concealed(found: Sequence[Moment], store: Store) -> list[Moment]:
+    """Say of each hit whether its frame is one that damage was concealed in."""
+    contents = {hit.content_id for hit in found}
+    concealed = {}
+    for text in store.transcoded().values():
+        if '"concealed": "' in text and '"concealed": ""' not in text:
+            record = Transcoded(**json.loads(text))
+            if record.content_id in contents:
+                concealed[record.content_id] = from_ranges(record.concealed)
+    return [replace(hit, concealed=hit.frame in concealed.get(hit.content_id, ())) for hit in found]
 
 
 def _read(shard: Place, chosen: pc.Expression | None) -> pa.Table:

@@ -84,6 +84,8 @@ class Moment:
     """Of the best frame to the query, -1..1."""
     score: float
     """The cosine, less a share of the clip's median cosine: what hits are ordered by."""
+    concealed: bool = False
+    """Whether the best frame shows what was not recorded, since the video is damaged there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

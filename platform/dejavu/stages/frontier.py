@@ -48,6 +48,8 @@ ARTIFACTS = (
     "task_scores.csv",
     "config.yaml",
     "failures.csv",
+    "damaged.csv",
+    "remarks.csv",
 )
 """Of a run, where they are."""
 READER_COLUMNS: Mapping[Reader, str] = {"nearest": "knn_accuracy", "zero_shot": "zero_shot_accuracy"}

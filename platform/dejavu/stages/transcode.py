@@ -42,7 +42,7 @@ def source_key(clip: Clip, config: TranscodeConfig, frame_px: int, view: float =
     """
     stat = place(clip.path).stat()
     named = {"clip": clip.clip_id, "bytes": stat.st_size, "ns": stat.st_mtime_ns}
-    return identity({**named, **geometry(frame_px, view), "config": asdict(config)})
+    return identity({**named, **geometry(frame_px, view), "config": config.shaping()})
 
 
 def geometry(frame_px: int, view: float) -> Row:
@@ -68,7 +68,7 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
 def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, encode: Encode) -> Transcoded:
     with local_copy(place(clip.path)) as source:
         frame_px, view = row["px"], row.get("view", 1.0)
-        content_id = identity({"sha256": file_sha256(source), "config": asdict(config), **geometry(frame_px, view)})
+        content_id = identity({"sha256": file_sha256(source), "config": config.shaping(), **geometry(frame_px, view)})
         target = store.mp4_path(content_id)
 
         def write() -> Mp4Info:
@@ -77,14 +77,7 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
 
         info = patiently(write)
     record = Transcoded(
-        clip_id=clip.clip_id,
-        content_id=content_id,
-        path=f"{target.parent.name}/{target.name}",
-        num_frames=info.num_frames,
-        frame_px=info.frame_px,
-        fps=info.fps,
-        duration_s=info.duration_s,
-        codec_metadata=info.codec_metadata,
+        clip_id=clip.clip_id, content_id=content_id, path=f"{target.parent.name}/{target.name}", **asdict(info)
     )
     patiently(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
     return record
@@ -102,8 +95,8 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
     """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
 
     A source is known again by its id, size and time of change; what is made is named by its content, so two equal
-    files share one mp4. Where `make`, the kernel, is None, only what is there already is returned. `view` is the
-    backbone's, as `Preprocess.view`.
+    files share one mp4. A record of more damage than `config` bears does not count. Where `make`, the kernel, is None,
+    only what is there already is returned. `view` is the backbone's, as `Preprocess.view`.
     """
     done: dict[str, Transcoded] = {}
     pending: list[Row] = []
@@ -124,7 +117,7 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
             continue
         if key in records:
             record = Transcoded(**json.loads(records[key]))
-            if record.path.rpartition("/")[2] in mp4s:
+            if record.path.rpartition("/")[2] in mp4s and config.leniency.bears(record.damaged_share):
                 done[clip.clip_id] = record
                 continue
         if make:

@@ -1,14 +1,17 @@
-"""The failures table, and when failures end a run."""
+"""The tables of what failed, what was damaged and what else is to be known of clips; when failures end a run."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from dejavu.records import Failure
+from dejavu.records import Failure, Transcoded
 from dejavu.storage.place import Place
 from dejavu.storage.store import Store, write_text
+
+SHOWN = 5
+"""Clips whose remarks are printed; all stand in the table."""
 
 
 class TooManyFailures(RuntimeError):  # noqa: N818  it is what happened, not what went wrong in the code
@@ -18,12 +21,44 @@ class TooManyFailures(RuntimeError):  # noqa: N818  it is what happened, not wha
 def write_failures_csv(store: Store, path: Place) -> list[Failure]:
     """Write what every stage could not do, one row per clip and stage, and return it."""
     failures = store.failures()
+    rows = ([failure.clip_id, failure.stage, failure.reason] for failure in failures)
+    _write(path, ["clip", "stage", "reason"], rows)
+    return failures
+
+
+def write_odd_csv(clips: Iterable[Transcoded], results: Place) -> list[Transcoded]:
+    """Write damaged.csv and remarks.csv, a row for each clip that has damage or remarks; return these clips."""
+    odd = sorted((clip for clip in clips if clip.is_odd), key=lambda clip: clip.clip_id)
+    damaged = (
+        [clip.clip_id, clip.num_damaged, clip.num_missing, f"{clip.damaged_share:.6f}", clip.concealed]
+        for clip in odd
+        if clip.damaged_share
+    )
+    _write(results / "damaged.csv", ["clip", "damaged", "missing", "share", "concealed_frames"], damaged)
+    remarks = ([clip.clip_id, clip.remarks] for clip in odd if clip.remarks)
+    _write(results / "remarks.csv", ["clip", "remarks"], remarks)
+    return odd
+
+
+def _write(path: Place, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["clip", "stage", "reason"])
-    writer.writerows([failure.clip_id, failure.stage, failure.reason] for failure in failures)
+    writer.writerow(header)
+    writer.writerows(rows)
     write_text(path, buffer.getvalue())
-    return failures
+
+
+def say_odd(odd: Sequence[Transcoded]) -> list[str]:
+    """Return what a person reads of such clips: counts, and the first few by name."""
+    num_damaged = sum(clip.damaged_share > 0 for clip in odd)
+    num_remarked = sum(bool(clip.remarks) for clip in odd)
+    lines = []
+    if num_damaged:
+        lines.append(f"{num_damaged} clips have damaged or missing pictures, which were concealed: damaged.csv")
+    if num_remarked:
+        lines.append(f"{num_remarked} clips are not as usual: remarks.csv")
+    lines += [f"  {clip.clip_id}  {clip.remarks}" for clip in odd if clip.remarks][:SHOWN]
+    return lines
 
 
 def check_failures(failures: Sequence[Failure], num_clips: int, num_left: int, limit: float) -> None:

@@ -7,23 +7,27 @@ motion search, no sound.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Any, Literal, get_args
 
 import av
-from av.video.frame import VideoFrame
+import tyro
 
+from dejavu.records import to_ranges
 from dejavu.video.decode import decode
-from dejavu.video.sample import sample
+from dejavu.video.sample import Leniency, Sampler
 from dejavu.video.source import VideoError, one_clear_line, open_video
 
 __all__ = ["Mp4Info", "TranscodeConfig", "VideoError", "probe", "transcode"]
 
+MAX_GAP_S = 60.0
+"""Unless another bound is given."""
+Damaged = Literal["refuse", "conceal"]
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _X264 = "bframes=3:b-adapt=0:scenecut=0:subme=0:me=dia:ref=2:cpu-independent=1"
 """Published, except the last: without it x264's macroblock tree gives other bytes from run to run at 224 pixels."""
@@ -41,6 +45,12 @@ class TranscodeConfig:
     """x264's effort."""
     key_frame_interval: int = 250
     """Frames from one key frame to the next: what a far segment has to decode before it at most."""
+    max_gap_s: float = MAX_GAP_S
+    """Seconds between two pictures up to which the first is shown on; beyond, the clock is taken to have jumped."""
+    damaged: Annotated[Damaged, tyro.conf.arg(aliases=["--damaged"])] = "conceal"
+    """Whether a damaged video is refused, or used as the decoder mends it."""
+    max_damaged_share: Annotated[float, tyro.conf.arg(aliases=["--max-damaged-share"])] = 0.02
+    """Share of damaged or missing pictures, 0..1, above which a video is refused all the same."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 120:
@@ -51,11 +61,35 @@ class TranscodeConfig:
             raise ValueError(f"preset: got {self.preset!r}, expected one of {', '.join(_PRESETS)}; pass one of them")
         if self.key_frame_interval < 1:
             raise ValueError(f"key_frame_interval: got {self.key_frame_interval}, expected at least 1; pass 250")
+        if not 0 < self.max_gap_s < math.inf:
+            raise ValueError(f"max_gap_s: got {self.max_gap_s}, expected more than 0 s; 60 is the default")
+        if self.damaged not in get_args(Damaged):
+            raise ValueError(f"damaged: got {self.damaged!r}, expected refuse or conceal; pass one of them")
+        if not 0 <= self.max_damaged_share <= 1:
+            raise ValueError(f"max_damaged_share: got {self.max_damaged_share}, expected 0..1; 0.02 is the default")
 
     @property
     def rate(self) -> Fraction:
         """Frames per second as the container stores them."""
         return Fraction(self.fps).limit_denominator(1001)
+
+    @property
+    def leniency(self) -> Leniency:
+        """What is made good in a source."""
+        return Leniency(
+            max_gap_s=self.max_gap_s, conceals=self.damaged == "conceal", max_damaged_share=self.max_damaged_share
+        )
+
+    def shaping(self) -> dict[str, Any]:
+        """Return what decides the bytes of a video that can be used, for its identity.
+
+        Whether a damaged one can be used is asked whenever its record is read. A gap's bound goes without saying where
+        it is the default, so that stores from before it was a setting keep their names.
+        """
+        named = {name: value for name, value in asdict(self).items() if name not in ("damaged", "max_damaged_share")}
+        if self.max_gap_s == MAX_GAP_S:
+            del named["max_gap_s"]
+        return named
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +102,18 @@ class Mp4Info:
     duration_s: float
     codec_metadata: bool
     """False where decoding will give the fallback grid."""
+    start_s: float = 0.0
+    """When the first frame is shown, from the source container's start."""
+    num_damaged: int = 0
+    """Pictures of the source that were concealed."""
+    num_missing: int = 0
+    """Pictures that the source declares behind its end."""
+    damaged_share: float = 0.0
+    """Of both, among all pictures of the source."""
+    concealed: str = ""
+    """Frames that show what was not recorded, such as `12-15,40`."""
+    remarks: str = ""
+    """What a person should know of the source."""
 
 
 def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeConfig, view: float = 1.0) -> Mp4Info:
@@ -100,16 +146,24 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
         with unfinished.open("xb") as file:
             sink = _Sink(file)
             try:
-                frames = sample(source, frame_px=frame_px, rate=config.rate, view=view)
-                num_frames = _encode(frames, sink, frame_px, config)
-            except av.FFmpegError:
+                sampler = Sampler(source, frame_px, config.rate, config.leniency, view)
+                _encode(sampler, sink, config)
+            except VideoError:
+                raise
+            except Exception as error:
                 if sink.error is not None:
                     raise sink.error from None
-                raise
+                if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+                    raise
+                line = (str(error).splitlines() or [""])[0]
+                raise VideoError(
+                    f"{source.name}: got an error of the video library ({type(error).__name__}: {line}), expected a "
+                    "video that it can read; convert the file or leave it out"
+                ) from error
             file.flush()
             os.fsync(file.fileno())
         info = probe(unfinished)
-        expected_s = num_frames / config.rate
+        num_frames, expected_s = sampler.num_drawn, sampler.num_drawn / config.rate
         if info.num_frames != num_frames or abs(info.duration_s - expected_s) > 0.5 / config.rate:
             raise OSError(
                 f"{target.name}: got {info.num_frames} frames and {info.duration_s:.3f} s when read back, "
@@ -119,7 +173,15 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    return info
+    return replace(
+        info,
+        start_s=float(sampler.first / config.rate),
+        num_damaged=sampler.num_damaged,
+        num_missing=sampler.num_missing,
+        damaged_share=sampler.damaged_share,
+        concealed=to_ranges(sampler.concealed),
+        remarks="; ".join(sampler.remarks),
+    )
 
 
 def probe(path: Path) -> Mp4Info:
@@ -158,26 +220,25 @@ class _Sink:
             raise
 
 
-def _encode(frames: Iterator[VideoFrame], file: _Sink, frame_px: int, config: TranscodeConfig) -> int:
-    """Write the frames, one every 1 / rate seconds, and return their number."""
+def _encode(sampler: Sampler, file: _Sink, config: TranscodeConfig) -> None:
+    """Write the frames, one every 1 / rate seconds, at the times at which a player of the source shows them."""
     num_frames = 0
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=config.rate)
-        stream.width = stream.height = frame_px
+        stream.width = stream.height = sampler.frame_px
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
         codec.time_base = 1 / config.rate
         codec.thread_count = 1  # the bytes depend on it
         codec.gop_size = config.key_frame_interval
         codec.options = {"preset": config.preset, "crf": str(config.crf), "a53cc": "0", "x264-params": _X264}
-        for frame in frames:
+        for frame in sampler.frames():
             if num_frames == 0:
                 codec.color_range, codec.colorspace = frame.color_range, frame.colorspace
                 codec.color_primaries, codec.color_trc = frame.color_primaries, frame.color_trc
-            frame.pts = num_frames
+            frame.pts = sampler.first + num_frames
             frame.time_base = codec.time_base
             frame.pict_type = 0  # the source's own choice must not force ours
             container.mux(stream.encode(frame))
             num_frames += 1
         container.mux(stream.encode(None))
-    return num_frames

@@ -1,115 +1,150 @@
-"""Draw square frames from a video at a constant rate, by the timestamps of the stream."""
+"""Draw square frames from a video at a constant rate, by a player's clock."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import av.logging
+import av
 import numpy as np
-from av.container import InputContainer
 from av.filter import Graph
-from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
-from dejavu.video.source import VideoError, attached, decoder_log, one_clear_line, open_video
+from dejavu.video.clock import Clock
+from dejavu.video.film import Film, display_matrix, missing_seconds, num_cut_off, open_film
+from dejavu.video.pictures import Picture, Pictures
+from dejavu.video.source import VideoError, one_clear_line
 
-MAX_GAP_S = 3600
 MAX_DURATION_S = 48 * 3600
-"""Beyond these a timestamp is taken for damage: it would be filled with repeated frames."""
+"""Beyond this a duration is taken for damage: it would be filled with repeated frames."""
 
 
-def sample(path: Path, *, frame_px: int, rate: Fraction, view: float = 1.0) -> Iterator[VideoFrame]:
-    """Yield frames of frame_px a side, yuv420p, turned upright, one every 1 / rate seconds from the first frame on.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leniency:
+    """What is made good in a video that is not as it should be."""
 
-    They show the centre square of `view` times the shorter side.
+    max_gap_s: float
+    """The longest gap between two pictures that is filled; beyond it the clock has jumped."""
+    conceals: bool
+    """Whether damaged and missing pictures are used as the decoder leaves them."""
+    max_damaged_share: float
+    """Share of pictures, 0..1, up to which that is done."""
 
-    Frame n shows what was on screen just before (n + 1/2) / rate seconds, as FFmpeg's `fps` filter chooses it;
-    at least one frame comes of any video. A frame that lasts is yielded again: the same object.
+    def __str__(self) -> str:
+        """Return what is expected of a video's pictures."""
+        return f"at most {self.max_damaged_share:.3g} of them (--max-damaged-share)" if self.conceals else "none"
 
-    Raises:
-        VideoError: The file is missing, damaged, cut short or no video, or its timestamps are absurd.
-    """
-    with open_video(path) as (container, stream), one_clear_line(path):
-        shape = _Squarer(frame_px, view)
-        shown: VideoFrame | None = None
-        square: VideoFrame | None = None
-        start = end = Fraction(0)
-        num_drawn = 0
-        for frame, time, duration in _timed(path, container, stream):
-            if shown is None:
-                start = time
-            if time - start > MAX_DURATION_S or (shown is not None and time - end > MAX_GAP_S):
+    def bears(self, damaged_share: float) -> bool:
+        """Tell whether a video of which this share of pictures is damaged or missing is used."""
+        return damaged_share <= (self.max_damaged_share if self.conceals else 0.0)
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Draws the frames of one video, and then knows what was wrong with it."""
+
+    path: Path
+    frame_px: int
+    rate: Fraction
+    leniency: Leniency
+    view: float = 1.0
+    first: int = field(init=False, default=0)
+    """Number of the first frame: those before it would show nothing, for pictures begin late."""
+    num_drawn: int = field(init=False, default=0)
+    """Frames, those before the first one not among them."""
+    num_damaged: int = field(init=False, default=0)
+    num_missing: int = field(init=False, default=0)
+    """Pictures at the end that the file declares and has not."""
+    damaged_share: float = field(init=False, default=0.0)
+    """Of pictures, missing ones among them."""
+    concealed: list[int] = field(init=False, default_factory=list)
+    """Frames that show what was not recorded, numbered from the first one drawn."""
+    remarks: list[str] = field(init=False, default_factory=list)
+    """What a person should know, a phrase each; empty for most videos."""
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Yield frames of frame_px a side, yuv420p, turned upright, one every 1 / rate seconds.
+
+        They show the centre square of `view` times the shorter side.
+
+        Frame n shows what was on screen just before (n + 1/2) / rate seconds from the container's start, as FFmpeg's
+        `fps` filter chooses it; at least one frame comes of any video. A frame that lasts is yielded again: the same
+        object.
+
+        Raises:
+            VideoError: The file is missing, too damaged, cut short or no video, or lasts absurdly long.
+        """
+        with open_film(self.path) as film, one_clear_line(self.path):
+            if film.num_streams > 1:
+                stream, codec = film.stream, film.stream.codec_context
+                what = f"the one of {codec.width}x{codec.height} px, stream {stream.index}, is taken"
+                self.remarks.append(f"{film.num_streams} video streams: {what}")
+            pictures = Pictures(self.path, film, conceals=self.leniency.conceals)
+            origin = film.container.start_time
+            clock = Clock(
+                None if origin is None else Fraction(origin, av.time_base),
+                pictures.usual,
+                Fraction(self.leniency.max_gap_s),
+            )
+            shape = _Squarer(self.frame_px, self.view)
+            shown: Picture | None = None
+            start = end = Fraction(0)
+            num_lost = 0
+            for picture in pictures:
+                time = clock.place(picture.told, picture.lasts)
+                if shown is None:
+                    start, self.first = time, _nearest(time * self.rate)
+                end = time + picture.lasts
+                if end - start > MAX_DURATION_S:
+                    raise VideoError(
+                        f"{self.path.name}: got pictures of {float(end - start):.0f} s, expected at most "
+                        f"{MAX_DURATION_S} s; check the file's timestamps"
+                    )
+                due = _nearest(time * self.rate) - self.first
+                if shown is not None and shown.frame is not None and self.num_drawn < due:
+                    yield from self._repeat(shape(shown.frame), due, shown.is_sound and num_lost == pictures.num_lost)
+                if shown is None or picture.frame is not None:
+                    shown, num_lost = picture, pictures.num_lost
+            if shown is None or shown.frame is None:
+                why = f" ({pictures.reason})" if pictures.reason else ""
                 raise VideoError(
-                    f"{path.name}: got a frame at {float(time - start):.0f} s after {float(end - start):.0f} s, "
-                    f"expected at most {MAX_GAP_S} s between frames and {MAX_DURATION_S} s in all; "
-                    "check the file's timestamps"
+                    f"{self.path.name}: got no picture that can be decoded{why}, expected at least one; check the file"
                 )
-            due = _nearest((time - start) * rate)
-            if shown is not None and num_drawn < due:
-                square = shape(shown)
-                for _ in range(num_drawn, due):
-                    yield square
-                num_drawn = due
-            shown, end = frame, max(end, time + duration)
-        if shown is None:
-            raise VideoError(f"{path.name}: got no picture that can be decoded, expected at least one; check the file")
-        _check_complete(path, container, stream, float(max(end, end - start)))
-        num_frames = max(_nearest((end - start) * rate), 1)
-        if num_drawn < num_frames:
-            square = shape(shown)
-            for _ in range(num_drawn, num_frames):
-                yield square
+            self._judge(film, pictures, clock, (start, end + (pictures.num_lost - num_lost) * pictures.usual))
+            num_frames = max(_nearest(end * self.rate) - self.first, 1)
+            if self.num_drawn < num_frames:
+                yield from self._repeat(shape(shown.frame), num_frames, shown.is_sound)
+
+    def _repeat(self, square: VideoFrame, until: int, is_sound: bool) -> Iterator[VideoFrame]:
+        if not is_sound:
+            self.concealed += range(self.num_drawn, until)
+        while self.num_drawn < until:
+            self.num_drawn += 1
+            yield square
+
+    def _judge(self, film: Film, pictures: Pictures, clock: Clock, span: tuple[Fraction, Fraction]) -> None:
+        """Say what was wrong with a video, or refuse it."""
+        # FFmpeg reckons the duration from the first and last timestamps, where the container tells none.
+        missing_s = 0.0 if clock.breaks else missing_seconds(self.path, film, clock.origin, span)
+        self.num_damaged = pictures.num_damaged
+        self.num_missing = max(num_cut_off(self.path, film), math.ceil(missing_s / pictures.usual))
+        num_pictures = pictures.num_pictures + self.num_missing
+        self.damaged_share = (self.num_damaged + self.num_missing) / num_pictures
+        if not self.leniency.bears(self.damaged_share):
+            missing = "; it seems cut short" if self.num_missing else ""
+            reason = f" ({pictures.reason})" if pictures.reason else ""
+            raise VideoError(
+                f"{self.path.name}: got {self.num_damaged} damaged{reason} and {self.num_missing} missing of "
+                f"{num_pictures} pictures{missing}, expected {self.leniency}; fetch the file again or leave it out"
+            )
+        self.remarks += clock.remarks
 
 
 def _nearest(value: Fraction) -> int:
     return math.floor(value + Fraction(1, 2))
-
-
-def _timed(
-    path: Path, container: InputContainer, stream: VideoStream
-) -> Iterator[tuple[VideoFrame, Fraction, Fraction]]:
-    """Yield each frame with its time and duration in seconds; where the stream tells none, the average rate does."""
-    usual = 1 / Fraction(stream.average_rate or 25)
-    time = None
-    for packet in container.demux(stream):
-        with decoder_log(av.logging.INFO) as log:
-            frames = packet.decode()
-        concealed = next((" ".join(text.split()) for _, _, text in log if text.startswith("concealing")), None)
-        if concealed or any(frame.is_corrupt for frame in frames):
-            raise VideoError(
-                f"{path.name}: got a damaged picture ({concealed or 'marked as corrupt'}), expected an intact video; "
-                "fetch the file again or leave it out"
-            )
-        for frame in frames:
-            time_base = frame.time_base or stream.time_base
-            if frame.pts is not None and time_base is not None:
-                time = frame.pts * time_base
-            else:
-                time = Fraction(0) if time is None else time + usual
-            duration = frame.duration * time_base if frame.duration and time_base is not None else usual
-            yield frame, time, duration
-
-
-def _check_complete(path: Path, container: InputContainer, stream: VideoStream, decoded_s: float) -> None:
-    """Compare with the duration that the file declares: players do not care, but a cut-off download shows here.
-
-    Some containers count it from zero and others from the first frame, so decoded_s is the longer of the two.
-    """
-    if stream.duration is not None and stream.time_base is not None:
-        declared_s = float(stream.duration * stream.time_base)
-    elif len(container.streams) == 1 and container.duration is not None:
-        declared_s = container.duration / 1e6
-    else:
-        return
-    if decoded_s < declared_s - max(1.0, 0.05 * declared_s):
-        raise VideoError(
-            f"{path.name}: got {decoded_s:.1f} s of pictures, expected the {declared_s:.1f} s that the file declares; "
-            "it seems cut short: fetch it again"
-        )
 
 
 class _Squarer:
@@ -153,7 +188,7 @@ def _turning(frame: VideoFrame) -> tuple[str, ...]:
 
     The matrix takes a stored (x, y) to the shown (a x + c y, b x + d y).
     """
-    matrix = attached(frame).get(Type.DISPLAYMATRIX)
+    matrix = display_matrix(frame)
     if matrix is None:
         return ()
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

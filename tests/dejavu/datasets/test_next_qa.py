@@ -12,7 +12,7 @@ import pytest
 from upath import UPath
 
 from dejavu.datasets.next_qa import COLUMNS, load_frame_times, load_next_qa, load_questions
-from dejavu.storage.place import place
+from dejavu.storage.place import Place, place
 
 ROWS: dict[str, list[dict[str, str]]] = {
     "val": [
@@ -120,6 +120,26 @@ def test_annotations_and_videos_may_lie_in_an_object_store(layout: tuple[Path, P
     assert [(clip.clip_id, Path(clip.path).name) for clip in there.clips] == [
         (clip.clip_id, Path(clip.path).name) for clip in here.clips
     ]
+
+
+@pytest.mark.parametrize("ending", [".MP4", ".mkv", ".webm", ".avi"])
+@pytest.mark.parametrize("is_away", [False, True])
+def test_any_container_serves_under_an_id(layout: tuple[Path, Path], ending: str, is_away: bool) -> None:
+    videos, annotations = layout
+    (videos / "0001" / "111.mp4").rename(videos / "0001" / f"111{ending}")
+    (videos / "0001" / "111.txt").touch()
+    (videos / "333.aac.avi").touch()
+    (videos / f"333{ending}").touch()
+    (videos / "0002").mkdir()
+    (videos / "0002" / f"222{ending}").mkdir()  # a folder is no video
+    at: Place = videos
+    if is_away:
+        at = place(f"memory://{uuid.uuid4().hex}")
+        assert isinstance(at, UPath)
+        at.fs.put(f"{videos}/", f"{at.path}/", recursive=True)
+    dataset = load_next_qa(at, annotations)
+    assert [Path(clip.path).name for clip in dataset.clips] == [f"111{ending}", "333.mp4"]
+    assert dataset.missing == ("222",)
 
 
 def test_one_split_can_be_loaded_alone(layout: tuple[Path, Path]) -> None:

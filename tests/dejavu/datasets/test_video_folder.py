@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.datasets.video_folder import clip_id_of, load_video_folder
+from dejavu.datasets.video_folder import clip_id_of, load_video_folder, passed_over
 from dejavu.storage.place import Place, place
 
 
@@ -113,3 +113,16 @@ def test_a_folder_in_an_object_store_gives_the_same_clips(tmp_path: Path) -> Non
 def test_an_empty_address_is_refused_in_one_line() -> None:
     with pytest.raises(FileNotFoundError, match="no folder, expected one with videos"):
         load_video_folder(place(f"memory://{uuid.uuid4().hex}/videos"))
+
+
+def test_containers_of_camcorders_are_videos_and_what_is_none_is_counted(tmp_path: Path) -> None:
+    names = ("a.m2t", "b.MOD", "c.qt", "d.m1v", "sub/e.mpe", "f.Trp")
+    others = ("notes.txt", "sub/more.TXT", "cover.jpg", "README", ".hidden", ".git/config.txt")
+    put(tmp_path, *names, *others)
+    assert {Path(clip.path).relative_to(tmp_path).as_posix() for clip in load_video_folder(tmp_path).clips} == {*names}
+    assert passed_over(tmp_path) == "4 (2 .txt, 1 .jpg, 1 without an ending)"
+    away = place(f"memory://{uuid.uuid4().hex}")
+    put(away, "a.mp4", "b.txt", "c/.d/e.txt")
+    assert passed_over(away) == "1 (1 .txt)"
+    put(tmp_path / "alone", "a.mp4")
+    assert passed_over(tmp_path / "alone") == ""

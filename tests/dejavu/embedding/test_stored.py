@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,13 @@ def test_settings_are_read_beside_original_part_by_part(tmp_path: Path, monkeypa
     for _, ours, dense in parts:
         for name, frames in [*ours.items(), *dense.items()]:
             np.testing.assert_array_equal(frames.embeddings_FE, whole[name].embeddings_FE)
+
+
+def test_concealed_frames_are_marked(tmp_path: Path) -> None:
+    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig(segment_frames=4))
+    original = name_setting(OriginalConfig(), "tower", embedding.config.shaping())
+    clips = [replace(clip("a", 7, "content-a"), concealed="2-3,6"), clip("b", 3, "content-b")]
+    write(embedding, original, cut(clips, 4))
+    found = read_embeddings(embedding, original, clips)
+    assert np.flatnonzero(found["a"].concealed_F).tolist() == [2, 3, 6]
+    assert not found["b"].concealed_F.any()

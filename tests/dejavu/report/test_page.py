@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.records import Failure, Interval, ParetoPoint
+from dejavu.records import Failure, Interval, ParetoPoint, Transcoded
 from dejavu.report.breakdown import BreakdownRow
 from dejavu.report.equal_flops import Lead
 from dejavu.report.frontier import mark_frontier
@@ -266,6 +266,19 @@ def test_classes_are_told_in_their_own_table(tmp_path: Path) -> None:
     assert "By class" in text
     assert "By length" not in text  # 17 columns do not fit
     assert "question" not in page.text
+
+
+def test_clips_that_are_odd_but_used_are_named(tmp_path: Path) -> None:
+    clip = Transcoded(
+        clip_id="d<1>", content_id="c", path="mp4/c.mp4", num_frames=9, frame_px=64, fps=2.0, duration_s=4.5,
+        codec_metadata=True, num_damaged=2, num_missing=1, damaged_share=0.0125,
+    )  # fmt: skip
+    odd = [clip, replace(clip, clip_id="j", num_damaged=0, num_missing=0, damaged_share=0.0, remarks=NASTY)]
+    write_report(tmp_path / "r.html", some_points(), Tables(breakdown()), {}, replace(FACTS, odd=odd))
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "1 clips have damaged or missing pictures, 2 and 1 in all" in page.text
+    rows = [[text for text, _ in row] for row in page.tables["odd-table"]]
+    assert rows[1:] == [["d<1>", "2", "1", "1.25 %", ""], ["j", "0", "0", "0.00 %", NASTY]]
 
 
 def test_retrieval_is_called_retrieval(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from dejavu.retrieval.collect import StoredSetting, list_settings, read_frames
+from dejavu.retrieval.collect import StoredSetting, list_settings, mark_concealed, read_frames
+from dejavu.retrieval.search import Moment
 from dejavu.storage.setting import Setting
-from dejavu.storage.store import Store
+from dejavu.storage.store import Store, write_json
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
 
@@ -78,3 +80,16 @@ def test_settings_are_listed_by_their_notes_and_only_with_embeddings(tmp_path: P
     listed = list_settings(store, [k16, absent])
     assert {one.setting.setting_id: one.name for one in listed} == {"abc": "original dense", "named": "eventful k=16"}
     assert {one.setting.backbone_identity for one in listed} == {"tower"}
+
+
+def test_a_hit_on_a_concealed_frame_is_marked(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = {"path": "mp4/x.mp4", "num_frames": 9, "frame_px": 64, "fps": 2.0, "duration_s": 4.5}
+    for name, more in (("a", {"concealed": "4-6"}), ("b", {"concealed": ""}), ("old", {})):
+        whole = {"clip_id": name, "content_id": f"content-{name}", **record, "codec_metadata": True, **more}
+        write_json(store.transcoded_path(name), whole)
+    hit = Moment(
+        clip_id="a", content_id="content-a", frame=5, seconds=2.5, start_s=2.0, end_s=3.0, cosine=0.5, score=0.4
+    )
+    found = [hit, replace(hit, frame=7), replace(hit, content_id="content-b"), replace(hit, content_id="content-old")]
+    assert [one.concealed for one in mark_concealed(found, store)] == [True, False, False, False]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -57,9 +56,10 @@ def test_a_narrower_view_is_another_mp4_and_the_whole_view_has_its_old_name(tmp_
     store, config, clip = Store(tmp_path / "store"), TranscodeConfig(), video(tmp_path / "a.mp4")
     whole = stage.transcode_clips([clip], store, config, PX, view=1.0).clips["a"]
     stat = Path(clip.path).stat()
-    named = {"clip": "a", "bytes": stat.st_size, "ns": stat.st_mtime_ns, "px": PX, "config": asdict(config)}
+    shaping = {"fps": 2.0, "crf": 22.0, "preset": "slow", "key_frame_interval": 250}
+    named = {"clip": "a", "bytes": stat.st_size, "ns": stat.st_mtime_ns, "px": PX, "config": shaping}
     assert stage.source_key(clip, config, PX) == stage.source_key(clip, config, PX, 1.0) == identity(named)
-    assert whole.content_id == identity({"sha256": file_sha256(Path(clip.path)), "config": asdict(config), "px": PX})
+    assert whole.content_id == identity({"sha256": file_sha256(Path(clip.path)), "config": shaping, "px": PX})
     made = stage.transcode_clips([clip], store, config, PX, view=0.875)
     assert made.num_made == 1
     assert made.clips["a"].content_id != whole.content_id
@@ -67,6 +67,37 @@ def test_a_narrower_view_is_another_mp4_and_the_whole_view_has_its_old_name(tmp_
     assert stage.transcode_clips([clip], store, config, PX, make=None).clips["a"] == whole
     frames = [decode_all(store.root / record.path, count=1).rgb_FHWC for record in (whole, made.clips["a"])]
     assert np.abs(frames[0].astype(int) - frames[1]).mean() > 10
+
+
+def test_how_damage_is_borne_changes_no_name_and_a_gap_s_bound_does(tmp_path: Path) -> None:
+    config = TranscodeConfig()
+    strict = TranscodeConfig(damaged="refuse", max_damaged_share=0.5)
+    assert strict.shaping() == config.shaping()
+    assert TranscodeConfig(max_gap_s=5).shaping() == {**config.shaping(), "max_gap_s": 5}
+
+
+def test_a_record_of_more_damage_than_is_borne_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    store, clips = Store(tmp_path / "store"), [Clip(clip_id="a", path=str(tmp_path / "a"), split="test")]
+
+    def encode(source: Path, target: Path, config: TranscodeConfig, **_: object) -> Mp4Info:
+        if not config.leniency.bears(0.015):
+            raise ValueError("a: got 0.015, expected less; leave it out")
+        target.write_bytes(source.read_bytes())
+        return Mp4Info(
+            num_frames=9, frame_px=PX, fps=2.0, duration_s=4.5, codec_metadata=True, num_damaged=3, damaged_share=0.015,
+            concealed="4-6", remarks="a remark",
+        )  # fmt: skip
+
+    make = partial(stage.transcode_one, encode=encode)
+    lenient, strict = TranscodeConfig(), TranscodeConfig(max_damaged_share=0.01)
+    record = stage.transcode_clips(clips, store, lenient, PX, make=make).clips["a"]
+    assert (record.num_damaged, record.concealed, record.remarks) == (3, "4-6", "a remark")
+    assert stage.transcode_clips(clips, store, lenient, PX, make=None).clips == {"a": record}
+    for other in (strict, TranscodeConfig(damaged="refuse")):
+        refused = stage.transcode_clips(clips, store, other, PX, make=make)
+        assert (refused.clips, len(refused.failures)) == ({}, 1)
+    assert stage.transcode_clips(clips, store, lenient, PX, make=make).num_made == 0
 
 
 def test_a_lost_mp4_is_made_again(tmp_path: Path) -> None:

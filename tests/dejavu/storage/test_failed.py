@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dejavu.records import Failure
-from dejavu.storage.failed import TooManyFailures, check_failures, write_failures_csv
+from dejavu.records import Failure, Transcoded
+from dejavu.storage.failed import TooManyFailures, check_failures, say_odd, write_failures_csv, write_odd_csv
 from dejavu.storage.store import Store
 
 
@@ -33,3 +34,28 @@ def test_the_table_holds_every_stage(tmp_path: Path) -> None:
     assert (tmp_path / "failures.csv").read_text() == (
         'clip,stage,reason\na,embed,"broken, badly"\n"b ""x""",transcode,"broken, badly"\n'
     )
+
+
+def test_what_is_odd_but_used_stands_in_two_tables_and_is_said(tmp_path: Path) -> None:
+    whole = Transcoded(
+        clip_id="whole", content_id="w", path="mp4/w.mp4", num_frames=9, frame_px=64, fps=2.0, duration_s=4.5,
+        codec_metadata=True,
+    )  # fmt: skip
+    damaged = replace(whole, clip_id="b", num_damaged=2, num_missing=1, damaged_share=0.0125, concealed="4-6")
+    joined = replace(whole, clip_id="a, b", remarks="at 10.0 s the clock jumps by 60.5 s: laid end to end")
+    odd = write_odd_csv([whole, damaged, joined], tmp_path)
+    assert [clip.clip_id for clip in odd] == ["a, b", "b"]
+    assert (tmp_path / "damaged.csv").read_text() == (
+        "clip,damaged,missing,share,concealed_frames\nb,2,1,0.012500,4-6\n"
+    )
+    assert (tmp_path / "remarks.csv").read_text() == (
+        'clip,remarks\n"a, b",at 10.0 s the clock jumps by 60.5 s: laid end to end\n'
+    )
+    assert say_odd(odd) == [
+        "1 clips have damaged or missing pictures, which were concealed: damaged.csv",
+        "1 clips are not as usual: remarks.csv",
+        "  a, b  at 10.0 s the clock jumps by 60.5 s: laid end to end",
+    ]
+    assert write_odd_csv([whole], tmp_path) == []
+    assert (tmp_path / "damaged.csv").read_text() == "clip,damaged,missing,share,concealed_frames\n"
+    assert say_odd([]) == []

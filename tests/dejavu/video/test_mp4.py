@@ -265,23 +265,6 @@ def test_a_truncated_file_is_told(make_video, source_video, tmp_path: Path, kept
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_damage_in_the_middle_is_not_concealed(clip_64: Path, tmp_path: Path) -> None:
-    data = bytearray(clip_64.read_bytes())
-    with av.open(str(clip_64)) as container:
-        packet = max((p for p in container.demux(video=0) if p.size), key=lambda p: p.size)
-        place = packet.pos + packet.size * 9 // 10  # behind the encoder's comment
-    data[place : place + 40] = bytes(range(40))
-    clip_64.write_bytes(data)
-    with pytest.raises(VideoError, match=r"damaged|cannot read"):
-        transcode(clip_64, tmp_path / "out.mp4", frame_px=64, config=CONFIG)
-
-
-def test_absurd_timestamps_are_not_filled_with_frames(make_video, source_video, tmp_path: Path) -> None:
-    source = make_video(ramp(3), source_video(name="gap.mkv", pts_ms=[0, 100, 10_000_000_000]))
-    with pytest.raises(VideoError, match="timestamps"):
-        transcode(source, tmp_path / "out.mp4", frame_px=64, config=CONFIG)
-
-
 class FullDisk:
     """A file that takes `left` bytes and then no more."""
 
@@ -345,7 +328,10 @@ def test_probe_refuses_what_was_not_transcoded(clip_64: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("fps", 0), ("fps", float("nan")), ("crf", 52), ("preset", "slowest"), ("key_frame_interval", 0)],
+    [
+        *(("fps", 0), ("fps", float("nan")), ("crf", 52), ("preset", "slowest"), ("key_frame_interval", 0)),
+        *(("max_gap_s", 0), ("max_gap_s", float("inf")), ("damaged", "keep"), ("max_damaged_share", 1.5)),
+    ],
 )
 def test_a_config_that_cannot_be_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: got .*, expected .*; "):
