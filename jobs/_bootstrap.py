@@ -6,6 +6,7 @@ the workers, which do not see the driver's `sys.path`. And it keeps what the mac
 
 import atexit
 import gc
+import io
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,13 @@ exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
 if exempt != "*":
     hosts = [host for word in exempt.split(",") if (host := word.strip())]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys((*hosts, *LOOPBACK)))
+
+# A terminal that knows fewer characters than names of files have shows their numbers; so do the processes begun here.
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+        if stream.encoding.lower() not in ("utf-8", "utf8"):
+            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
 
 # At its end Python looks for garbage once more, among all that torch, Ray and MLflow have made: seconds for nothing.
 atexit.register(gc.freeze)

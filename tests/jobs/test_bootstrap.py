@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -10,6 +13,20 @@ import pytest
 from requests.utils import get_environ_proxies
 
 BOOTSTRAP = Path(__file__).resolve().parents[2] / "jobs" / "_bootstrap.py"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "ascii:strict"])
+def test_a_terminal_of_few_characters_shows_their_numbers(encoding: str) -> None:
+    code = "import _bootstrap, subprocess, sys; print('déjà 映画 \\udc81', file=sys.stderr)\n"
+    code += "sys.stderr.flush(); print('été 映画', flush=True)\n"
+    code += "subprocess.run([sys.executable, '-c', 'print(chr(0x6620))'], check=True)"
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(BOOTSTRAP.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode("latin-1")
+    name = encoding.partition(":")[0]
+    said = done.stdout.decode(name).split()
+    assert said[0] == ("\\xe9t\\xe9" if name == "ascii" else "été")
+    assert said[1:] == (["映画", "映"] if name == "utf-8" else ["\\u6620\\u753b", "\\u6620"])
 
 
 @pytest.fixture
