@@ -1,7 +1,8 @@
 """Compare two runs, or two kinds of hardware: `python jobs/compare.py A/pareto.csv B/pareto.csv --out compare.png`.
 
 Draws both in one plot, quality against FLOP reduction and against measured speed-up, and lists the settings that both
-have; the list is also written beside the plot as CSV.
+have; the list is also written beside the plot as CSV. Of two towers (a smaller one beside), both stand on one scale:
+gains are counted from A's Original. Their times mean something where one idle machine took both.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -18,7 +19,9 @@ from dejavu.report.comparison import (
     common_quality,
     common_words,
     differences,
+    from_original_of,
     plot_comparison,
+    two_towers,
     write_differences_csv,
 )
 from dejavu.storage.given_place import GivenPlace
@@ -68,6 +71,9 @@ def run(job: Compare) -> None:
         Run(name, read_pareto_csv(path, NEEDED)) for name, path in zip(names, (job.first, job.second), strict=True)
     )
     quality = common_quality(first, second)
+    if two_towers(first, second):
+        second = from_original_of(first, second)
+        print(f"two towers: gains of {second.name} are counted from the Original of {first.name}")
     found = differences(first, second, quality)
     plot_comparison(first, second, quality, job.out)
     table = job.out.with_suffix(".csv")

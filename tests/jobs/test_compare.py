@@ -54,6 +54,31 @@ def test_two_runs_stand_in_one_plot_and_one_table(
     assert imread(out).shape[1] > 1.5 * imread(out).shape[0]  # FLOPs and time
 
 
+def test_a_smaller_tower_stands_on_the_scale_of_the_first(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = [replace(point, gflops_per_frame=12 / point.flops_reduction) for point in POINTS]  # type: ignore[operator]
+    small = [
+        replace(point, gflops_per_frame=3 / point.flops_reduction, ms_per_frame=point.ms_per_frame / 3)  # type: ignore[operator]
+        for point in POINTS
+    ]
+    for path, points in zip(runs, (large, small), strict=True):
+        write_pareto_csv(path, points)
+    assert compare.main([*map(str, runs), "--out", str(tmp_path / "c.png")]) == 0
+    said = capsys.readouterr().out
+    assert "two towers: gains of server are counted from the Original of laptop" in said
+    with (tmp_path / "c.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    reductions = [(float(row["flops_reduction_a"]), float(row["flops_reduction_b"])) for row in rows]
+    assert reductions == [(1.0, 4.0), (2.0, 8.0), (4.0, 16.0)]
+    assert [float(row["speedup_b"]) for row in rows] == pytest.approx([3.0, 2.4, 4.8])
+
+    for path, points in zip(runs, (large, small), strict=True):
+        write_pareto_csv(path, [replace(point, acc_gqa=None) for point in points])
+    assert compare.main([*map(str, runs), "--out", str(tmp_path / "d.png")]) == 1
+    assert "of two towers with cosines to each one's own Original, expected answers" in capsys.readouterr().err
+
+
 def test_without_times_there_is_one_panel(runs: tuple[Path, Path], tmp_path: Path) -> None:
     write_pareto_csv(runs[1], [replace(point, speedup=None, ms_per_frame=None) for point in POINTS])
     assert compare.main([*map(str, runs), "--out", str(tmp_path / "c.png"), "--names", "old", "new"]) == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dejavu.records import ParetoPoint
-from dejavu.report.frontier import QUALITIES, Gain, Quality, QualityWords, words_of
+from dejavu.report.frontier import ORIGINAL, QUALITIES, Gain, Quality, QualityWords, words_of
 from dejavu.report.looks import FAINT, INK, MUTED, looks_of
 from dejavu.storage.store import atomic, write_text
 
@@ -22,6 +23,8 @@ GAIN_NAMES: dict[Gain, str] = {
     "flops_reduction": "Reduction of executed FLOPs",
     "speedup": "Measured speed-up over Original",
 }
+SAME_TOWER = 1e-3
+"""Originals whose FLOPs differ by no more, relatively, are the same tower on frames of the same size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,50 @@ class Difference:
     ms_per_frame_b: float | None
 
 
+def two_towers(first: Run, second: Run) -> bool:
+    """Say whether the runs' Originals cost differently: gains over each one's own are then no common scale."""
+    originals = [one for run in (first, second) if (one := _original(run)) is not None]
+    gflops = [one.gflops_per_frame for one in originals if one.gflops_per_frame is not None]
+    return len(gflops) == 2 and not math.isclose(*gflops, rel_tol=SAME_TOWER)
+
+
+def from_original_of(first: Run, second: Run) -> Run:
+    """Return the second run with its gains counted from the first one's Original."""
+    dense = _original(first)
+    assert dense is not None
+    points = [
+        replace(
+            point,
+            flops_reduction=_over(dense.gflops_per_frame, point.gflops_per_frame),
+            speedup=_over(dense.ms_per_frame, point.ms_per_frame),
+        )
+        for point in second.points
+    ]
+    return replace(second, points=points)
+
+
+def _original(run: Run) -> ParetoPoint | None:
+    return next((point for point in run.points if point.method == ORIGINAL), None)
+
+
+def _over(dense: float | None, other: float | None) -> float | None:
+    return dense / other if dense and other else None
+
+
 def common_quality(first: Run, second: Run) -> Quality:
     """Return the strictest measure that every point of both runs has.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or only the cosine to Original where each run has its own.
     """
     points = [*first.points, *second.points]
     for quality in QUALITIES:
         if points and all(getattr(point, quality) is not None for point in points):
+            if quality == "cosine_to_dense" and two_towers(first, second):
+                raise ValueError(
+                    f"runs: got {first.name} and {second.name} of two towers with cosines to each one's own Original, "
+                    "expected answers; run a recipe that has some"
+                )
             return quality
     raise ValueError(
         f"runs: got {first.name} and {second.name} without a measure that every point of both has, expected one of "
