@@ -28,7 +28,7 @@ from dejavu.records import Failure, Transcoded
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.embedding.batch import EmbedConfig, Embedding, cut
-from dejavu.retrieval.collect import StoredSetting, list_settings, mark_concealed, read_frames
+from dejavu.retrieval.collect import StoredSetting, find_kept, list_settings, look_up, read_frames
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
 from dejavu.storage.failed import say_odd, write_failures_csv, write_odd_csv
@@ -238,7 +238,12 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
             f"{list_names(stored, collection.store)}; name one of them, or give --videos to embed with it"
         )
     frames = read_worthwhile(collection.store, settings, query_E, config, always_indexed=arguments.index)
-    found = mark_concealed(find_moments(frames, query_E, config), collection.store)
+    if arguments.gone == "drop":
+        found = find_kept(frames, query_E, config, collection.store)
+    else:
+        found = look_up(find_moments(frames, query_E, config), collection.store)
+    if num_gone := sum(hit.gone for hit in found):
+        say(f"{num_gone} of the hits are in videos that are no longer where they were; --gone drop leaves these out")
     say(f"searched {len(frames.seconds_R)} frames of {len(frames.clip_ids)} videos, {method.method} {method.setting}")
     if arguments.json:
         write_json(
@@ -280,7 +285,8 @@ def lines(found: Sequence[Moment]) -> list[str]:
     """Return one line per hit: video, seconds, score."""
     width = max((len(hit.clip_id) for hit in found), default=0)
     return [
-        f"{hit.clip_id:<{width}}  {hit.seconds:8.1f} s  {hit.score:7.4f}{'  damaged here' * hit.concealed}"
+        f"{hit.clip_id:<{width}}  {hit.seconds:8.1f} s  {hit.score:7.4f}"
+        f"{'  damaged here' * hit.concealed}{'  gone' * hit.gone}"
         for hit in found
     ]
 
@@ -321,6 +327,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--index", action="store_true", help=f"use an index below {INDEX_FROM_FRAMES:,} frames too; see docs/search.md"
+    )
+    parser.add_argument(
+        "--gone",
+        choices=("keep", "drop"),
+        default="keep",
+        help="whether videos that were removed since are found, and said to be gone (default), or left out",
     )
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw the hits' frames")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits with their spans and frames")

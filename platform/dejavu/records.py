@@ -85,6 +85,8 @@ class Transcoded:
     """Frames that show what was not recorded, as ranges such as `12-15,40`."""
     remarks: str = ""
     """What a person should know of the source, such as where its clock broke; empty for most."""
+    source: str = ""
+    """Where the source lay when it was transcoded, in full; empty in records of earlier versions."""
 
     @property
     def is_odd(self) -> bool:

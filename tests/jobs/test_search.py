@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 
 from dejavu.backbones.load import load_backbone
 from dejavu.embedding.batch import EmbedConfig
+from dejavu.records import Transcoded
 from dejavu.storage.setting import name_setting
-from dejavu.storage.store import Store
+from dejavu.storage.store import Store, write_json
 from dejavu.video.write import write_video
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
@@ -90,6 +92,31 @@ def test_the_store_itself_may_be_named_and_hits_are_written(run: Search, results
     assert (best["clip_id"], best["frame"], best["seconds"]) == ("shown", 6, 3.0)
     assert best["start_s"] <= 3.0 <= best["end_s"]
     assert sheet.stat().st_size > 3000  # the videos are gone: tiles without pictures
+
+
+def test_a_removed_video_is_said_to_be_gone_or_left_out(
+    run: Search, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    hits = tmp_path / "hits.json"
+    assert run(QUERY, "--store", folder, "--json", hits) == 0
+    best = json.loads(hits.read_text())["hits"][0]
+    record = Transcoded(
+        clip_id="shown", content_id=best["content_id"], path="mp4/x.mp4", num_frames=12, frame_px=128, fps=2.0,
+        duration_s=6.0, codec_metadata=True, concealed="6", source=str(tmp_path / "shown.mp4"),
+    )  # fmt: skip
+    write_json(Store(folder / "store").transcoded_path("shown"), asdict(record))
+    capsys.readouterr()
+    assert run(QUERY, "--store", folder) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].endswith("  damaged here  gone")
+    assert "1 of the hits are in videos that are no longer where they were; --gone drop" in said.err
+    assert run(QUERY, "--store", folder, "--gone", "drop") == 0
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()][:2] == ["late", "other"]
+    assert "shown" not in said.out
+    assert "no longer" not in said.err
 
 
 def test_an_index_gives_the_hits_of_exact_search(

@@ -6,6 +6,7 @@ Shapes: R frames of all clips (rows), E embedding width.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from dejavu.records import Transcoded, from_ranges
 from dejavu.retrieval.frame_index import LikelyClips, shard_name
-from dejavu.retrieval.search import Frames, Moment
-from dejavu.storage.place import Place, listed, side_by_side
+from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
+from dejavu.storage.place import Place, is_file, listed, place, side_by_side, storage_errors
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store
 from reuse_models.registry import config_from_dict
 
+_CONTENT = re.compile(r'"content_id": "([^"]+)"')
 COLUMNS = ("content_id", "clip_id", "frame", "seconds", "embedding")
 
 
@@ -58,16 +61,41 @@ def list_settings(store: Store, named: Iterable[StoredSetting] = ()) -> list[Sto
     return [found[name] for name in sorted(changed, key=lambda name: (-changed[name], name))]
 
 
-def mark_concealed(found: Sequence[Moment], store: Store) -> list[Moment]:
-    """Say of each hit whether its frame is one that damage was concealed in."""
+def look_up(found: Sequence[Moment], store: Store) -> list[Moment]:
+    """Say of each hit what the records of its video tell: whether its frame is concealed, and whether it is gone.
+
+    A video of which an earlier version kept no place is taken to be there, and so is one where storage cannot tell.
+    """
     contents = {hit.content_id for hit in found}
-    concealed = {}
+    records: dict[str, list[Transcoded]] = {}
     for text in store.transcoded().values():
-        if '"concealed": "' in text and '"concealed": ""' not in text:
-            record = Transcoded(**json.loads(text))
-            if record.content_id in contents:
-                concealed[record.content_id] = from_ranges(record.concealed)
-    return [replace(hit, concealed=hit.frame in concealed.get(hit.content_id, ())) for hit in found]
+        named = _CONTENT.search(text)
+        if named and named[1] in contents:
+            records.setdefault(named[1], []).append(Transcoded(**json.loads(text)))
+    concealed = {name: from_ranges(some[0].concealed) for name, some in records.items()}
+    gone = {name for name, some in records.items() if all(one.source and not _is_there(one.source) for one in some)}
+    return [
+        replace(hit, concealed=hit.frame in concealed.get(hit.content_id, ()), gone=hit.content_id in gone)
+        for hit in found
+    ]
+
+
+def find_kept(frames: Frames, query_E: ArrayLike, config: MomentConfig, store: Store) -> list[Moment]:
+    """Find as `find_moments` does, leaving out videos that are gone."""
+    wanted = config.top
+    while True:
+        found = find_moments(frames, query_E, replace(config, top=wanted))
+        kept = [hit for hit in look_up(found, store) if not hit.gone]
+        if len(kept) >= config.top or len(found) < wanted:
+            return kept[: config.top]
+        wanted *= 2
+
+
+def _is_there(source: str) -> bool:
+    try:
+        return is_file(place(source))
+    except storage_errors():
+        return True
 
 
 def _read(shard: Place, chosen: pc.Expression | None) -> pa.Table:

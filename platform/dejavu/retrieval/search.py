@@ -86,6 +86,8 @@ class Moment:
     """The cosine, less a share of the clip's median cosine: what hits are ordered by."""
     concealed: bool = False
     """Whether the best frame shows what was not recorded, since the video is damaged there."""
+    gone: bool = False
+    """Whether the video is no longer where it was when it was transcoded, nor another of the same content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -77,7 +77,11 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
 
         info = patiently(write)
     record = Transcoded(
-        clip_id=clip.clip_id, content_id=content_id, path=f"{target.parent.name}/{target.name}", **asdict(info)
+        clip_id=clip.clip_id,
+        content_id=content_id,
+        path=f"{target.parent.name}/{target.name}",
+        source=str(place(clip.path).absolute()),
+        **asdict(info),
     )
     patiently(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
     return record

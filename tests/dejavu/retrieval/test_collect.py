@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dejavu.retrieval.collect import StoredSetting, list_settings, mark_concealed, read_frames
-from dejavu.retrieval.search import Moment
+from dejavu.retrieval.collect import StoredSetting, find_kept, list_settings, look_up, read_frames
+from dejavu.retrieval.search import Moment, MomentConfig
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store, write_json
 from reuse_models.baselines.eventful import EventfulConfig
@@ -82,14 +82,43 @@ def test_settings_are_listed_by_their_notes_and_only_with_embeddings(tmp_path: P
     assert {one.setting.backbone_identity for one in listed} == {"tower"}
 
 
+RECORD = {"path": "mp4/x.mp4", "num_frames": 9, "frame_px": 64, "fps": 2.0, "duration_s": 4.5, "codec_metadata": True}
+HIT = Moment(clip_id="a", content_id="content-a", frame=5, seconds=2.5, start_s=2.0, end_s=3.0, cosine=0.5, score=0.4)
+
+
+def record(store: Store, name: str, content: str, **more: str) -> None:
+    write_json(store.transcoded_path(name), {"clip_id": name, "content_id": content, **RECORD, **more})
+
+
 def test_a_hit_on_a_concealed_frame_is_marked(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    record = {"path": "mp4/x.mp4", "num_frames": 9, "frame_px": 64, "fps": 2.0, "duration_s": 4.5}
-    for name, more in (("a", {"concealed": "4-6"}), ("b", {"concealed": ""}), ("old", {})):
-        whole = {"clip_id": name, "content_id": f"content-{name}", **record, "codec_metadata": True, **more}
-        write_json(store.transcoded_path(name), whole)
-    hit = Moment(
-        clip_id="a", content_id="content-a", frame=5, seconds=2.5, start_s=2.0, end_s=3.0, cosine=0.5, score=0.4
-    )
-    found = [hit, replace(hit, frame=7), replace(hit, content_id="content-b"), replace(hit, content_id="content-old")]
-    assert [one.concealed for one in mark_concealed(found, store)] == [True, False, False, False]
+    record(store, "a", "content-a", concealed="4-6")
+    record(store, "b", "content-b", concealed="")
+    record(store, "old", "content-old")
+    found = [HIT, replace(HIT, frame=7), replace(HIT, content_id="content-b"), replace(HIT, content_id="content-old")]
+    assert [one.concealed for one in look_up(found, store)] == [True, False, False, False]
+    assert not any(one.gone for one in look_up(found, store))
+
+
+def test_a_video_is_gone_where_none_of_its_content_is_left(tmp_path: Path) -> None:
+    store, kept, lost = Store(tmp_path), tmp_path / "kept.mp4", str(tmp_path / "lost.mp4")
+    kept.touch()
+    record(store, "a", "content-a", source=lost)
+    record(store, "b", "content-b", source=lost)
+    record(store, "b2", "content-b", source=str(kept))
+    record(store, "old", "content-old")
+    found = [replace(HIT, content_id=f"content-{name}") for name in ("a", "b", "old", "unknown")]
+    assert [one.gone for one in look_up(found, store)] == [True, False, False, False]
+
+
+def test_as_many_are_found_where_gone_ones_are_left_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for index, name in enumerate("abcdef"):
+        write(store, "dense0", name, f"content-{name}", range(1), 10 - index)
+        record(store, name, f"content-{name}", source=str(tmp_path / f"{name}.mp4"))
+        if name in "bdf":
+            (tmp_path / f"{name}.mp4").touch()
+    frames, query_E = read_frames(store, [DENSE]), np.array([0.0, 1.0, 0.0, 0.0])
+    for top, expected in ((1, "b"), (2, "bd"), (10, "bdf")):
+        found = find_kept(frames, query_E, MomentConfig(top=top, usual_share=0.0), store)
+        assert "".join(sorted(hit.clip_id for hit in found)) == expected
