@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import search
+import yaml
 
 from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.cluster import cluster
@@ -28,6 +29,9 @@ from dejavu.embedding.memory import fit_memory
 from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
 from dejavu.records import Transcoded
+from dejavu.report.frontier import MAX_LOSS, quality_of
+from dejavu.report.headline import headlines
+from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.retrieval.collect import StoredSetting
 from dejavu.stages.embed_videos import Source, embed_videos
 from dejavu.storage.failed import write_failures_csv
@@ -35,9 +39,12 @@ from dejavu.storage.place import Place, is_file, place, storage_errors
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store, atomic, write_json, write_text
 from dejavu.video.mp4 import TranscodeConfig
+from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_to_dict
 
+NEEDED = ("method", "setting", "split", "num_clips", "flops_reduction", "speedup")
+"""Columns of pareto.csv without which no setting can be chosen."""
 TABLE = "embeddings.parquet"
 NOTE = "embed.json"
 """In OUT: what its embeddings are made with."""
@@ -65,6 +72,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     transcode, embed, image_px = recipe.transcode, recipe.embed, arguments.image_px
     backbone_name = arguments.backbone or EMBEDDED
     stored: Sequence[StoredSetting] = ()
+    words = arguments.setting
     if arguments.like is not None:
         like = search.open_collection(arguments.like, arguments.backbone, None)
         transcode, embed, backbone_name = like.transcode, like.embed, like.backbone
@@ -74,7 +82,9 @@ def plan(arguments: argparse.Namespace) -> Plan:
     backbone = load_backbone(backbone_name, image_px)
     if arguments.like is not None:
         stored = search.stored_settings(like, backbone)
-    method: MethodConfig = search.choose_setting(arguments.setting, stored)
+        words = words or fastest(like.results, arguments.allowed_loss)
+        print(f"setting: {words}", flush=True)
+    method: MethodConfig = search.choose_setting(words or OriginalConfig.method, stored)
     setting = name_setting(method, backbone.identity, embed.shaping())
     note = {
         "setting": f"{setting.method} {setting.label}",
@@ -102,6 +112,27 @@ def plan(arguments: argparse.Namespace) -> Plan:
     )
     write_text(out / "config.yaml", config.to_yaml())
     return Plan(out, setting, backbone, Embedding(backbone_name, store, embed, image_px), transcode)
+
+
+def fastest(results: Place, allowed_loss: float | None) -> str:
+    """Name the setting that a run's report leads with: the fastest by the clock within the loss allowed, else Original.
+
+    Args:
+        results: Of a run that has been scored.
+        allowed_loss: Share of Original's quality; the run's own unless given.
+
+    Raises:
+        ValueError: There is no pareto.csv to choose from.
+    """
+    path = results / "pareto.csv"
+    if not is_file(path):
+        raise ValueError(f"--like: got {results} without pareto.csv, expected a run that was scored; give --setting")
+    points = [point for point in read_pareto_csv(path, NEEDED) if point.split == "test"]
+    if allowed_loss is None:
+        config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
+        allowed_loss = config.get("allowed_loss", MAX_LOSS)
+    timed = [one.fastest for one in headlines(points, quality_of(points), allowed_loss) if one.fastest]
+    return f"{timed[0].method} {timed[0].setting}" if timed else OriginalConfig.method
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -168,7 +199,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--videos", type=place, required=True, help="folder of videos, searched with its folders")
     parser.add_argument("--out", type=place, required=True, help="where the embeddings go; the same again to go on")
-    parser.add_argument("--setting", default="original", help="method and fields, or a setting as in pareto.csv")
+    parser.add_argument(
+        "--setting",
+        help="method and fields, or a setting as in pareto.csv; unless given, the fastest by the clock of --like within "
+        "--allowed-loss, else original",
+    )
+    parser.add_argument("--allowed-loss", type=float, help="share of Original's quality; that of --like unless given")
     parser.add_argument("--like", type=place, help="results folder whose backbone, rate and settings are taken")
     parser.add_argument("--backbone", help="embedded unless given, or that of --like")
     parser.add_argument("--image-px", type=int, help="side of the frames that the tower sees")

@@ -146,9 +146,10 @@ class TrainConfig:
         halves = self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
         return torch.bfloat16 if halves else torch.float32
 
-    def course(self, windows: int) -> tuple[int, int]:
-        """Return how many windows a step takes of this many in all, and how many steps there are."""
-        a_step = max(1, min(self.fit.clips_per_step, windows * self.epochs // self.min_steps))
+    def course(self, windows: int, workers: int = 1) -> tuple[int, int]:
+        """Return how many windows a step takes of this many in all, as many for each worker, and how many steps."""
+        wanted = min(self.fit.clips_per_step, windows * self.epochs // self.min_steps)
+        a_step = max(1, wanted // workers) * workers
         steps = max(self.epochs * max(1, windows // a_step), self.min_steps)
         return a_step, min(steps, self.max_steps or steps)
 
@@ -210,7 +211,7 @@ class _Task:
     def memory_of(self, num_workers: int, found: BackboneOutline, *, shared: bool, on_gpu: bool) -> TrainingMemory:
         """Return what a worker's memory follows from, the first worker's, which validates."""
         config = self.config
-        per_rank = max(1, config.course(num_windows(self.train))[0] // num_workers)
+        per_rank = config.course(num_windows(self.train), num_workers)[0] // num_workers
         held = HELD_BATCHES * per_rank + (config.validation_windows if self.validation else 0)
         longest = max((clip.num_frames for clip in self.validation), default=0)
         return TrainingMemory(
@@ -511,9 +512,9 @@ class _Course:
         self.best = {target: (float("inf"), fit.addon) for target, fit in self.fits.items()}
         """Per target, the lowest loss on validation clips so far and the weights of that epoch: what is kept."""
         self.stopped: set[float] = set()
-        clips_per_step, self.num_steps = config.course(num_windows(task.train))
-        self.per_rank = max(1, clips_per_step // world)
-        self.steps_per_epoch = max(1, num_windows(task.train) // (self.per_rank * world))
+        clips_per_step, self.num_steps = config.course(num_windows(task.train), world)
+        self.per_rank = clips_per_step // world
+        self.steps_per_epoch = max(1, num_windows(task.train) // clips_per_step)
         self.step, self.broken = 0, ""
         self.started = time.monotonic()
 

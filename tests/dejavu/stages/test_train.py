@@ -78,5 +78,11 @@ def test_little_video_is_visited_more_often_in_smaller_steps(
     assert config.visits(windows) == visits
 
 
+def test_a_step_has_as_many_windows_for_each_worker() -> None:
+    assert TrainConfig().course(150, workers=2) == (2, 400)
+    assert TrainConfig().course(400, workers=2) == (4, 500)
+    assert TrainConfig().course(50, workers=4) == (4, 400)
+
+
 def test_the_longest_fit_asked_for_bounds_the_shortest() -> None:
     assert TrainConfig(max_steps=3).course(50) == (1, 3)
