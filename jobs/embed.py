@@ -201,8 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=place, required=True, help="where the embeddings go; the same again to go on")
     parser.add_argument(
         "--setting",
-        help="method and fields, or a setting as in pareto.csv; unless given, the fastest by the clock of --like within "
-        "--allowed-loss, else original",
+        help="method and fields, or a setting as in pareto.csv; unless given, the fastest by the clock of --like "
+        "within --allowed-loss, else original",
     )
     parser.add_argument("--allowed-loss", type=float, help="share of Original's quality; that of --like unless given")
     parser.add_argument("--like", type=place, help="results folder whose backbone, rate and settings are taken")
