@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import create_package
 
 from dejavu.cluster.cluster import NODE_SETTINGS
@@ -72,7 +72,9 @@ def main(arguments: list[str]) -> int:
         command += ["--runtime-env-json", json.dumps({"env_vars": variables})]
         command += ["--", "python", "jobs/pipeline.py", *arguments]
         print("$", shlex.join(map(str, command)), flush=True)
-        return subprocess.run(list(map(str, command)), env=environment(started.token), check=False).returncode
+        # What Ray leaves out by itself it warns of each time; `.rayignore` leaves it out as well.
+        settings = {**environment(started.token), "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}
+        return subprocess.run(list(map(str, command)), env=settings, check=False).returncode
 
 
 def check_package(root: Path) -> None:
@@ -82,9 +84,8 @@ def check_package(root: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="dejavu-") as folder:
         package = Path(folder) / "package.zip"
-        excluded = get_runtime_env_default_excludes()
         logger = logging.getLogger(__name__)  # says less than Ray's own
-        create_package(str(root), package, include_gitignore=True, excludes=excluded, logger=logger)
+        create_package(str(root), package, include_gitignore=True, logger=logger)
         size = package.stat().st_size
         if size >= DASHBOARD_CLIENT_MAX_SIZE:
             with zipfile.ZipFile(package) as shipped:

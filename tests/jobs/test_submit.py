@@ -70,15 +70,17 @@ def clone(tmp_path: Path) -> Path:
     (root / "videos" / "map.json").write_text("{}")
     (root / "jobs" / "b.MKV").write_bytes(b"film")
     (root / "c.webm").write_bytes(b"film")
+    for name in (".git", ".venv", "jobs/__pycache__"):
+        (root / name).mkdir()
+        (root / name / "c.cpython-311.pyc").write_bytes(b"code")
     return root
 
 
 def test_a_job_ships_what_the_packages_need_and_nothing_else(clone: Path, tmp_path: Path) -> None:
-    from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import create_package
 
     zipped = tmp_path / "package.zip"
-    create_package(str(clone), zipped, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    create_package(str(clone), zipped, include_gitignore=True)
     with zipfile.ZipFile(zipped) as package:
         shipped = {name for name in package.namelist() if not name.endswith("/")}
     ours = {path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()}

@@ -31,6 +31,7 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it has no bars
     context.execution_no_progress_timeout_s = timeout_s
 
 

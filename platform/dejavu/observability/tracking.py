@@ -155,9 +155,14 @@ class Tracking:
         before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)  # for the whole process, and by its environment for those it starts
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # MLflow wants an example; the signature says what comes
+            with warnings.catch_warnings(record=True) as said:
+                # MLflow wants an example and type hints; the signature says what comes. For the hints it sets filters
+                # of its own: hence the record.
+                warnings.simplefilter("ignore", UserWarning)
                 _log_model(run_id, addon)
+            for one in said:
+                if not issubclass(one.category, UserWarning):
+                    warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         finally:
             mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None takes it back
 

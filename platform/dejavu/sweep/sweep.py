@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -239,7 +240,7 @@ def _fit(name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, An
         overhead_s = overhead_per_trial(wall_s, now, bench.num_at_once)
         print(
             f"  {name}: {len(now)} trials in {wall_s:.0f} s, {bench.num_at_once} at once, {overhead_s:.2f} s a trial "
-            f"beside their own work; tensorboard --logdir {root / name}",
+            f"beside their own work; tensorboard --logdir {shlex.quote(str(root / name))}",
             flush=True,
         )
 

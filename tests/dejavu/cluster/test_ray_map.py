@@ -1,8 +1,19 @@
 from __future__ import annotations
 
-from dejavu.cluster.ray_map import waves
+import logging
+
+import pytest
+
+from dejavu.cluster.ray_map import configure, waves
 
 
 def test_waves_hold_every_item_once_in_order() -> None:
     assert [list(wave) for wave in waves(range(5), 2)] == [[0, 1], [2, 3], [4]]
     assert list(waves((), 2)) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own, about what it sets itself
+def test_ray_data_does_not_warn_that_it_has_no_bars(caplog: pytest.LogCaptureFixture) -> None:
+    configure()
+    logging.getLogger("ray.data._internal.progress").warning("Progress bars disabled.")
+    assert not caplog.records
