@@ -69,7 +69,7 @@ from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 _log = logging.getLogger(__name__)
 
 MIN_WINDOWS = 8
-"""What is learned from less holds for nothing else."""
+"""What is learned from less holds for nothing else; steps that are made for less are taken at their word."""
 SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embedding_error")
 """Of an epoch's numbers, those that are printed."""
 
@@ -321,10 +321,11 @@ def _check(  # noqa: PLR0913, PLR0917  one call, in one place
     num_given: int,
 ) -> None:
     """Refuse at start what would fail later."""
-    if num_windows(long) < MIN_WINDOWS:
+    wanted = min(MIN_WINDOWS, config.fit.clips_per_step)
+    if num_windows(long) < wanted:
         raise TrainError(
             f"training clips: got {num_given}, of which {len(long)} have {PATTERN_SPAN} frames or more and give "
-            f"{num_windows(long)} windows, expected {MIN_WINDOWS} or more; give more or longer videos"
+            f"{num_windows(long)} windows, expected {wanted} or more; give more or longer videos"
         )
     for name, some in (("training", long), ("validation", validation)):
         found = read_embeddings(embedding, original, some)
