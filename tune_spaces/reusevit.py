@@ -13,6 +13,8 @@ FORCED_RATES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SEARCHED_RATES = (0.3, 0.98)
 SKIPPED_TO = (1 / 2, 1 / 3)
 """Shares of the frames that are embedded at all, tried with each trained add-on at a few of its biases."""
+LEAST_SHARE = 1 / 4
+"""Of the frames, embedded in a search."""
 BEYOND = 0.5
 """How far past the calibrated biases a search may go, in units of a reuse logit."""
 
@@ -41,6 +43,5 @@ def ranges(tower: Tower) -> Ranges:
     biases = [0.0, *(bias for addon in tower.trained.addons for bias in addon.biases)]
     bases = tuple(addon.config for addon in tower.trained.addons)
     bias = FloatDistribution(min(biases) - BEYOND, max(biases) + BEYOND)
-    return Ranges(
-        bases, {"decision_bias": bias, "skip": FloatDistribution(0.0, max(tower.skip_thresholds(SKIPPED_TO)))}
-    )
+    (most,) = tower.skip_thresholds([LEAST_SHARE])
+    return Ranges(bases, {"decision_bias": bias, "skip": FloatDistribution(0.0, most)})
