@@ -1,6 +1,7 @@
 """ReuseViT: a curve for each trained add-on; without any, forced rates with an add-on that has learned nothing."""
 
 from dataclasses import replace
+from itertools import chain
 
 from optuna.distributions import FloatDistribution
 
@@ -10,6 +11,10 @@ from tune_spaces.tower import Density, Tower, thin
 
 FORCED_RATES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SEARCHED_RATES = (0.3, 0.98)
+SKIPPED_TO = (1 / 2, 1 / 3)
+"""Shares of the frames that are embedded at all, tried with each trained add-on at a few of its biases."""
+LEAST_SHARE = 1 / 4
+"""Of the frames, embedded in a search."""
 BEYOND = 0.5
 """How far past the calibrated biases a search may go, in units of a reuse logit."""
 
@@ -17,22 +22,26 @@ BEYOND = 0.5
 def grid(tower: Tower, density: Density) -> tuple[ReuseVitConfig, ...]:
     """Return the settings to try.
 
-    Of a trained add-on: as trained, and at every bias that was calibrated on validation clips. The names of untrained
-    settings say so.
+    Of a trained add-on: as trained, and at every bias that was calibrated on validation clips; at the least, middle and
+    largest of them on moved frames alone. The names of untrained settings say so.
     """
     if tower.trained.addons:
-        return tuple(
-            replace(addon.config, decision_bias=bias)
+        whole = [
+            [replace(addon.config, decision_bias=bias) for bias in sorted({0.0, *addon.biases})]
             for addon in tower.trained.addons
-            for bias in sorted({0.0, *addon.biases})
-        )
+        ]
+        some = [config for curve in whole for config in dict.fromkeys([curve[0], curve[len(curve) // 2], curve[-1]])]
+        thresholds = dict.fromkeys(float(f"{t:.3g}") for t in tower.skip_thresholds(SKIPPED_TO))
+        return (*chain.from_iterable(whole), *(replace(config, skip=skip) for config in some for skip in thresholds))
     return tuple(ReuseVitConfig(forced_rate=rate) for rate in thin(FORCED_RATES, density))
 
 
 def ranges(tower: Tower) -> Ranges:
-    """Return what a search may try: which trained add-on, and a bias about as large as the calibrated ones."""
+    """Return what a search may try: a trained add-on, a bias about as large as the calibrated ones, what is skipped."""
     if not tower.trained.addons:
         return Ranges((ReuseVitConfig(),), {"forced_rate": FloatDistribution(*SEARCHED_RATES)})
     biases = [0.0, *(bias for addon in tower.trained.addons for bias in addon.biases)]
     bases = tuple(addon.config for addon in tower.trained.addons)
-    return Ranges(bases, {"decision_bias": FloatDistribution(min(biases) - BEYOND, max(biases) + BEYOND)})
+    bias = FloatDistribution(min(biases) - BEYOND, max(biases) + BEYOND)
+    (most,) = tower.skip_thresholds([LEAST_SHARE])
+    return Ranges(bases, {"decision_bias": bias, "skip": FloatDistribution(0.0, most)})

@@ -64,23 +64,39 @@ class AdaptiveSkip:
         self.vit = vit
 
     def start(self, num_streams: int) -> AdaptiveSkipMemory:
-        nothing_B3TT = torch.full((num_streams, 3, THUMBNAIL_PX, THUMBNAIL_PX), torch.nan)
-        return AdaptiveSkipMemory(nothing_B3TT, start_last(self.vit, num_streams))
+        return AdaptiveSkipMemory(nothing_computed(num_streams), start_last(self.vit, num_streams))
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: AdaptiveSkipMemory) -> Encoded:
         check_chunk(chunk, self.vit, len(memory.last_BE))
-        computed = []
-        for stream, pixels_F3HW in enumerate(chunk.pixels):
-            of_stream = []
-            for thumbnail_3TT in thumbnails(pixels_F3HW):
-                # Not "at least t": a distance that is not a number, such as a first frame's, must be computed.
-                moved = not (thumbnail_3TT - memory.computed_B3TT[stream]).abs().mean() < self.config.threshold
-                if moved:
-                    memory.computed_B3TT[stream] = thumbnail_3TT
-                of_stream.append(moved)
-            computed.append(of_stream)
+        computed = find_moved(chunk.pixels, memory.computed_B3TT, self.config.threshold)
         return compute_or_repeat(self.vit, chunk, computed, memory.last_BE).encoded(memory)
+
+
+def nothing_computed(num_streams: int) -> Tensor:
+    """Return [B, 3, T, T], the thumbnails of streams of which nothing has been computed."""
+    return torch.full((num_streams, 3, THUMBNAIL_PX, THUMBNAIL_PX), torch.nan)
+
+
+def find_moved(pixels: Sequence[Tensor], computed_B3TT: Tensor, threshold: float) -> list[list[bool]]:
+    """Return, per stream and frame, whether it has moved a threshold away from the last one that had.
+
+    Args:
+        pixels: Per stream [F, 3, H, W].
+        computed_B3TT: Each stream's last such thumbnail, brought up to date in place.
+        threshold: Mean absolute difference, in units of the pixels.
+    """
+    found = []
+    for stream, pixels_F3HW in enumerate(pixels):
+        of_stream = []
+        for thumbnail_3TT in thumbnails(pixels_F3HW):
+            # Not "at least t": a distance that is not a number, such as a first frame's, must be computed.
+            moved = not (thumbnail_3TT - computed_B3TT[stream]).abs().mean() < threshold
+            if moved:
+                computed_B3TT[stream] = thumbnail_3TT
+            of_stream.append(moved)
+        found.append(of_stream)
+    return found
 
 
 def thumbnails(pixels_F3HW: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from reuse_models.reusevit.gate import CHOICES, Choice, ForcedGate, FrameId, Gat
 from reuse_models.reusevit.refresh import AdaptiveRefresh, ErrorMeter, Over
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.skipping import Skipping
 from reuse_models.streams import check_chunk
 from reuse_models.tower.vit import Vit
 
@@ -76,6 +77,8 @@ class ReuseVitConfig:
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
     """Added to every reuse logit: the runtime knob, calibrated on validation clips."""
+    skip: float = 0.0
+    """Frames nearer than this to the last one embedded show its embedding, as under `adaptive_skip`; 0 for none."""
     forced_rate: float | None = None
     """Reuse this share of tokens whatever the decision says, for measuring speed apart from training."""
     forced_choice: Choice = "similar"
@@ -93,6 +96,8 @@ class ReuseVitConfig:
         self.adaptive_refresh()
         if self.forced_rate is not None:
             check_rate(self.forced_rate)
+        if not self.skip >= 0:
+            raise ValueError(f"skip: got {self.skip}, expected 0 or more; 0 embeds every frame")
         for name, got, known in (
             ("semantics", self.semantics, SEMANTICS),
             ("variant", self.variant, VARIANTS),
@@ -124,10 +129,13 @@ class ReuseVitConfig:
             parts.append(f"cut={self.refresh_cut:g}")
         if self.order != "nested":
             parts.append(self.order)
+        if self.skip:
+            parts.append(f"skip={self.skip:g}")
         return " ".join(parts)
 
     def build(self, vit: Vit) -> Method:
-        return ReuseVit(self, vit, self.addon(vit))
+        method = ReuseVit(self, vit, self.addon(vit))
+        return Skipping(method, self.skip) if self.skip else method
 
     def adaptive_refresh(self) -> AdaptiveRefresh:
         """Return when a segment ends before its time.

@@ -55,7 +55,7 @@ def test_the_ends_of_a_range_can_be_built(method: str) -> None:
 def test_a_trained_addon_is_taken_with_a_bias() -> None:
     trained = replace(tower("small"), trained=ADDONS)
     ranges = RANGES["reusevit"](trained)
-    config: Any = ranges.config({BASE: 1, "decision_bias": -0.123456})
+    config: Any = ranges.config({BASE: 1, "decision_bias": -0.123456, "skip": 0.0})
     assert (config.name, config.weights, config.decision_bias) == ("target=0.9", "b/addon", -0.123)
     grid = GRIDS["reusevit"](trained, "demo")
     assert [ranges.config(ranges.values(one) or {}) for one in grid] == list(grid)

@@ -1,32 +1,37 @@
-"""Is a method better than the others at the same computation? Each question is interpolated on a baseline's frontier.
+"""Is a method better than the others at the same computation? Each item is interpolated on a baseline's frontier.
 
-A baseline's settings rarely cost what ours cost, so that its score at our cost lies on the line between its two
-neighbouring settings on its own frontier. The same weights applied to each question's score give paired differences.
+An *item* is what is scored by itself: a question, or a frame whose neighbours are asked for. A baseline's settings
+rarely cost what ours cost, so that its score at our cost lies on the line between its two neighbouring settings on its
+own frontier. The same weights applied to each item's score give paired differences.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dejavu.records import EvalRow, Interval
+from dejavu.records import Interval
 from dejavu.report.frontier import non_dominated
 from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
-from dejavu.tasks.bootstrap import Metric, clustered_interval
+from dejavu.tasks.bootstrap import clustered_interval
+
+Item = tuple[str, str]
+"""The clip, which is what is resampled, and a name of its own in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One setting: what it costs and how it answered."""
+    """One setting: what it costs and how it did."""
 
     method: str
     gflops_per_frame: float
-    rows: Sequence[EvalRow]
+    values: Mapping[Item, float]
+    """Item -> its score: the same items under every setting."""
     setting: str = ""
 
 
@@ -40,33 +45,32 @@ class Lead:
     baseline: str
     """The other method."""
     difference: Interval
-    """Paired over questions, resampled by videos."""
+    """Paired over items, resampled by videos."""
 
 
 COLUMNS = ("method", "setting", "gflops_per_frame", "baseline", "difference", "ci_low", "ci_high")
 
 
-def leads(ours: Scored, others: Iterable[Scored], metric: Metric, *, seed: int = 0) -> list[Lead]:
+def leads(ours: Scored, others: Iterable[Scored], *, seed: int = 0) -> list[Lead]:
     """Compare one setting with every baseline whose frontier covers its cost.
 
     Args:
         ours: The setting.
-        others: Settings of the baselines, all of them scored on the same questions.
-        metric: The field whose mean is compared.
+        others: Settings of the baselines, all of them scored on the same items.
         seed: Of the bootstrap over videos.
 
     Returns:
-        The best baseline there first; nothing where no baseline's range holds the cost, or there are no questions.
+        The best baseline there first; nothing where no baseline's range holds the cost, or there are no items.
     """
     by_method: dict[str, list[Scored]] = {}
     for other in others:
         by_method.setdefault(other.method, []).append(other)
     found = []
     for baseline, settings in by_method.items():
-        values = values_at(ours.gflops_per_frame, settings, metric)
-        if values and ours.rows:
-            differences = np.array([float(getattr(row, metric)) - values[row.question_id] for row in ours.rows])
-            interval = clustered_interval(differences, [row.clip_id for row in ours.rows], seed=seed)
+        values = values_at(ours.gflops_per_frame, settings)
+        if values and ours.values:
+            differences = np.array([value - values[item] for item, value in ours.values.items()])
+            interval = clustered_interval(differences, [clip_id for clip_id, _ in ours.values], seed=seed)
             found.append(Lead(ours.method, ours.setting, ours.gflops_per_frame, baseline, interval))
     return sorted(found, key=lambda lead: lead.difference.mean)
 
@@ -84,12 +88,12 @@ def write_leads_csv(path: Place, rows: Iterable[Lead]) -> None:
     write_text(path, text.getvalue())
 
 
-def values_at(gflops_per_frame: float, settings: Sequence[Scored], metric: Metric) -> dict[str, float]:
-    """Return a method's score of each question at a cost between its settings; nothing outside their range.
+def values_at(gflops_per_frame: float, settings: Sequence[Scored]) -> dict[Item, float]:
+    """Return a method's score of each item at a cost between its settings; nothing outside their range.
 
     Only settings on the method's own frontier count: a worse one between two better ones does not pull the line down.
     """
-    means = [float(np.mean([getattr(row, metric) for row in one.rows])) if one.rows else 0.0 for one in settings]
+    means = [float(np.mean(list(one.values.values()))) if one.values else 0.0 for one in settings]
     kept = non_dominated([-one.gflops_per_frame for one in settings], means)
     front = sorted(
         (one for one, keep in zip(settings, kept, strict=True) if keep), key=lambda one: one.gflops_per_frame
@@ -102,9 +106,4 @@ def values_at(gflops_per_frame: float, settings: Sequence[Scored], metric: Metri
     below = [one for one in front if one.gflops_per_frame <= gflops_per_frame][-1]
     span = above.gflops_per_frame - below.gflops_per_frame
     weight = (gflops_per_frame - below.gflops_per_frame) / span if span > 0 else 0.0
-    upper = _values(above, metric)
-    return {name: (1 - weight) * value + weight * upper[name] for name, value in _values(below, metric).items()}
-
-
-def _values(scored: Scored, metric: Metric) -> dict[str, float]:
-    return {row.question_id: float(getattr(row, metric)) for row in scored.rows}
+    return {item: (1 - weight) * value + weight * above.values[item] for item, value in below.values.items()}

@@ -14,7 +14,7 @@ from dejavu.cluster.cluster import PACKAGES_ROOT
 from dejavu.observability.tracking import Run, Tracking
 from dejavu.records import EvalRow, ParetoPoint
 from dejavu.report.breakdown import agreement_columns
-from dejavu.report.equal_flops import Lead, Scored, leads
+from dejavu.report.equal_flops import Item, Lead, Scored, leads
 from dejavu.report.frontier import GAINS, MAX_LOSS, Quality, best_within, mark_frontier, quality_of, words_of
 from dejavu.report.headline import headlines
 from dejavu.report.looks import looks_of
@@ -134,21 +134,34 @@ def _recalls(score: SettingScore) -> dict[str, Any]:
 
 
 def compare(score: SettingScore, evidence: Evidence) -> list[Lead]:
-    """Return ReuseViT's lead over each baseline at equal FLOPs, the best one first; nothing for other methods."""
-    if score.setting.method != ReuseVitConfig.method or not score.task:
+    """Return ReuseViT's lead over each baseline at equal FLOPs, the best one first; nothing for other methods.
+
+    Of Acc@GQA, else of accuracy, else of the agreement of neighbours, as `quality_of` takes them.
+    """
+    if score.setting.method != ReuseVitConfig.method:
         return []
     others = [
-        Scored(one.setting.method, one.gflops_per_frame, one.rows)
+        Scored(one.setting.method, one.gflops_per_frame, _items(one))
         for one in evidence.scores
         if one.setting.method not in (ReuseVitConfig.method, OriginalConfig.method)
     ]
-    ours = Scored(score.setting.method, score.gflops_per_frame, score.rows, score.setting.label)
-    return leads(ours, others, "grounded", seed=evidence.seed)
+    ours = Scored(score.setting.method, score.gflops_per_frame, _items(score), score.setting.label)
+    return leads(ours, others, seed=evidence.seed)
+
+
+def _items(score: SettingScore) -> dict[Item, float]:
+    """Return what was scored by itself, named by its clip and its own name; nothing but cosines gives nothing."""
+    if score.task:
+        return {(row.clip_id, row.question_id): float(row.grounded) for row in score.rows}
+    if score.rows:
+        return {(row.clip_id, row.question_id): float(row.correct) for row in score.rows}
+    shares = score.agreement.by_clip if score.agreement else {}
+    return {(name, str(index)): share for name, some in shares.items() for index, share in enumerate(some)}
 
 
 def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
-    """Return the interval of ReuseViT's lead over the best baseline."""
-    found = compare(score, evidence)
+    """Return the interval of ReuseViT's lead over the best baseline, where it is one of Acc@GQA."""
+    found = compare(score, evidence) if score.task else []
     if not found:
         return {}
     return {"acc_gqa_diff_ci_low": found[0].difference.low, "acc_gqa_diff_ci_high": found[0].difference.high}

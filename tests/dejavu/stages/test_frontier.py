@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from dejavu.embedding.batch import EmbedConfig
 from dejavu.observability.tracking import Tracking
 from dejavu.records import ParetoPoint
-from dejavu.stages.frontier import Journal, describe, draw_frontier, log_frontier
+from dejavu.stages.frontier import Evidence, Journal, compare, describe, draw_frontier, log_frontier
+from dejavu.stages.score import SettingScore
+from dejavu.storage.setting import name_setting
+from dejavu.tasks.fidelity import Fidelity
+from dejavu.tasks.neighbours import Agreement
+from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.method import MethodConfig
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.shape import VitShape
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -67,3 +77,31 @@ def test_a_run_without_a_good_setting_says_so() -> None:
     assert "| CMC | t=9 | 0.500 |" in describe(
         [point("original", "dense", 0.9, 1.0), point("cmc", "t=9", 0.5, 4.0)], "accuracy", "/#/here", 0.5
     )
+
+
+def kept(config: MethodConfig, gflops: float, *shares: tuple[float, ...]) -> SettingScore:
+    """A setting without answers, and what stayed of the neighbours of each clip's frames."""
+    by_clip = {f"clip{index}": some for index, some in enumerate(shares)}
+    mean = sum(map(sum, shares)) / sum(map(len, shares))
+    return SettingScore(
+        name_setting(config, "tower", EmbedConfig().shaping()), len(shares), 4, 0.5, gflops,
+        Fidelity(4, 0.9, 0.8, 0.8), None, agreement=Agreement(mean, by_clip),
+    )  # fmt: skip
+
+
+def test_without_answers_agreement_is_compared_at_equal_flops() -> None:
+    ours = kept(ReuseVitConfig(forced_rate=0.5), 1.5, (0.9, 0.7), (0.8,))
+    skips = [
+        kept(FrameSkipConfig(every=4), 1.0, (0.4, 0.4), (0.4,)),
+        kept(FrameSkipConfig(every=2), 2.0, (1.0, 0.6), (0.8,)),
+    ]
+    original = kept(OriginalConfig(), 4.0, (1.0, 1.0), (1.0,))
+    shape = VitShape(
+        image_px=32, patch_px=8, width=48, num_heads=3, num_layers=4, mlp_width=96, embed_dim=24, has_cls=True
+    )
+    evidence = Evidence([original, ours, *skips], {}, shape, 0)
+    (lead,) = compare(ours, evidence)
+    assert (lead.baseline, lead.setting) == ("frame_skip", ours.setting.label)
+    assert lead.difference.mean == pytest.approx(0.8 - 0.6)
+    assert lead.difference.low <= 0.2 <= lead.difference.high
+    assert compare(skips[0], evidence) == []

@@ -1,0 +1,104 @@
+"""ReuseViT on the frames that have moved (ours): the others show the embedding of the last one that had.
+
+A frame whose patches would nearly all be reused still pays for its attention; one that is hardly different from the
+last one embedded need not be asked at all. Which frames those are is decided as in `baselines.adaptive_skip`.
+
+Shapes: B streams, F frames of a stream, L layers, N tokens (prefix first), E embedding width, K units of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reuse_models.baselines.adaptive_skip import find_moved, nothing_computed
+from reuse_models.method import Chunk, Encoded, Method, Work
+from reuse_models.streams import check_chunk
+
+
+@dataclass(slots=True)
+class SkippingMemory:
+    """What the method inside remembers, and what waits for it."""
+
+    inner: Any
+    computed_B3TT: Tensor
+    """Thumbnails of the last frames that were passed on."""
+    last_BE: Tensor
+    """The embeddings that stand for what follows."""
+    waiting: list[list[bool]] = field(default_factory=list)
+    """Per stream, of the frames not completed yet: whether they were passed on."""
+
+
+class Skipping:
+    """Passes on what has moved, and repeats embeddings for the rest."""
+
+    def __init__(self, inner: Method, threshold: float) -> None:
+        self.inner, self.threshold, self.vit = inner, threshold, inner.vit
+
+    def start(self, num_streams: int) -> SkippingMemory:
+        """Return the memory of streams of which nothing has been seen."""
+        last_BE = self.vit.position.new_zeros(num_streams, self.vit.shape.embed_dim).float()
+        waiting: list[list[bool]] = [[] for _ in range(num_streams)]
+        return SkippingMemory(self.inner.start(num_streams), nothing_computed(num_streams), last_BE, waiting)
+
+    @torch.no_grad()
+    def encode(self, chunk: Chunk, memory: SkippingMemory) -> Encoded:
+        """Embed the next frames: those that the method inside holds back keep the ones behind them waiting.
+
+        Raises:
+            ValueError: As the method inside.
+        """
+        check_chunk(chunk, self.vit, len(memory.waiting))
+        moved = find_moved(chunk.pixels, memory.computed_B3TT, self.threshold)
+        for waiting, of_stream in zip(memory.waiting, moved, strict=True):
+            waiting.extend(of_stream)
+        at = [[frame for frame, one in enumerate(of_stream) if one] for of_stream in moved]
+        pixels = tuple(x[frames] for x, frames in zip(chunk.pixels, at, strict=True))
+        codec = chunk.codec and tuple(x[frames] for x, frames in zip(chunk.codec, at, strict=True))
+        inner = self.inner.encode(Chunk(pixels, codec, chunk.ended), memory.inner)
+        memory.inner = inner.memory
+        shown = [_shown(waiting, len(done)) for waiting, done in zip(memory.waiting, inner.embeddings, strict=True)]
+        embeddings, reuse, work = [], [], []
+        for stream, frames in enumerate(shown):
+            known_XE = torch.cat([memory.last_BE[stream : stream + 1], inner.embeddings[stream]])
+            place_G = torch.tensor([place for place, _ in frames], dtype=torch.int64, device=known_XE.device)
+            passed_G = torch.tensor([one for _, one in frames], dtype=torch.bool)
+            embeddings.append(known_XE[place_G])
+            reuse.append(self._reused(inner.reuse[stream], passed_G))
+            work.append(_spread(inner.work[stream], passed_G))
+            memory.last_BE[stream] = known_XE[place_G[-1]] if frames else known_XE[0]
+            del memory.waiting[stream][: len(frames)]
+        return Encoded(tuple(embeddings), tuple(reuse), tuple(work), memory)
+
+    def _reused(self, reuse_XbN: Tensor, passed_G: Tensor) -> Tensor:
+        """Return [G, L - 1, N]: a frame that was not passed on reuses every patch."""
+        reuse_GbN = reuse_XbN.new_zeros(len(passed_G), *reuse_XbN.shape[1:])
+        reuse_GbN[:, :, self.vit.shape.num_prefix :] = True
+        reuse_GbN[passed_G.to(reuse_GbN.device)] = reuse_XbN
+        return reuse_GbN
+
+
+def _shown(waiting: Sequence[bool], num_done: int) -> list[tuple[int, bool]]:
+    """Return what completed frames show: which of [last, *done], and whether that is their own."""
+    found: list[tuple[int, bool]] = []
+    place = 0
+    for passed in waiting:
+        if passed and place == num_done:
+            break
+        place += passed
+        found.append((place, passed))
+    return found
+
+
+def _spread(work: Work, passed_G: Tensor) -> Work:
+    """Return the work of all frames, none for those that were not passed on."""
+    parts = {}
+    for part, units_XK in work.parts.items():
+        units_GK = units_XK.new_zeros(len(passed_G), units_XK.shape[1])
+        units_GK[passed_G] = units_XK
+        parts[part] = units_GK
+    return Work(parts)
