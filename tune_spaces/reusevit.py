@@ -23,13 +23,15 @@ def grid(tower: Tower, density: Density) -> tuple[ReuseVitConfig, ...]:
     """Return the settings to try.
 
     Of a trained add-on: as trained, and at every bias that was calibrated on validation clips; at the least, middle and
-    largest of them on moved frames alone. The names of untrained settings say so.
+    largest of them on moved frames alone, which the paper's grid has not. The names of untrained settings say so.
     """
     if tower.trained.addons:
         whole = [
             [replace(addon.config, decision_bias=bias) for bias in sorted({0.0, *addon.biases})]
             for addon in tower.trained.addons
         ]
+        if density == "paper":
+            return tuple(chain.from_iterable(whole))
         some = [config for curve in whole for config in dict.fromkeys([curve[0], curve[len(curve) // 2], curve[-1]])]
         thresholds = dict.fromkeys(float(f"{t:.3g}") for t in tower.skip_thresholds(SKIPPED_TO))
         return (*chain.from_iterable(whole), *(replace(config, skip=skip) for config in some for skip in thresholds))
