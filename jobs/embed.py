@@ -24,8 +24,10 @@ import yaml
 from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.cluster import cluster
 from dejavu.datasets.video_folder import clips_by_name
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import PRECISIONS, Embedding
 from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.precision import NOTE as PRECISION_NOTE
+from dejavu.embedding.precision import choose_precision
 from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
 from dejavu.records import Transcoded
@@ -85,6 +87,11 @@ def plan(arguments: argparse.Namespace) -> Plan:
         words = words or fastest(like.results, arguments.allowed_loss)
         print(f"setting: {words}", flush=True)
     method: MethodConfig = search.choose_setting(words or OriginalConfig.method, stored)
+    embed = replace(embed, precision=arguments.precision or embed.precision)
+    if embed.precision == "auto" and not is_file(out / "store" / PRECISION_NOTE):
+        cluster.connect()  # it may be measured on a GPU
+    store = Store.open(out / "store")
+    embed = replace(embed, precision=choose_precision(embed, store, backbone, None))
     setting = name_setting(method, backbone.identity, embed.shaping())
     note = {
         "setting": f"{setting.method} {setting.label}",
@@ -100,7 +107,6 @@ def plan(arguments: argparse.Namespace) -> Plan:
                 f"--out: got {out} with embeddings of {found['setting']!r}, which differ in {other[0]}, expected those "
                 f"of {note['setting']!r}; give another folder"
             )
-    store = Store.open(out / "store")
     write_json(out / NOTE, note)
     config = replace(
         recipe,
@@ -208,6 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--like", type=place, help="results folder whose backbone, rate and settings are taken")
     parser.add_argument("--backbone", help="embedded unless given, or that of --like")
     parser.add_argument("--image-px", type=int, help="side of the frames that the tower sees")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        help="auto, which is measured, unless given, or that of --like",
+    )
     parser.add_argument("--fps", type=float, help="frames a second; 2 unless given, or that of --like")
     try:
         return run(parser.parse_args(arguments))

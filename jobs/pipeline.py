@@ -37,6 +37,7 @@ from dejavu.embedding.batch import Embedding
 from dejavu.stages.class_readers import make_readers
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.precision import choose_precision
 from dejavu.stages.frontier import Evidence, Journal, draw_frontier, gather_points, git_commit, log_frontier
 from dejavu.storage.failed import TooManyFailures, check_failures, say_odd, write_failures_csv, write_odd_csv
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
@@ -176,8 +177,22 @@ def start(experiment: Experiment) -> Job:
     if dataset.missing:
         names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")
+    experiment = with_precision(experiment, store, backbone)
+    write_text(results / "config.yaml", experiment.to_yaml())
     embedding = Embedding(experiment.backbone, store, experiment.embed, experiment.image_px)
     return Job(experiment, results, store, tracking, backbone, dataset, embedding)
+
+
+def with_precision(experiment: Experiment, store: Store, backbone: Backbone) -> Experiment:
+    """Return the experiment with `--embed.precision auto` replaced by what it comes to; nothing embeds in `transcode`.
+
+    Raises:
+        ClusterError: It is to be measured on a GPU that the cluster does not have.
+    """
+    if set(experiment.stages) <= {"transcode"}:
+        return experiment
+    precision = choose_precision(experiment.embed, store, backbone, experiment.gpus_per_worker)
+    return replace(experiment, embed=replace(experiment.embed, precision=precision))
 
 
 def load_dataset(experiment: Experiment, results: Place) -> Dataset:
@@ -486,6 +501,7 @@ def tags(job: Job) -> dict[str, str]:
         "data_hash": clips_identity(job.clips.values()),
         "backbone": f"{job.backbone.name} {job.backbone.identity[:12]}",
         "hardware": cluster.hardware(),
+        "precision": job.experiment.embed.precision,
     }
 
 

@@ -89,7 +89,9 @@ def open_collection(folder: Place, backbone: str | None, videos: Place | None) -
         load_video_folder(videos)  # before anything is written
         store = Store.open(results / "store")
         if not is_file(results / "config.yaml"):
-            recipe = replace(RECIPES["folder"][1], videos=videos.absolute(), backbone=backbone or EMBEDDED)
+            recipe = replace(
+                RECIPES["folder"][1], videos=videos.absolute(), backbone=backbone or EMBEDDED, embed=EmbedConfig()
+            )
             write_text(results / "config.yaml", recipe.to_yaml())
     else:
         store = Store(results / "store")

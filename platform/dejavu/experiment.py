@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -110,7 +111,7 @@ class Experiment:
     task: TaskConfig = field(default_factory=TaskConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    embed: EmbedConfig = field(default_factory=partial(EmbedConfig, precision="auto"))
     train: TrainConfig = field(default_factory=TrainConfig)
     schedules: SchedulesConfig = field(default_factory=SchedulesConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

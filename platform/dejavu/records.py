@@ -273,6 +273,8 @@ class ParetoPoint:
     zero_shot_accuracy_ci_high: float | None = None
     zero_shot_accuracy_loss_ci_low: float | None = None
     zero_shot_accuracy_loss_ci_high: float | None = None
+    dense_precision: str | None = None
+    """That of the Original that `speedup` is over: the fastest on the machine, whatever the settings ran in."""
 
 
 def to_ranges(numbers: Sequence[int]) -> str:

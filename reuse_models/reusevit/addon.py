@@ -104,9 +104,10 @@ class Addon(nn.Module):
         Decisions stay in float32 beside a tower of 16 bits: most similarities lie within 0.03 of 1, where a bfloat16
         has eight values.
         """
-        self.to(tower_weight)
-        if tower_weight.dtype in (torch.float16, torch.bfloat16):
-            self.decisions.float()
+        halves = tower_weight.dtype in (torch.float16, torch.bfloat16)
+        self.decisions.to(tower_weight.device, torch.float32 if halves else tower_weight.dtype)
+        self.codec_net.to(tower_weight)
+        self.restorations.to(tower_weight)
         return self
 
     def parameter_groups(self, codec: float, restoration: float, decision: float) -> list[dict[str, object]]:

@@ -7,11 +7,11 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -22,6 +22,7 @@ from dejavu.observability.events import LOGS_VARIABLE
 from dejavu.storage.working_directory import enter_again
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 PACKAGES_ROOT = Path(__file__).resolve().parents[3]
 """The folder that holds platform/ and reuse_models/ (Ray's unpacked copy of it in a submitted job)."""
@@ -169,7 +170,7 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     bring_up(gpus_per_worker)
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    gpus_each = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
+    gpus_each = gpus_per_actor(gpus_per_worker)
     num_actors = num_workers or (int(gpus / gpus_each) if gpus_each else max(1, int(cpus)))
     if gpus_each and num_actors * gpus_each > gpus and not grows():
         raise ClusterError(
@@ -185,6 +186,20 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     # Rounded down to what Ray counts in, so that the sum stays below whatever the rounding; many machines share less.
     share = max(0.01, min(1.0, math.floor((smallest - reader) / num_actors * 100) / 100))
     return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each, cpus_per_reader=reader)
+
+
+def gpus_per_actor(gpus_per_worker: float | None) -> float:
+    """Return the GPUs that an actor holds: one where the cluster has any, unless a number is given."""
+    if gpus_per_worker is not None:
+        return gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU") else 0.0
+
+
+def run_on_gpu(function: Callable[..., Result], *arguments: object, num_gpus: float) -> Result:
+    """Run a function once where an actor that holds so many GPUs could be, and return what it returns."""
+    bring_up(num_gpus)
+    found: Result = ray.get(ray.remote(num_cpus=1, num_gpus=num_gpus)(function).remote(*arguments))
+    return found
 
 
 def bring_up(gpus_per_worker: float | None) -> None:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,13 +26,15 @@ from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode
 
 STAGE = "embed"
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 DECODE_LIMIT_S = 600.0
 """For one segment of a transcoded clip, which takes a second or so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
-    """How clips are cut into batches. Only `segment_frames` and `motion_binning` shape results beyond rounding."""
+    """How clips are cut into batches. Streams and chunks shape no results beyond rounding."""
 
     streams: int = 8
     """Segments that advance in lockstep, 1 or more."""
@@ -43,6 +45,8 @@ class EmbedConfig:
     chunk_frames: int = 16
     """Frames of each stream that are handed to a method at once."""
     motion_binning: MotionBinning = "destination"
+    precision: Literal["auto"] | Precision = "float32"
+    """Of the tower; `auto` is what dense and reuse are faster in on the machines that embed, measured once."""
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -62,8 +66,16 @@ class EmbedConfig:
             )
 
     def shaping(self) -> dict[str, Any]:
-        """Return what belongs to a result's identity."""
-        return {"segment_frames": self.segment_frames, "motion_binning": self.motion_binning}
+        """Return what belongs to a result's identity.
+
+        Raises:
+            ValueError: The precision is still to be chosen.
+        """
+        if self.precision == "auto":
+            raise ValueError("embed.precision: got auto, expected what it came to; see choose_precision")
+        shaping = {"segment_frames": self.segment_frames, "motion_binning": self.motion_binning}
+        # Results of float32 keep the names that they had before there was a choice.
+        return shaping if self.precision == "float32" else {**shaping, "precision": self.precision}
 
 
 @dataclass(frozen=True, slots=True)

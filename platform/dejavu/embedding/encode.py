@@ -58,6 +58,12 @@ def encode_batch(
     ]
 
 
+def load_encoder(embedding: Embedding, device: str = "auto") -> Backbone:
+    """Load what embeds: the backbone in the embedding's precision and at its size."""
+    dtype: torch.dtype = getattr(torch, embedding.config.precision)
+    return load_backbone(embedding.backbone, embedding.image_px, device=device, dtype=dtype)
+
+
 def cut_chunk(backbone: Backbone, frames: Sequence[DecodedFrames], start: int, num_frames: int) -> Chunk:
     """Return frames start .. start + num_frames of each segment, ready for the tower; fewer or none past its end."""
     stop = start + num_frames
@@ -95,7 +101,7 @@ class BatchEncoder:
 
     def __init__(self, embedding: Embedding) -> None:
         """Load the backbone onto the GPU where there is one."""
-        self.backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
+        self.backbone = load_encoder(embedding)
         self.embedding = embedding
         self.methods: dict[str, Method] = {}
 

@@ -13,8 +13,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dejavu.backbones.load import load_backbone
 from dejavu.embedding.batch import Embedding
+from dejavu.embedding.encode import load_encoder
 from dejavu.records import Transcoded
 from dejavu.report.reuse_stream import follow
 from dejavu.storage.place import is_file
@@ -54,7 +54,7 @@ def observe_reuse(
 def _watch(
     settings: Sequence[Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], embedding: Embedding
 ) -> dict[str, list[NDArray[np.bool_]]]:
-    backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
+    backbone = load_encoder(embedding)
     found: dict[str, list[NDArray[np.bool_]]] = {}
     for row in settings:
         setting = Setting.from_row(dict(row))

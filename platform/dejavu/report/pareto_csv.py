@@ -14,6 +14,8 @@ from dejavu.storage.store import write_text
 
 COLUMNS = tuple(field.name for field in fields(ParetoPoint))
 _TEXT = ("method", "setting", "split")
+_WORDS = ("dense_precision",)
+"""Text that may be absent."""
 _FLAGS = ("trained", "on_frontier")
 
 
@@ -71,6 +73,8 @@ def _parse(column: str, cell: str) -> Any:
         return int(cell)
     if cell == "":
         return None
+    if column in _WORDS:
+        return cell
     if column in _FLAGS:
         return {"true": True, "false": False}[cell]
     return float(cell)

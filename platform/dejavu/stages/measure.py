@@ -1,4 +1,8 @@
-"""Measure time and memory of each setting beside Original, in a pass of its own: never from stored results."""
+"""Measure time and memory of each setting beside Original, in a pass of its own: never from stored results.
+
+Original runs in the precision in which it is fastest here, whatever the settings run in: nobody would embed densely in
+another.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,10 @@ import torch
 from torch.autograd.profiler_util import MEMORY_EVENT_NAME
 from torch.profiler import ProfilerActivity, profile
 
-from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.backbones.load import Backbone
 from dejavu.cluster.cluster import cluster_hardware, hardware
-from dejavu.embedding.batch import Embedding, Segment, cut, decode_batch
-from dejavu.embedding.encode import cut_chunk
+from dejavu.embedding.batch import PRECISIONS, Embedding, Precision, Segment, cut, decode_batch
+from dejavu.embedding.encode import cut_chunk, load_encoder
 from dejavu.observability.events import Work, told
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
@@ -37,6 +41,8 @@ STAGE = "measure"
 STDERR = 2
 PASSES_PER_ROUND = 2
 """Over the sample, for each setting: its own and Original's."""
+DENSE_ROUNDS = 3
+"""Over the sample, once: Original in each precision, of which the faster one is what settings are compared with."""
 PASSES_APART = 3
 """The same to warm up, and one to watch memory."""
 
@@ -70,7 +76,9 @@ class Timing:
     ms_per_frame: float
     """Of encoding alone: frames are decoded and made into pixels before."""
     speedup: float
-    """Of encoding: Original's time over this setting's, run one after the other."""
+    """Of encoding: Original's time in its fastest precision over this setting's, run one after the other."""
+    dense: str
+    """That precision."""
     decode_ms_per_frame: float
     """Of decoding the same frames to RGB on one core, in the same rounds: alike for all settings, but for noise."""
     codec_ms_per_frame: float
@@ -141,8 +149,9 @@ class _Stopwatch:
         self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
         self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone: Backbone = load_backbone(embedding.backbone, embedding.image_px, device=self.device)
+        self.backbone: Backbone = load_encoder(embedding, self.device)
         self.frames: list[DecodedFrames] = []
+        self.dense: tuple[Precision, Method] | None = None
 
     def _load(self) -> None:
         """Decode the sample, so that no decoding is timed. Not when the actor begins: Ray would hide what is wrong."""
@@ -160,14 +169,18 @@ class _Stopwatch:
             self._load()
         named = Setting.from_row(dict(setting))
         with metered(Step(stage=STAGE, step="time", method=named.method, setting_id=named.setting_id)) as done:
-            timing = self._time(named.config, Setting.from_row(dict(original)).config)
             passes = PASSES_APART + PASSES_PER_ROUND * self.num_rounds
+            if self.dense is None:
+                passes += len(PRECISIONS) * (1 + DENSE_ROUNDS)
+            timing = self._time(named.config, Setting.from_row(dict(original)).config)
             done.num_frames = passes * sum(len(frames.seconds_F) for frames in self.frames)
         return asdict(timing)
 
     def _time(self, config: MethodConfig, original: MethodConfig) -> Timing:
         ours = config.build(self.backbone.vit)
-        dense = original.build(self.backbone.vit)
+        if self.dense is None:
+            self.dense = self._fastest(original)
+        precision, dense = self.dense
         self._encode_s(dense)
         self._encode_s(ours)
         rounds = [
@@ -180,11 +193,27 @@ class _Stopwatch:
         return Timing(
             ms_per_frame=to_ms * statistics.median(one.ours for one in rounds),
             speedup=statistics.median(one.dense / one.ours for one in rounds),
+            dense=precision,
             decode_ms_per_frame=to_ms * statistics.median(one.plain_decode for one in rounds),
             codec_ms_per_frame=to_ms * statistics.median(one.decode - one.plain_decode for one in rounds),
             peak_memory_mb=self._peak_bytes(config) / 2**20,
             hardware=hardware(),
         )
+
+    def _fastest(self, original: MethodConfig) -> tuple[Precision, Method]:
+        """Build Original in each precision and keep the faster one."""
+        towers: dict[Precision, Method] = {}
+        for precision in PRECISIONS:
+            config = replace(self.embedding.config, precision=precision)
+            same = precision == self.embedding.config.precision
+            backbone = self.backbone if same else load_encoder(replace(self.embedding, config=config), self.device)
+            towers[precision] = original.build(backbone.vit)
+            self._encode_s(towers[precision])
+        spent: dict[Precision, list[float]] = {precision: [] for precision in towers}
+        for _ in range(DENSE_ROUNDS):
+            for precision, method in towers.items():
+                spent[precision].append(self._encode_s(method))
+        return min(towers.items(), key=lambda one: statistics.median(spent[one[0]]))
 
     def _decode_s(self, read: Callable[[Path, int], Iterable[object]]) -> float:
         """Time reading so many frames of each file of the sample; fetching it from an object store does not count."""

@@ -38,6 +38,7 @@ from dejavu.backbones.shared import Arrays, BackboneOutline, from_arrays, outlin
 from dejavu.cluster.cluster import grows
 from dejavu.embedding.batch import Embedding, cut, decode_batch
 from dejavu.embedding.calibrate import PROBED_BIASES, bias_for, rate_curve
+from dejavu.embedding.encode import load_encoder
 from dejavu.embedding.stored import clips_identity, read_embeddings
 from dejavu.embedding.windows import (
     HELD_BATCHES,
@@ -595,10 +596,9 @@ class _Course:
             return
         segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
         backbone = self.backbone
-        if backbone.vit.position.dtype != torch.float32:  # biases are for the tower that embeds
-            backbone = load_backbone(
-                self.task.embedding.backbone, self.task.embedding.image_px, device=str(backbone.vit.position.device)
-            )
+        if backbone.vit.position.dtype != getattr(torch, self.task.embedding.config.precision):
+            # Biases are for the tower that embeds.
+            backbone = load_encoder(self.task.embedding, str(backbone.vit.position.device))
         curves: dict[float, list[list[float]]] = {target: [] for target in self.best}
         num_frames: list[int] = []
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import PRECISIONS, EmbedConfig, Embedding
 from dejavu.records import Transcoded
 from dejavu.stages import measure
 from dejavu.stages.measure import Timing, peak_bytes
@@ -58,6 +58,8 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     )
     first, again = (Timing(**stopwatch.time(ours, original)) for _ in range(2))
     assert min(first.ms_per_frame, first.speedup, first.decode_ms_per_frame) > 0
+    assert first.dense == again.dense  # measured once
+    assert first.dense in PRECISIONS
     assert sum(len(frames.seconds_F) for frames in stopwatch.frames) == 8
     assert again.peak_memory_mb == pytest.approx(first.peak_memory_mb, rel=0.05)
     # Eventful keeps what it computed last; Original keeps nothing.
@@ -71,7 +73,7 @@ def test_timings_of_another_version_are_measured_again(tmp_path: Path) -> None:
     assert measure._read(path) == {}
     timing = Timing(
         ms_per_frame=1.0, speedup=2.0, decode_ms_per_frame=0.5, codec_ms_per_frame=0.1, peak_memory_mb=3.0,
-        hardware="here",
+        hardware="here", dense="float32",
     )  # fmt: skip
     row = asdict(timing)
     old = {name: value for name, value in row.items() if "decode" not in name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -45,6 +46,7 @@ def test_every_setting_gives_a_row(benchmark: ModuleType, tmp_path: Path, capsys
     out, picture = tmp_path / "out" / "rows.json", tmp_path / "plot.png"
     arguments = ["--backbone", "tiny", "--random-weights", "--method", "reusevit", "eventful", "cmc", "diffrate"]
     arguments += ["--reuse-rates", "0.5", "0.9", "--streams", "1", "3", "--rounds", "2", "--threads", "1"]
+    arguments += ["--compile-mode", "no"]
     assert benchmark.main([*arguments, "--json", str(out), "--plot", str(picture)]) == 0
     rows = json.loads(out.read_text())
     assert len(rows) == 12  # DiffRate cannot save half of this tower
@@ -65,10 +67,26 @@ def test_the_table_says_where_reuse_is_slower(benchmark: ModuleType, tmp_path: P
     """A tower of this size is all overhead."""
     out = tmp_path / "rows.json"
     arguments = ["--backbone", "tiny", "--random-weights", "--reuse-rates", "0", "--rounds", "1", "--json", str(out)]
-    assert benchmark.main(arguments) == 0
+    assert benchmark.main([*arguments, "--compile-mode", "no"]) == 0
     (row,) = json.loads(out.read_text())
     table = benchmark.break_even_table([benchmark.Row(**row)])
     assert ("slower than dense: 8 streams at 0% reuse" in table) == (row["speedup"] < 1)
+
+
+def test_the_strongest_dense_tower_is_compiled_as_well(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(tower: object, **_: object) -> Callable[[torch.Tensor], None]:
+        return lambda pixels_B3HW: None  # faster than any
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(benchmark, "_has_compiler", lambda: True)
+    out = tmp_path / "rows.json"
+    arguments = ["--backbone", "tiny", "--random-weights", "--reuse-rates", "0.5", "--rounds", "1", "--json", str(out)]
+    assert benchmark.main(arguments) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["dense_path"].endswith(" at once, compiled")
+    assert any(precision in row["dense_path"] for precision in ("float32", "bfloat16"))
 
 
 @pytest.mark.parametrize(

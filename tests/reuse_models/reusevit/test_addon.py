@@ -38,6 +38,9 @@ def test_decisions_beside_a_tower_of_sixteen_bits_tell_similarities_near_one_apa
     torch.manual_seed(0)
     addon = Addon(SHAPE).beside(torch.zeros(1, dtype=torch.bfloat16))
     assert addon.restoration(0).down_QD.dtype == torch.bfloat16
+    torch.manual_seed(0)
+    for own, stored in zip(addon.decisions.parameters(), Addon(SHAPE).decisions.parameters(), strict=True):
+        assert torch.equal(own, stored)  # not rounded on the way
     similarity_XA = torch.tensor([[0.9991, 0.9992]])
     assert similarity_XA.bfloat16().unique().numel() == 1
     half = torch.full((1, 2), 0.5, dtype=torch.bfloat16)
