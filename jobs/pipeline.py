@@ -205,16 +205,15 @@ def load_dataset(experiment: Experiment, results: Place) -> Dataset:
     assert experiment.videos is not None, "check_folders has run"
     if experiment.dataset == "video_folder":
         splitting = load_videos(experiment.videos, experiment.train_on, experiment.group_by)
-        print(f"splits: {splitting.how}", flush=True)
-        write_splits(results / "splits.csv", splitting.clips)
         kept = [clip for clip in splitting.clips if clip.split in splits]
-        return Dataset(name="video_folder", clips=tuple(kept), questions=(), splits_given=splitting.given)
-    if experiment.dataset == "class_folders":
+        dataset = Dataset(name="video_folder", clips=tuple(kept), questions=(), splits_given=splitting.given)
+    elif experiment.dataset == "class_folders":
         dataset, splitting = load_class_folders(experiment.videos, experiment.group_by)
-        print(f"splits: {splitting.how}", flush=True)
-        write_splits(results / "splits.csv", splitting.clips)
-        return dataset
-    return load_folder(experiment.dataset, experiment.videos, experiment.annotations, splits)
+    else:
+        return load_folder(experiment.dataset, experiment.videos, experiment.annotations, splits)
+    print(f"splits: {splitting.how}", flush=True)
+    write_splits(results / "splits.csv", splitting.clips)
+    return dataset
 
 
 def run(job: Job) -> None:

@@ -102,19 +102,24 @@ def embed_batches(
 
 def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels) -> Iterator[Row]:
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
-    results = (
-        ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
-        .map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
-        .map_batches(
-            EncodeRow,
-            fn_constructor_args=(embedding, kernels),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(batches))),
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor or None,
-        )
+    manifest = ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
+    decoded = manifest.map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
+    return encode_rows(decoded, len(batches), embedding, pool, kernels)
+
+
+def encode_rows(
+    decoded: ray.data.Dataset, num_blocks: int, embedding: Embedding, pool: Pool, kernels: Kernels = REAL
+) -> Iterator[Row]:
+    """Put the encoding actors, no more of them than blocks, behind rows of decoded batches; yield what comes of each."""
+    encoded = decoded.map_batches(
+        EncodeRow,
+        fn_constructor_args=(embedding, kernels),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, num_blocks)),
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor or None,
     )
-    return iter(results.iter_rows())
+    return iter(encoded.iter_rows())
 
 
 def describe(setting: Setting, embedding: Embedding) -> None:

@@ -23,7 +23,7 @@ from dejavu.embedding.batch import STAGE, Batch, Embedding, cut, fill
 from dejavu.embedding.reader import DecodeRow
 from dejavu.observability.metrics import failed
 from dejavu.records import Clip, Failure, Transcoded
-from dejavu.stages.embed import REAL, EncodeRow, describe
+from dejavu.stages.embed import REAL, describe, encode_rows
 from dejavu.stages.transcode import geometry, source_key, transcode_one
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store, write_json
@@ -128,19 +128,9 @@ def _run(  # noqa: PLR0913, PLR0917  one call, in one place
         }
         for start in range(0, len(clips), together)
     ]
-    results = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(ReadVideos(embedding, source), num_cpus=pool.cpus_per_reader)
-        .map_batches(
-            EncodeRow,
-            fn_constructor_args=(embedding, REAL),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(rows))),
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor or None,
-        )
-    )
-    return iter(results.iter_rows())
+    manifest = ray.data.from_items(rows, override_num_blocks=len(rows))
+    decoded = manifest.flat_map(ReadVideos(embedding, source), num_cpus=pool.cpus_per_reader)
+    return encode_rows(decoded, len(rows), embedding, pool)
 
 
 class ReadVideos:
