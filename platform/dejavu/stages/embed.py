@@ -110,7 +110,7 @@ def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Ke
 def encode_rows(
     decoded: ray.data.Dataset, num_blocks: int, embedding: Embedding, pool: Pool, kernels: Kernels = REAL
 ) -> Iterator[Row]:
-    """Put the encoding actors, no more than there are blocks, behind rows of decoded batches; yield what comes of each."""
+    """Put the encoding actors, as many as blocks at most, behind rows of decoded batches; yield what comes of each."""
     encoded = decoded.map_batches(
         EncodeRow,
         fn_constructor_args=(embedding, kernels),
