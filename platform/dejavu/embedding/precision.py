@@ -30,8 +30,10 @@ NOTE = "precision.json"
 """In the store."""
 WORTH = 1.1
 """Times that bfloat16 must be faster, dense and with reuse, to be taken: it costs accuracy, if little."""
-NUM_STREAMS, NUM_ROUNDS = 2, 3
-PROBES: tuple[MethodConfig, ...] = (OriginalConfig(), ReuseVitConfig(forced_rate=0.8))
+HOPELESS = 0.75
+"""Where a first look says this or less, that is the answer: a large tower takes seconds a frame."""
+NUM_ROUNDS = 3
+DENSE, REUSE = OriginalConfig(), ReuseVitConfig(forced_rate=0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,13 @@ class Gains:
     """Time in float32 over time in bfloat16."""
 
     dense: float
-    reuse: float
+    reuse: float | None
+    """None where dense has decided."""
 
     @property
     def faster(self) -> Precision:
         """What to embed in."""
-        return "bfloat16" if min(self.dense, self.reuse) >= WORTH else "float32"
+        return "bfloat16" if min(self.dense, self.reuse or 0.0) >= WORTH else "float32"
 
 
 def choose_precision(config: EmbedConfig, store: Store, backbone: Backbone, gpus_per_worker: float | None) -> Precision:
@@ -84,25 +87,27 @@ def _gains_on_gpu(name: str, image_px: int) -> Gains:
 def gains_of(vit: Vit) -> Gains:
     """Measure a float32 tower where it lies, in alternation; 1 where the hardware has no bfloat16 arithmetic."""
     if not _has_bfloat16(vit.position.device):
-        return Gains(1.0, 1.0)
+        return Gains(1.0, None)
     towers = vit, copy.deepcopy(vit).to(torch.bfloat16)
-    return Gains(*(_gain(probe, towers) for probe in PROBES))
+    dense = _gain(DENSE, towers, num_frames=2)
+    return Gains(dense, None if dense < WORTH else _gain(REUSE, towers, num_frames=1 + GROUP_SIZE))
 
 
-def _gain(config: MethodConfig, towers: tuple[Vit, Vit]) -> float:
-    methods = [(config.build(vit), _frames(vit)) for vit in towers]
-    for method, chunk in methods:
-        _seconds(method, chunk)
+def _gain(config: MethodConfig, towers: tuple[Vit, Vit], num_frames: int) -> float:
+    methods = [(config.build(vit), _frames(vit, num_frames)) for vit in towers]
+    single, half = (_seconds(method, chunk) for method, chunk in methods)
+    if single / half <= HOPELESS:
+        return single / half
     rounds = [[_seconds(method, chunk) for method, chunk in methods] for _ in range(NUM_ROUNDS)]
     return statistics.median(single / half for single, half in rounds)
 
 
-def _frames(vit: Vit) -> Chunk:
-    """Return a dense frame and a group of each stream: how they look does not matter, since reuse is forced."""
-    side, patches, num_frames = vit.shape.image_px, vit.shape.patches_per_side, 1 + GROUP_SIZE
+def _frames(vit: Vit, num_frames: int) -> Chunk:
+    """Return frames of one stream: how they look does not matter, since reuse is forced."""
+    side, patches = vit.shape.image_px, vit.shape.patches_per_side
     pixels = torch.rand(num_frames, 3, side, side, generator=torch.Generator().manual_seed(0)).to(vit.position)
     codec = torch.zeros(num_frames, 4, patches, patches, device=vit.position.device)
-    return Chunk((pixels,) * NUM_STREAMS, (codec,) * NUM_STREAMS, (True,) * NUM_STREAMS)
+    return Chunk((pixels,), (codec,), (True,))
 
 
 def _seconds(method: Method, chunk: Chunk) -> float:

@@ -23,7 +23,7 @@ from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
-from reuse_models.method import MethodConfig
+from reuse_models.method import Chunk, Method, MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.vit import Vit
 
@@ -78,23 +78,40 @@ def test_where_there_are_gpus_it_is_measured_on_one_of_them(
 
 
 @pytest.mark.parametrize(
-    ("gains", "faster"), [((2.0, 1.0), "float32"), ((0.7, 2.0), "float32"), ((1.2, 1.2), "bfloat16")]
+    ("gains", "faster"), [((2.0, 1.0), "float32"), ((0.7, None), "float32"), ((1.2, 1.2), "bfloat16")]
 )
-def test_bfloat16_is_taken_where_dense_and_reuse_gain(gains: tuple[float, float], faster: str) -> None:
+def test_bfloat16_is_taken_where_dense_and_reuse_gain(gains: tuple[float, float | None], faster: str) -> None:
     assert Gains(*gains).faster == faster
 
 
 def test_without_arithmetic_of_16_bits_nothing_is_measured(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     monkeypatch.setattr(precision, "_gain", lambda *_: pytest.fail("measured"))
-    assert gains_of(backbone.vit) == Gains(1.0, 1.0)
+    assert gains_of(backbone.vit) == Gains(1.0, None)
 
 
 def test_with_it_both_are_measured(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     gains = gains_of(backbone.vit)
-    assert min(gains.dense, gains.reuse) > 0
-    assert gains != Gains(1.0, 1.0)
+    assert gains.dense > 0
+    assert (gains.reuse is None) == (gains.dense < precision.WORTH)
+
+
+def test_one_look_is_enough_where_it_is_hopeless(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([0.1, 0.2])
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "_seconds", lambda method, chunk: next(spent))
+    assert gains_of(backbone.vit) == Gains(0.5, None)
+
+
+def test_reuse_is_measured_where_dense_gains(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(method: Method, chunk: Chunk) -> float:
+        half = method.vit.position.dtype == torch.bfloat16
+        return (0.1 if len(chunk.pixels[0]) == 2 else 0.08) if half else 0.2
+
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert gains_of(backbone.vit) == Gains(dense=2.0, reuse=2.5)
 
 
 def test_results_of_float32_keep_their_names_and_what_is_undecided_has_none() -> None:
