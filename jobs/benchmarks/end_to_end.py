@@ -1,0 +1,259 @@
+"""Measure from video files to embeddings: a loop as users write it beside `jobs/embed.py`, dense and with reuse.
+
+    python jobs/benchmarks/end_to_end.py --videos DIR --backbone openai/clip-vit-base-patch16 --json rows.json
+
+Every way runs in processes of its own, one after the other, on the same videos and weights: plain_loop.py with PyAV
+and, where it can be imported, with torchcodec, in float32 or bfloat16, whichever is faster here; then `jobs/embed.py`
+for each of --settings, with a cluster of its own.
+
+Seconds count from the moment at which models are loaded and the cluster is up; what came before is `start_s`. CPU
+seconds are those of all processes, by what they did. `engine_share` compares with the bare engine on frames that lie in
+memory, on all cores: what decoding, moving and storing leave of its speed. The folder must hold nothing but videos.
+"""
+
+import _bootstrap_jobs  # noqa: F401
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+import search
+import speed
+import submit
+import torch
+
+from dejavu.backbones.load import load_backbone
+from dejavu.backbones.locate import locate
+from dejavu.cluster.cluster import hardware
+from dejavu.embedding.precision import gains_of
+from dejavu.rehearsal.watch import memory_bytes
+from dejavu.rehearsal.weights import write_weights
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = ("original", "reusevit forced_rate=0.8", "reusevit forced_rate=0.9")
+DECODERS = ("pyav", "torchcodec")
+NUM_STREAMS = 8
+ENGINE_ROUNDS = 3
+PERIOD_S = 0.5
+SAID = re.compile(r"embedded (\d+) of (\d+) videos in ([\d.]+) s.* (\d+) failed")
+TABLE = re.compile(r"table .*, (\d+) frames of")
+KINDS = {"EncodeRow": "encode", "ReadVideos": "read"}
+"""By what stands in the title of a Ray worker while it works."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One way."""
+
+    way: str
+    precision: str
+    frames: int
+    video_s: float
+    """Of all videos together."""
+    seconds: float
+    start_s: float
+    speed: float
+    """Video-seconds a second."""
+    cpu_s: dict[str, float]
+    """By part: `encode` and `read`, `driver`, and `cluster` for what Ray does beside them; a loop is one part."""
+    peak_mb: float
+    """Of all processes together; what they share counts once."""
+    engine_share: float | None = None
+    """Frames a second over those of the bare engine; None for loops."""
+
+
+class CpuTimes(threading.Thread):
+    """Adds up what processes and their descendants spend, by what they were last seen at, and watches their memory."""
+
+    def __init__(self, roots: dict[str, int]) -> None:
+        """Watch processes, by what is spent in them unless their titles say otherwise."""
+        super().__init__(daemon=True)
+        self.roots, self.ended = roots, threading.Event()
+        self.spent: dict[int, float] = {}
+        self.part: dict[int, str] = {}
+        self.peak = 0
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        while not self.ended.wait(PERIOD_S):
+            self._look()
+
+    def _look(self) -> None:
+        memory = 0
+        for usual, root in self.roots.items():
+            with suppress(psutil.Error):
+                for process in (psutil.Process(root), *psutil.Process(root).children(recursive=True)):
+                    with suppress(psutil.Error):
+                        self._note(process, usual)
+                        memory += memory_bytes(process)
+        self.peak = max(self.peak, memory)
+
+    def _note(self, process: psutil.Process, usual: str) -> None:
+        title = " ".join(process.cmdline()[:1])
+        times = process.cpu_times()
+        self.spent[process.pid] = times.user + times.system
+        found = next((part for word, part in KINDS.items() if word in title), None)
+        if found or process.pid not in self.part:
+            # Videos are read in processes that readers start.
+            parent = self.part.get(process.ppid())
+            self.part[process.pid] = found or ("read" if parent == "read" else usual)
+
+    def stop(self) -> tuple[dict[str, float], float]:
+        """Return CPU seconds by part, and the peak of memory in MiB."""
+        self.ended.set()
+        self.join()
+        parts: dict[str, float] = defaultdict(float)
+        for pid, seconds in self.spent.items():
+            parts[self.part[pid]] += seconds
+        return dict(parts), self.peak / 2**20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and return the exit code."""
+    options = _options(arguments)
+    with tempfile.TemporaryDirectory(prefix="dejavu-end-to-end-") as folder:
+        backbone = _weights(options.backbone, Path(folder))
+        rows = []
+        for row in _rows(options, backbone, Path(folder)):
+            rows.append(row)
+            print(_line(row, rows[0]), flush=True)
+    if options.json is not None:
+        about = {"hardware": hardware(), "backbone": options.backbone, "fps": options.fps}
+        options.json.write_text(
+            json.dumps({**about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n"
+        )
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="a known size, or a directory")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="for jobs/embed.py")
+    parser.add_argument("--decoders", nargs="*", choices=DECODERS, default=list(DECODERS), help="of the plain loop")
+    parser.add_argument("--json", type=Path, default=None, help="write the rows here")
+    return parser.parse_args(arguments)
+
+
+def _weights(backbone: str, folder: Path) -> str:
+    """Return a directory; random weights where a size is given."""
+    if backbone not in KNOWN_SHAPES or Path(backbone).is_dir():
+        return str(locate(backbone).directory)
+    # In a process apart, which does not give its memory back.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        apart.submit(write_weights, KNOWN_SHAPES[backbone], ("a", "video"), folder / "backbone").result()
+    return str(folder / "backbone")
+
+
+def _rows(options: argparse.Namespace, backbone: str, folder: Path) -> Iterator[Row]:
+    dense = gains_of(load_backbone(backbone).vit).dense
+    for decoder in options.decoders:
+        row = _loop(decoder, options, backbone, "bfloat16" if dense > 1 else "float32")
+        if row is not None:
+            yield row
+    for number, words in enumerate(options.settings):
+        yield _embed(words, options, backbone, folder / f"out{number}")
+
+
+def _loop(decoder: str, options: argparse.Namespace, backbone: str, dtype: str) -> Row | None:
+    command = [sys.executable, str(HERE / "plain_loop.py"), "--decoder", decoder, "--dtype", dtype]
+    command += ["--videos", str(options.videos), "--backbone", backbone, "--fps", str(options.fps)]
+    begin = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    times = CpuTimes({"loop": process.pid})
+    times.start()
+    said, complaints = process.communicate()
+    wall = time.monotonic() - begin
+    cpu_s, peak_mb = times.stop()
+    if process.returncode:
+        print(f"{decoder} is left out: {(complaints.strip().splitlines() or ['?'])[-1]}", flush=True)
+        return None
+    found = json.loads(said.splitlines()[-1])
+    return Row(
+        way=f"loop, {decoder}",
+        precision=dtype,
+        start_s=wall - found["seconds"],
+        speed=found["video_s"] / found["seconds"],
+        cpu_s=cpu_s,
+        peak_mb=peak_mb,
+        **found,
+    )
+
+
+def _embed(words: str, options: argparse.Namespace, backbone: str, out: Path) -> Row:
+    """Run the job on a cluster of its own.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    with submit.cluster(Path(sys.executable).with_name("ray")) as cluster:
+        environment = submit.environment(cluster.token) | {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, str(HERE.parent / "embed.py"), "--setting", words, "--videos", str(options.videos)]
+        command += ["--out", str(out), "--backbone", backbone, "--fps", str(options.fps)]
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        times = CpuTimes({"driver": process.pid, "cluster": cluster.pid})
+        times.start()
+        said, _ = process.communicate()
+        wall = time.monotonic() - begin
+        cpu_s, peak_mb = times.stop()
+    embedded, table = SAID.search(said), TABLE.search(said)
+    if process.returncode or embedded is None or table is None:
+        raise RuntimeError(f"embed.py, {words}: got exit status {process.returncode}, expected 0\n{said[-2000:]}")
+    frames, seconds = int(table[1]), float(embedded[3])
+    (noted,) = json.loads((out / "store" / "precision.json").read_text()).values()
+    return Row(
+        way=words,
+        precision=noted["precision"],
+        frames=frames,
+        video_s=frames / options.fps,
+        seconds=seconds,
+        start_s=wall - seconds,
+        speed=frames / options.fps / seconds,
+        cpu_s=cpu_s,
+        peak_mb=peak_mb,
+        engine_share=frames / seconds / engine_speed(words, backbone, noted["precision"]),
+    )
+
+
+@torch.inference_mode()
+def engine_speed(words: str, backbone: str, precision: str) -> float:
+    """Return the frames a second of a setting's engine on random frames in memory, on all cores, in steady state."""
+    vit = load_backbone(backbone, device="auto", dtype=getattr(torch, precision)).vit
+    first, chunk = speed.make_chunks(vit, NUM_STREAMS)
+    setting = speed.start_setting(search.choose_setting(words, ()), 0.0, vit, first, chunk)
+    return max(setting.num_frames / speed.seconds_of(setting.step, vit) for _ in range(ENGINE_ROUNDS))
+
+
+def _line(row: Row, first: Row) -> str:
+    parts = ", ".join(f"{part} {1e3 * spent / row.video_s:.0f}" for part, spent in sorted(row.cpu_s.items()))
+    share = "" if row.engine_share is None else f"  {row.engine_share:.2f} of the engine"
+    times = row.speed / first.speed
+    return (
+        f"{row.way:<26} {row.precision:<8} {row.speed:7.2f} s of video a second, {times:5.2f}x{share}  "
+        f"CPU ms a second of video: {parts}  peak {row.peak_mb:.0f} MiB  started in {row.start_s:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

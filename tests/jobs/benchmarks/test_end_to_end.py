@@ -1,0 +1,61 @@
+"""The comparison from files to embeddings runs whole; what it finds is for a machine with nothing else to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dejavu.video.plain import write_moving_texture
+
+ROOT = Path(__file__).resolve().parents[3]
+BENCHMARK = ROOT / "jobs" / "benchmarks" / "end_to_end.py"
+
+
+@pytest.mark.ray
+def test_a_loop_and_the_job_embed_the_same_frames(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, num_frames in (("a.mp4", 9), ("b.mp4", 20)):
+        write_moving_texture(videos / name, num_frames, 160)
+    out = tmp_path / "rows.json"
+    command = [sys.executable, str(BENCHMARK), "--videos", str(videos), "--backbone", "embedded", "--json", str(out)]
+    command += ["--decoders", "pyav", "torchcodec", "--settings", "reusevit forced_rate=0.8"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(out.read_text())
+    rows = {row["way"]: row for row in record["rows"]}
+    assert ("loop, torchcodec" in rows) != ("torchcodec is left out" in done.stdout)
+    loop, ours = rows["loop, pyav"], rows["reusevit forced_rate=0.8"]
+    assert loop["frames"] == ours["frames"] > 0
+    assert loop["engine_share"] is None
+    assert 0 < ours["engine_share"] < 1
+    assert {"driver", "cluster", "read"} <= ours["cpu_s"].keys()
+    for row in rows.values():
+        assert row["speed"] == pytest.approx(row["video_s"] / row["seconds"])
+        assert row["peak_mb"] > 100
+
+
+def test_cpu_time_is_told_by_what_a_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    import end_to_end
+
+    code = "import time; begin = time.process_time()\nwhile time.process_time() - begin < 0.5: pass\ntime.sleep(60)"
+    child = subprocess.Popen(["ray::ReadVideos", "-c", code], executable=sys.executable)
+    try:
+        times = end_to_end.CpuTimes({"driver": child.pid})
+        times.start()
+        time.sleep(2.5)
+        parts, peak_mb = times.stop()
+    finally:
+        child.kill()
+        child.wait()
+    assert parts.keys() == {"read"}
+    assert parts["read"] > 0.4
+    assert peak_mb > 1
