@@ -41,7 +41,7 @@ def load_class_folders(root: Place, group_by: GroupBy = "auto") -> tuple[Dataset
         raise ValueError(f"classes: got {classes[0]!r} alone in {root}, expected two or more; add folders of classes")
     if laid_out:
         _check_folders(root, class_of)
-        splitting = split_folder(clips, group_by)
+        splitting = split_folder(clips, group_by, class_of)
     else:
         splitting = _divide(clips, class_of, group_by)
     name_of = {clip.clip_id: name for name, clip in clips.items()}

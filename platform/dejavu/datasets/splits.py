@@ -36,7 +36,9 @@ class Splitting:
     """Whether the folders said it, so that nothing may be moved."""
 
 
-def split_folder(clips: Mapping[str, Clip], group_by: GroupBy = "auto") -> Splitting:
+def split_folder(
+    clips: Mapping[str, Clip], group_by: GroupBy = "auto", class_of: Mapping[str, str] | None = None
+) -> Splitting:
     """Divide the videos of a folder.
 
     Args:
@@ -44,6 +46,7 @@ def split_folder(clips: Mapping[str, Clip], group_by: GroupBy = "auto") -> Split
         group_by: What belongs together where no folders say it: `parent` all of a folder, `stem-prefix` all whose
             names differ in a number at the end, `none` each video by itself, `auto` stem-prefix where that leaves
             enough groups, else none.
+        class_of: By the same paths, classes of which each is divided by itself where val/ is cut out of train/.
 
     Returns:
         By the folders train/, val/ and test/ where there are any; else half of the clips train, a fifth validate and
@@ -53,7 +56,7 @@ def split_folder(clips: Mapping[str, Clip], group_by: GroupBy = "auto") -> Split
         ValueError: Some videos lie in split folders and others do not, or nothing would be tested.
     """
     if any(_folder(name) in SPLITS for name in clips):
-        return _by_folders(clips, group_by)
+        return _by_folders(clips, group_by, class_of or {})
     names, how = _groups(clips, group_by)
     if len(names) < MIN_GROUPS:
         text = f"all {len(clips)} videos are test clips: {len(names)} {how}, and a split takes {MIN_GROUPS} or more"
@@ -165,7 +168,7 @@ def _cut_by_hash(groups: Mapping[str, Sequence[str]], shares: Mapping[Split, flo
     return split_of
 
 
-def _by_folders(clips: Mapping[str, Clip], group_by: GroupBy) -> Splitting:
+def _by_folders(clips: Mapping[str, Clip], group_by: GroupBy, class_of: Mapping[str, str]) -> Splitting:
     outside = [name for name in clips if _folder(name) not in SPLITS]
     if outside:
         raise ValueError(
@@ -177,10 +180,18 @@ def _by_folders(clips: Mapping[str, Clip], group_by: GroupBy) -> Splitting:
     if "test" not in found:
         raise ValueError("videos: got no video in test/, expected one or more; move some there")
     if found == {"train", "test"}:
-        own = {name: clip for name, clip in clips.items() if split_of[name] == "train"}
-        groups, what = _groups(own, group_by)
-        split_of |= _cut_by_hash(groups, {"train": SHARES["train"], "val": SHARES["val"]})
-        how = f"by folders, val out of train/ by the hash of {len(groups)} {what}"
+        own: dict[str, dict[str, Clip]] = defaultdict(dict)
+        for name, clip in clips.items():
+            if split_of[name] == "train":
+                own[class_of.get(name, "")][name] = clip
+        num_groups, kinds = 0, set()
+        for members in own.values():
+            groups, what = _groups(members, group_by)
+            split_of |= _cut_by_hash(groups, {"train": SHARES["train"], "val": SHARES["val"]})
+            num_groups += len(groups)
+            kinds.add(what)
+        each = "" if len(own) == 1 else f"each of {len(own)} classes in "
+        how = f"by folders, val out of {each}train/ by the hash of {num_groups} {' and '.join(sorted(kinds))}"
     done = tuple(replace(clip, split=split_of[name]) for name, clip in clips.items())
     return Splitting(done, f"{_counts(done)}, {how}", given=True)
 

@@ -36,10 +36,13 @@ def test_folders_say_split_and_class(tmp_path: Path) -> None:
 
 def test_without_val_it_is_cut_out_of_train(tmp_path: Path) -> None:
     names = [f"train/{kind}/{number:02}x.mp4" for kind in ("run", "walk") for number in range(20)]
-    dataset, _ = load_class_folders(put(tmp_path, *names, "test/run/a.mp4", "test/walk/b.mp4"))
-    counts = Counter(clip.split for clip in dataset.clips)
-    assert (counts["test"], counts["train"] + counts["val"]) == (2, 40)
-    assert 5 <= counts["val"] <= 18
+    names += ["train/hop/a.mp4", "train/hop/b.mp4"]
+    tests = [f"test/{kind}/t.mp4" for kind in ("hop", "run", "walk")]
+    dataset, splitting = load_class_folders(put(tmp_path, *names, *tests))
+    counts = Counter((question.kind, question.split) for question in dataset.questions)
+    assert counts["hop", "train"] == counts["hop", "val"] == 1  # each class is divided by itself
+    assert counts["run", "val"] == counts["walk", "val"] == 6
+    assert splitting.how.endswith("by folders, val out of each of 3 classes in train/ by the hash of 42 videos")
 
 
 def test_every_class_is_divided_by_itself(tmp_path: Path) -> None:
