@@ -18,7 +18,15 @@ from dejavu.embedding.calibrate import PROBED_BIASES
 from dejavu.experiment import Experiment
 from dejavu.records import Split
 from dejavu.rehearsal.spent import Spent, StepKey, Steps
-from dejavu.stages.measure import PASSES_APART, PASSES_PER_ROUND, MeasureConfig
+from dejavu.stages.measure import (
+    PASS_S,
+    PASSES_APART,
+    PASSES_PER_ROUND,
+    ROUNDS_S,
+    MeasureConfig,
+    clips_within,
+    rounds_within,
+)
 from dejavu.stages.search_schedules import SchedulesConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.search import JUDGED_FRAMES
@@ -34,6 +42,8 @@ Holder = Literal["cpu", "encoder"]
 FORWARD_AND_BACKWARD = 3
 """Passes over a frame that a step with a gradient takes, as is usual to count."""
 ORIGINAL = "original"
+LEAST_S = 1e-6
+"""For a frame, where steps were too short to be told from nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +264,8 @@ def _driver_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     }
     for key in spent.steps:
         if key.step == "time":
-            yield _line(spent, key, chosen.get(key.method, 0) * measure_passes(recipe.measure), at_once=1)
+            passes = measure_passes(recipe.measure, spent.steps[key].seconds / max(1, spent.steps[key].frames))
+            yield _line(spent, key, chosen.get(key.method, 0) * passes, at_once=1)
     if texts := spent.stages.get("texts"):
         whole = extent.data.texts
         yield Line(
@@ -262,9 +273,12 @@ def _driver_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
         )
 
 
-def measure_passes(config: MeasureConfig) -> int:
-    """Return how many frames are encoded to time one setting."""
-    return config.num_clips * config.num_frames * (PASSES_APART + PASSES_PER_ROUND * config.num_rounds)
+def measure_passes(config: MeasureConfig, frame_s: float) -> int:
+    """Return how many frames are encoded to time one setting, each of which takes so many seconds."""
+    clip_s = config.num_frames * max(frame_s, LEAST_S)
+    clips = clips_within(PASS_S, clip_s, config.num_clips)
+    rounds = rounds_within(ROUNDS_S, PASSES_PER_ROUND * clips * clip_s, config.num_rounds)
+    return clips * config.num_frames * (PASSES_APART + PASSES_PER_ROUND * rounds)
 
 
 def search_passes(config: SchedulesConfig, shape: VitShape) -> float:

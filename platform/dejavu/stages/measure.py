@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import statistics
 import time
@@ -43,8 +44,13 @@ PASSES_PER_ROUND = 2
 """Over the sample, for each setting: its own and Original's."""
 DENSE_ROUNDS = 3
 """Over the sample, once: Original in each precision, of which the faster one is what settings are compared with."""
-PASSES_APART = 3
-"""The same to warm up, and one to watch memory."""
+PASSES_APART = 2
+"""One to warm up, and one to watch memory."""
+PASS_S = 10.0
+"""Where Original takes longer over the sample, fewer clips are taken, one at least."""
+ROUNDS_S = 60.0
+"""Where a setting's rounds take longer together, there are fewer, FEWEST_ROUNDS at least."""
+FEWEST_ROUNDS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +58,13 @@ class MeasureConfig:
     """How the timing pass runs."""
 
     num_clips: int = 4
-    """Clips that advance in lockstep, the first by content id: the same sample for every setting."""
+    """Clips that advance in lockstep, the first by content id: the same sample for every setting. Fewer where Original
+    takes more than ten seconds over them."""
     num_frames: int = 32
     """Frames of each clip, at most."""
     num_rounds: int = 5
-    """Times that each setting is run, alternating with Original; the median counts."""
+    """Times that each setting is run, alternating with Original; the median counts. Fewer, two at least, where that
+    takes more than a minute."""
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -88,6 +96,9 @@ class Timing:
     weights, a method's state, buffers and results. Not the tower's weights, decoded frames, and what libraries keep for
     themselves. Counted, not sampled, so that it comes out the same again."""
     hardware: str
+    num_clips: int
+    """In lockstep."""
+    num_rounds: int
 
 
 def measure_settings(
@@ -120,6 +131,16 @@ def measure_settings(
             write_json(path, {name: asdict(timing) for name, timing in known.items()})
         ray.kill(stopwatch)
     return {setting.setting_id: known[setting.setting_id] for setting in settings}, len(pending)
+
+
+def clips_within(limit_s: float, clip_s: float, num_clips: int) -> int:
+    """Return how many clips a pass takes within a limit: one at least, and no more than there are."""
+    return max(1, min(num_clips, int(limit_s / clip_s)))
+
+
+def rounds_within(limit_s: float, round_s: float, num_rounds: int) -> int:
+    """Return how many rounds are run: as many as begin within a limit, but FEWEST_ROUNDS; no more than asked for."""
+    return min(num_rounds, max(FEWEST_ROUNDS, math.ceil(limit_s / round_s)))
 
 
 def _read(path: Place) -> dict[str, Timing]:
@@ -160,19 +181,28 @@ class _Stopwatch:
             raise ValueError(decoded.failures[0].reason)
         self.frames = list(decoded.frames)
 
+    def _shorten(self, original: MethodConfig) -> None:
+        """Leave out clips where the tower is slow: what one clip takes says how many there can be."""
+        every, self.frames = self.frames, self.frames[:1]
+        dense = original.build(self.backbone.vit)
+        self._encode_s(dense)
+        self.frames = every[: clips_within(PASS_S, self._encode_s(dense), len(every))]
+
     def _sample(self) -> list[Segment]:
         return [segment for segment in cut(self.clips, self.num_frames) if segment.start == 0]
 
     def time(self, setting: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
-        """Alternate the two, each after a way of decoding; a first run of both warms up and does not count."""
+        """Alternate the two, each after a way of decoding; a first run of each warms up and does not count."""
         if not self.frames:
             self._load()
+            self._shorten(Setting.from_row(dict(original)).config)
         named = Setting.from_row(dict(setting))
         with metered(Step(stage=STAGE, step="time", method=named.method, setting_id=named.setting_id)) as done:
-            passes = PASSES_APART + PASSES_PER_ROUND * self.num_rounds
+            passes = PASSES_APART
             if self.dense is None:
                 passes += len(PRECISIONS) * (1 + DENSE_ROUNDS)
             timing = self._time(named.config, Setting.from_row(dict(original)).config)
+            passes += PASSES_PER_ROUND * timing.num_rounds
             done.num_frames = passes * sum(len(frames.seconds_F) for frames in self.frames)
         return asdict(timing)
 
@@ -181,14 +211,20 @@ class _Stopwatch:
         if self.dense is None:
             self.dense = self._fastest(original)
         precision, dense = self.dense
-        self._encode_s(dense)
         self._encode_s(ours)
-        rounds = [
-            _Round(
-                self._decode_s(_decode_plain), self._encode_s(dense), self._decode_s(self._decode), self._encode_s(ours)
+        rounds: list[_Round] = []
+        begin = time.perf_counter()
+        while True:
+            rounds.append(
+                _Round(
+                    self._decode_s(_decode_plain),
+                    self._encode_s(dense),
+                    self._decode_s(self._decode),
+                    self._encode_s(ours),
+                )
             )
-            for _ in range(self.num_rounds)
-        ]
+            if len(rounds) >= rounds_within(ROUNDS_S, (time.perf_counter() - begin) / len(rounds), self.num_rounds):
+                break
         to_ms = 1e3 / sum(len(frames.seconds_F) for frames in self.frames)
         return Timing(
             ms_per_frame=to_ms * statistics.median(one.ours for one in rounds),
@@ -198,6 +234,8 @@ class _Stopwatch:
             codec_ms_per_frame=to_ms * statistics.median(one.decode - one.plain_decode for one in rounds),
             peak_memory_mb=self._peak_bytes(config) / 2**20,
             hardware=hardware(),
+            num_clips=len(self.frames),
+            num_rounds=len(rounds),
         )
 
     def _fastest(self, original: MethodConfig) -> tuple[Precision, Method]:
@@ -218,7 +256,7 @@ class _Stopwatch:
     def _decode_s(self, read: Callable[[Path, int], Iterable[object]]) -> float:
         """Time reading so many frames of each file of the sample; fetching it from an object store does not count."""
         total = 0.0
-        for segment in self._sample():
+        for segment in self._sample()[: len(self.frames)]:
             with local_copy(self.embedding.store.root / segment.path) as path:
                 begin = time.perf_counter()
                 for _ in read(path, segment.num_frames):

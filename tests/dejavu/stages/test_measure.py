@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from dejavu.embedding.batch import PRECISIONS, EmbedConfig, Embedding
 from dejavu.records import Transcoded
 from dejavu.stages import measure
-from dejavu.stages.measure import Timing, peak_bytes
+from dejavu.stages.measure import Timing, clips_within, peak_bytes, rounds_within
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
@@ -68,12 +68,42 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     assert 0 < dense.peak_memory_mb != first.peak_memory_mb
 
 
+@pytest.mark.parametrize(("clip_s", "clips"), [(0.1, 4), (3.0, 3), (4.0, 2), (60.0, 1)])
+def test_a_slow_tower_is_timed_on_fewer_clips(clip_s: float, clips: int) -> None:
+    assert clips_within(10.0, clip_s, 4) == clips
+
+
+@pytest.mark.parametrize(("round_s", "rounds"), [(1.0, 5), (14.0, 5), (20.0, 3), (50.0, 2), (900.0, 2)])
+def test_slow_settings_are_timed_in_fewer_rounds(round_s: float, rounds: int) -> None:
+    assert rounds_within(60.0, round_s, 5) == rounds
+    assert rounds_within(60.0, round_s, 1) == 1
+
+
+def test_clips_are_left_out_where_original_takes_long(
+    stopwatch: measure._Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = measure._Stopwatch(
+        stopwatch.embedding,
+        [asdict(replace(clip, clip_id=f"{clip.clip_id}{number}")) for clip in stopwatch.clips for number in range(3)],
+        {"num_frames": 8, "num_rounds": 3},
+    )
+    several.frames = [frames for frames in stopwatch.frames for _ in range(3)]
+    monkeypatch.setattr(several, "_encode_s", lambda method: 4.5 * len(several.frames))
+    several._shorten(OriginalConfig())
+    assert len(several.frames) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(measure, "ROUNDS_S", 1e-6)
+    named = name_setting(OriginalConfig(), stopwatch.backbone.identity, {}).to_row()
+    timing = Timing(**several.time(named, named))
+    assert (timing.num_clips, timing.num_rounds) == (2, 2)
+
+
 def test_timings_of_another_version_are_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "timings.json"
     assert measure._read(path) == {}
     timing = Timing(
         ms_per_frame=1.0, speedup=2.0, decode_ms_per_frame=0.5, codec_ms_per_frame=0.1, peak_memory_mb=3.0,
-        hardware="here", dense="float32",
+        hardware="here", dense="float32", num_clips=4, num_rounds=5,
     )  # fmt: skip
     row = asdict(timing)
     old = {name: value for name, value in row.items() if "decode" not in name}
