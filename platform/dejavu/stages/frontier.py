@@ -36,7 +36,7 @@ from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
 
 PARAMETER_FIELDS = ("method", "setting", "split", "num_clips")
-FLAG_FIELDS = ("trained", "on_frontier")
+TAG_FIELDS = ("trained", "on_frontier", "dense_precision")
 ARTIFACTS = (
     "report.html",
     "pareto.png",
@@ -289,15 +289,15 @@ def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str, ma
 
 
 def _child(point: ParetoPoint, tags: Mapping[str, str]) -> Run:
-    names = [field.name for field in fields(point) if field.name not in PARAMETER_FIELDS + FLAG_FIELDS]
+    names = [field.name for field in fields(point) if field.name not in PARAMETER_FIELDS + TAG_FIELDS]
     names.sort(key=lambda name: FIRST_METRICS.index(name) if name in FIRST_METRICS else len(FIRST_METRICS))
-    flags = {name: str(getattr(point, name)).lower() for name in FLAG_FIELDS if getattr(point, name) is not None}
+    notes = {name: str(getattr(point, name)).lower() for name in TAG_FIELDS if getattr(point, name) is not None}
     colour = {"mlflow.runColor": looks_of([point.method])[point.method].colour}
     return Run(
         name=f"{point.method} {point.setting}",
         params={name: getattr(point, name) for name in PARAMETER_FIELDS},
         metrics={name: getattr(point, name) for name in names},
-        tags={**tags, **flags, **colour},
+        tags={**tags, **notes, **colour},
     )
 
 

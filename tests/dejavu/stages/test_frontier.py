@@ -32,7 +32,9 @@ TAGS = {"recipe": "tiny", "git_commit": "abc"}
 def point(method: str, setting: str, accuracy: float, reduction: float) -> ParetoPoint:
     """A setting of 4 clips with an accuracy and a cost."""
     cost = {"gflops_per_frame": 1 / reduction, "flops_reduction": reduction, "speedup": reduction / 2}
-    return ParetoPoint(method=method, setting=setting, split="test", num_clips=4, accuracy=accuracy, **cost)
+    return ParetoPoint(
+        method=method, setting=setting, split="test", num_clips=4, accuracy=accuracy, dense_precision="float32", **cost,
+    )  # fmt: skip
 
 
 def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +63,7 @@ def test_the_ui_is_told_what_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyP
     children = client.search_runs([tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'")
     assert sorted(run.info.run_name for run in children) == ["cmc t=3", "cmc t=9", "eventful k=8", "original dense"]
     assert all(run.data.params["num_clips"] == "4" and "num_clips" not in run.data.metrics for run in children)
+    assert all(run.data.tags["dense_precision"] == "float32" for run in children)
     colours = {run.data.params["method"]: run.data.tags["mlflow.runColor"] for run in children}
     assert len(set(colours.values())) == 3
 
