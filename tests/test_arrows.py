@@ -30,7 +30,7 @@ LEVELS = [
 HOMES = {
     "ray": ("dejavu.cluster", "dejavu.observability", "dejavu.report", "dejavu.stages", "dejavu.sweep", "jobs"),
     "mlflow": ("dejavu.observability",),
-    "av": ("dejavu.video",),
+    "av": ("dejavu.video", "jobs.plain_loop"),  # the latter stands for a script without our code
     "triton": ("reuse_models.reusevit.engines",),
 }
 LOOSE = 5
