@@ -81,3 +81,10 @@ def test_a_recipe_without_its_folder_is_refused(tmp_path: Path) -> None:
 def test_the_resolved_configuration_reads_back() -> None:
     values = yaml.safe_load(parse(["tiny", "--embed.streams", "3"]).to_yaml())
     assert (values["recipe"], values["embed"]["streams"], values["stages"]) == ("tiny", 3, list(UNTRAINED))
+
+
+def test_numbers_of_the_drawn_world_are_the_same_on_every_machine() -> None:
+    """Elsewhere the machine says what is faster."""
+    precisions = {name: recipe.embed.precision for name, (_, recipe) in RECIPES.items()}
+    assert {name for name, precision in precisions.items() if precision == "float32"} == {"demo", "tiny"}
+    assert {precisions[name] for name in ("folder", "classes", "nextqa", "msrvtt", "how2qa")} == {"auto"}
