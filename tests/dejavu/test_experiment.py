@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dejavu.experiment import STAGES, UNTRAINED, ExperimentError, parse
+from dejavu.experiment import RECIPES, STAGES, UNTRAINED, ExperimentError, parse
 
 
 def test_without_arguments_the_demo_runs() -> None:
