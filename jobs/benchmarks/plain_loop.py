@@ -64,7 +64,9 @@ def main() -> None:
     kind = json.loads((options.backbone / "config.json").read_text())["model_type"]
     loader: Any = getattr(transformers, TOWERS.get(kind, "AutoModel"))
     dtype = getattr(torch, options.dtype)
-    model = loader.from_pretrained(options.backbone, dtype=dtype, local_files_only=True).eval()
+    model = loader.from_pretrained(
+        options.backbone, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    ).eval()
     processor: Any = transformers.AutoImageProcessor.from_pretrained(options.backbone, local_files_only=True)
     read = {"pyav": frames_by_pyav, "torchcodec": frames_by_torchcodec}[options.decoder]
 
