@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 import yaml
 from numpy.typing import NDArray
@@ -87,7 +88,8 @@ def run(job: Overlay) -> None:
     resolved = read_config(job.results)
     loss = resolved.get("allowed_loss", MAX_LOSS)
     config = choose(job.results, reusing_configs(job.results), job.setting, loss)
-    backbone = load_backbone(resolved["backbone"], resolved.get("image_px"))
+    dtype = getattr(torch, resolved["embed"].get("precision", "float32"))
+    backbone = load_backbone(resolved["backbone"], resolved.get("image_px"), dtype=dtype)
     method = with_local_weights(config).build(backbone.vit)
     given = TranscodeConfig(**resolved["transcode"])
     wanted = given if job.fps is None else replace(given, fps=job.fps)

@@ -192,6 +192,7 @@ def with_precision(experiment: Experiment, store: Store, backbone: Backbone) -> 
     if set(experiment.stages) <= {"transcode"}:
         return experiment
     precision = choose_precision(experiment.embed, store, backbone, experiment.gpus_per_worker)
+    print(f"precision: {precision}", flush=True)
     return replace(experiment, embed=replace(experiment.embed, precision=precision))
 
 

@@ -16,9 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +33,7 @@ from dejavu.rehearsal.footage import WORDS, FootageConfig, draw_footage
 from dejavu.rehearsal.spent import Spent, read_events, spent
 from dejavu.rehearsal.table import markdown, record
 from dejavu.rehearsal.watch import Watch
-from dejavu.rehearsal.weights import num_bytes, text_sizes, write_weights
+from dejavu.rehearsal.weights import num_bytes, text_sizes, write_weights_apart
 from dejavu.rehearsal.whole import Extent, Hardware, forecast, list_lines
 from dejavu.storage.store import write_json
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
@@ -155,9 +153,7 @@ def make_inputs(config: RehearseConfig, shape: VitShape) -> Inputs:
     draw_footage(folder, config.clips)
     backbone = config.backbone
     if backbone in KNOWN_SHAPES and not Path(backbone).is_dir():
-        # In a process apart: it does not give back the memory, with which the run would have to share the machine.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            apart.submit(write_weights, shape, WORDS, folder / "backbone").result()
+        write_weights_apart(shape, WORDS, folder / "backbone")
         backbone = str(folder / "backbone")
     return Inputs(folder / "videos", folder / "annotations", backbone)
 

@@ -103,9 +103,15 @@ def open_collection(folder: Place, backbone: str | None, videos: Place | None) -
         store,
         backbone or config.get("backbone", EMBEDDED),
         TranscodeConfig(**config.get("transcode", {})),
-        EmbedConfig(**config.get("embed", {})),
+        _embed_config(config.get("embed", {})),
         config.get("image_px"),
     )
+
+
+def _embed_config(written: dict[str, Any]) -> EmbedConfig:
+    """Read how a run embeds; one that has not come to it has chosen no precision."""
+    config = EmbedConfig(**written)
+    return replace(config, precision="float32") if config.precision == "auto" else config
 
 
 def check_backbone(collection: Collection, backbone: Backbone) -> None:

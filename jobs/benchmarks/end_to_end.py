@@ -24,10 +24,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -41,7 +39,7 @@ from dejavu.backbones.locate import locate
 from dejavu.cluster.cluster import hardware
 from dejavu.embedding.precision import gains_of
 from dejavu.rehearsal.watch import memory_bytes
-from dejavu.rehearsal.weights import write_weights
+from dejavu.rehearsal.weights import write_weights_apart
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 HERE = Path(__file__).resolve().parent
@@ -157,9 +155,7 @@ def _weights(backbone: str, folder: Path) -> str:
     """Return a directory; random weights where a size is given."""
     if backbone not in KNOWN_SHAPES or Path(backbone).is_dir():
         return str(locate(backbone).directory)
-    # In a process apart, which does not give its memory back.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        apart.submit(write_weights, KNOWN_SHAPES[backbone], ("a", "video"), folder / "backbone").result()
+    write_weights_apart(KNOWN_SHAPES[backbone], ("a", "video"), folder / "backbone")
     return str(folder / "backbone")
 
 

@@ -229,3 +229,15 @@ def test_new_videos_are_embedded_and_old_ones_are_not_touched(ray_environment: d
     assert third.returncode == 0, third.stderr[-3000:]
     assert {line.split()[0] for line in third.stdout.splitlines()} == {"one.mp4", "two.mp4"}
     assert shards() == after
+
+
+def test_a_run_that_has_embedded_nothing_has_chosen_no_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of `--stages transcode`, whose videos may be embedded by the search."""
+    (tmp_path / "store" / "embeddings").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("embed: {streams: 3, precision: auto}\n")
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    import search
+
+    assert search.open_collection(tmp_path, None, None).embed == EmbedConfig(streams=3)

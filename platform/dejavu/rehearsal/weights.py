@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,12 @@ def num_bytes(shape: VitShape) -> int:
     layers = (shape.num_layers, shape.width, shape.mlp_width)
     text_layers = (text["num_hidden_layers"], text["hidden_size"], text["intermediate_size"])
     return sum(BYTES_PER_WEIGHT * n * (4 * d * d + 2 * d * m) for n, d, m in (layers, text_layers))
+
+
+def write_weights_apart(shape: VitShape, words: Sequence[str], folder: Path) -> None:
+    """Do as `write_weights` in a process apart: it does not give back the memory, which a run would have to share."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        apart.submit(write_weights, shape, words, folder).result()
 
 
 def write_weights(shape: VitShape, words: Sequence[str], folder: Path, seed: int = 0) -> None:
