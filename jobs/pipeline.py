@@ -72,7 +72,7 @@ from reuse_models.baselines.diffrate.schedule import read_schedule
 from reuse_models.method import MethodConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.reusevit.method import ReuseVitConfig
-from dejavu.sweep.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, write_chosen
+from dejavu.sweep.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, some_of, write_chosen
 from dejavu.sweep.sweep import Bench, SweepError, search, sweep
 from tune_spaces.tower import AddonCurve, Trained
 from dejavu.sweep.tried import Tried, tried_runs
@@ -131,12 +131,12 @@ class Job:
         """Questions of one split."""
         return [question for question in self.dataset.questions if question.split == split]
 
-    def exam(self, split: Split) -> Exam:
-        """What is asked about the clips of one split."""
+    def exam(self, split: Split, clips: Sequence[Transcoded]) -> Exam:
+        """What is asked about these clips of one split."""
         if self.readers is not None:
-            return set_class_exam(self.of_split(split), self.questions(split), self.readers)
+            return set_class_exam(clips, self.questions(split), self.readers)
         embed = partial(embed_texts, backbone=self.backbone, store=self.store)
-        return set_exam(self.of_split(split), self.questions(split), embed, self.experiment.prompt, self.head)
+        return set_exam(clips, self.questions(split), embed, self.experiment.prompt, self.head)
 
     def name(self, config: MethodConfig) -> Setting:
         """Name a method's config on this backbone."""
@@ -268,7 +268,7 @@ def run(job: Job) -> None:
         )
         job.say(f"timed {num_timed} settings")
     if job.runs("score"):
-        exam = job.exam("test")
+        exam = job.exam("test", job.of_split("test"))
         with telling(Work(stage="score", total=1 + len(chosen), unit="settings")) as so_far:
             scores = score_settings([original, *chosen], original, exam, job.embedding)
             so_far(len(scores))
@@ -452,7 +452,8 @@ def published_configs(job: Job) -> list[MethodConfig]:
 
 def choose_settings(job: Job, original: Setting) -> list[Setting]:
     """Sweep the grids on validation clips and choose; without validation clips, every setting goes on."""
-    experiment, validation = job.experiment, job.of_split("val")
+    experiment = job.experiment
+    validation = some_of(job.of_split("val"), experiment.sweep.num_frames)
     probes = validation or job.of_split("test")
     addons = [AddonCurve(addon.config, tuple(addon.biases.values())) for addon in read_addons(job.embedding)]
     searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
@@ -471,7 +472,7 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     embedding, pool = fit_memory(job.backbone, [original, *settings], job.embedding, pool)
     embed_clips(validation, [original], embedding, pool, "val")
-    exam = job.exam("val")
+    exam = job.exam("val", validation)
     bench = Bench(original, exam, embedding, pool)
     num_trials = sweep(settings, bench)
     scores = score_settings(settings, original, exam, job.embedding)

@@ -220,6 +220,13 @@ DEMO_HEAD = TaskConfig(
 )
 """A head that fits in a minute, on the backbone's own text tower."""
 
+OWN_TRAINING = TrainConfig(targets=(0.85,), min_steps=200, validation_windows=24, fit=FitConfig(restoration_rank=4))
+"""Minutes on two cores for a small real tower: one fit, whose biases give the other rates, and a restoration of a rank
+that costs little; of the rank that the tower's width gives, more is not explained (docs/training.md)."""
+
+OWN_SWEEP = SweepConfig(num_frames=400, chosen_per_method=3)
+"""Enough frames to tell settings apart; fifty settings on all validation clips would take longer than the training."""
+
 DRAWN = EmbedConfig(precision="float32")
 """Numbers of the drawn world are to be the same on every machine."""
 
@@ -244,11 +251,17 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
     ),
     "folder": (
         "a folder of your own videos, no answers needed: the score is fidelity to Original",
-        Experiment(recipe="folder", dataset="video_folder"),
+        Experiment(recipe="folder", dataset="video_folder", train=OWN_TRAINING, sweep=OWN_SWEEP),
     ),
     "classes": (
         "your own videos in folders of classes, [split/]class/video: the score is the accuracy of a linear probe",
-        Experiment(recipe="classes", dataset="class_folders", prompt="a video of {answer}"),
+        Experiment(
+            recipe="classes",
+            dataset="class_folders",
+            prompt="a video of {answer}",
+            train=OWN_TRAINING,
+            sweep=OWN_SWEEP,
+        ),
     ),
     "nextqa": (
         "NExT-QA videos with NExT-GQA annotations, at the paper's settings",

@@ -267,17 +267,18 @@ class Fit:
         self.num_epochs += 1
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[Batch], addon: Addon | None = None) -> Report:
+    def validate(self, batches: Iterable[Batch], addon: Addon | None = None, bias: float = 0.0) -> Report:
         """Return the loss of all clips together with the hard gate of inference; one batch is in memory at a time.
 
         Args:
             batches: The clips.
             addon: Judged in place of the one under training.
+            bias: Of the decisions, as at run time.
         """
         own, self.addon = self.addon, addon or self.addon
         self.addon.eval()
         try:
-            found = [self.forward(batch, HardGate(self.addon.decisions)) for batch in batches]
+            found = [self.forward(batch, HardGate(self.addon.decisions, bias)) for batch in batches]
         finally:
             self.addon = own
         losses = [loss for loss, _ in found]

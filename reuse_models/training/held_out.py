@@ -2,22 +2,28 @@
 
 Corrections are regressed boundary by boundary, each beside a dense tower; in use they feed on each other. All together
 may then make worse what each by itself makes better, and what is learned from few clips need not hold for others.
-Restoration costs products in every reused patch: where it does not help, it is not paid for either.
+Restoration costs products in every reused patch. With as many more patches may be computed instead, and it has to be
+better than that: at equal FLOPs, not at equal reuse.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from reuse_models.flops import PARTS
 from reuse_models.reusevit.addon import Addon
-from reuse_models.training.fit import Batch, Fit
+from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.tower.shape import VitShape
+from reuse_models.training.fit import Batch, Fit, Report
 
 SHARES = (1.0, 0.5, 0.25)
-LEAST_GAIN = 0.02
-"""Share of the loss by which restoration must be better than none, which costs less."""
+LOWER_BIAS = -1.0
+"""Of the decisions, at which more is computed: with it and without, what computing more is worth."""
+LEAST_ERROR = 1e-7
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -32,14 +38,31 @@ def best_share(fit: Fit, held_out: Batches, shares: Sequence[float] = SHARES) ->
     """
     if not fit.addon.shape.restoration_rank:
         return 0.0
-    losses = {share: fit.validate(held_out(), scaled(fit.addon, share)).loss for share in shares}
-    best = min(losses, key=lambda share: losses[share])
-    return best if pays(losses[best], fit, fit.addon, held_out) else 0.0
+    reports = {share: fit.validate(held_out(), scaled(fit.addon, share)) for share in shares}
+    best = min(reports, key=lambda share: reports[share].loss)
+    return best if pays(reports[best], fit, fit.addon, held_out) else 0.0
 
 
-def pays(loss: float, fit: Fit, addon: Addon, held_out: Batches) -> bool:
-    """Return whether restoration, which comes to this loss on held-out clips, is worth what it costs."""
-    return loss < (1 - LEAST_GAIN) * fit.validate(held_out(), addon.without_restoration()).loss
+def pays(report: Report, fit: Fit, addon: Addon, held_out: Batches) -> bool:
+    """Return whether restoration, of which held-out clips say this, beats computing more patches for the same FLOPs."""
+    none = addon.without_restoration()
+    reports = [fit.validate(held_out(), none, bias) for bias in (0.0, LOWER_BIAS)]
+    rate = report.rate * (1 - price(fit.vit.shape, addon.shape.restoration_rank))
+    return report.embedding_error < _error_at(rate, *reports)
+
+
+def price(shape: VitShape, rank: int) -> float:
+    """Return what correcting a reused patch costs, as a share of what reusing it saves."""
+    saved = sum(PARTS[name].macs(shape) for name in ("query", "key_value", "projection", "mlp"))
+    return len(CORRECTED) * 2 * rank * PARTS["restoration"].macs(shape) / saved
+
+
+def _error_at(rate: float, usual: Report, lower: Report) -> float:
+    """Return the error at a rate from those at two: exponential in between and a little beyond."""
+    if usual.rate - lower.rate < 1e-3:  # the bias moves nothing
+        return usual.embedding_error
+    logs = [math.log(max(report.embedding_error, LEAST_ERROR)) for report in (usual, lower)]
+    return math.exp(logs[0] + (logs[1] - logs[0]) * (usual.rate - rate) / (usual.rate - lower.rate))
 
 
 @torch.no_grad()

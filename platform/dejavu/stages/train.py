@@ -581,7 +581,8 @@ class _Course:
         for target, (loss, addon) in self.best.items():
             if not validation or self.broken or not addon.shape.restoration_rank:
                 continue
-            if not pays(loss, self.fits[target], addon, self._held_out(validation)):
+            fit, held_out = self.fits[target], self._held_out(validation)
+            if not pays(fit.validate(held_out(), addon), fit, addon, held_out):
                 self.best[target] = loss, addon.without_restoration()
                 print(f"  train target={target:g}: restoration does not pay and is left out", flush=True)
 

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,9 @@ class SweepConfig:
     density: Density = "demo"
     chosen_per_method: int = 4
     """Settings per method measured on test clips: those that hold most of its frontier on validation clips."""
+    num_frames: int | None = None
+    """Of validation clips, on which settings are tried: whole clips until there are so many, the first by content; all
+    clips unless given."""
     probe_clips: int = 8
     """Validation clips on which CMC's distances and AdaptiveSkip's thresholds are looked at."""
     diffrate_schedules: tuple[Path, ...] = ()
@@ -64,13 +68,23 @@ class SweepConfig:
         """
         if unknown := sorted(set(self.methods) - set(GRIDS)):
             raise ValueError(f"sweep.methods: got {unknown}, expected some of {', '.join(GRIDS)}; check the names")
-        for name in ("chosen_per_method", "probe_clips", "num_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sweep.{name}: got {getattr(self, name)}, expected 1 or more; raise it")
+        for name in ("chosen_per_method", "num_frames", "probe_clips", "num_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"sweep.{name}: got {value}, expected 1 or more; raise it")
         if wrong := [share for share in self.stop_after if not 0 < share < 1]:
             raise ValueError(
                 f"sweep.stop_after: got {wrong[0]:g}, expected shares between 0 and 1; divide percentages by 100"
             )
+
+
+def some_of(clips: Sequence[Transcoded], num_frames: int | None) -> list[Transcoded]:
+    """Return the first clips by content that have so many frames together; all of them for None."""
+    if num_frames is None:
+        return list(clips)
+    by_content = sorted(clips, key=lambda clip: clip.content_id)
+    before = accumulate((clip.num_frames for clip in by_content), initial=0)
+    return [clip for clip, frames in zip(by_content, before, strict=False) if frames < num_frames]
 
 
 def look_at_tower(

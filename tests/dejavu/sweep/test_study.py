@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dejavu.records import Transcoded
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
-from dejavu.sweep.study import SweepConfig, choose, read_chosen, write_chosen
+from dejavu.sweep.study import SweepConfig, choose, read_chosen, some_of, write_chosen
 from dejavu.tasks.fidelity import Fidelity
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
@@ -46,6 +47,28 @@ def tower(shape: VitShape) -> Tower:
 SMALL = VitShape(
     image_px=128, patch_px=16, width=128, num_heads=4, num_layers=6, mlp_width=512, embed_dim=128, has_cls=True
 )
+
+
+def test_a_sweep_may_take_some_of_the_clips() -> None:
+    """Whole clips, the first by content, until there are enough frames."""
+    clips = [
+        Transcoded(
+            clip_id=name,
+            content_id=content,
+            path="",
+            num_frames=frames,
+            frame_px=224,
+            fps=8,
+            duration_s=1,
+            codec_metadata=True,
+        )
+        for name, content, frames in (("x", "c", 5), ("y", "a", 4), ("z", "b", 3))
+    ]
+    named = {count: [clip.clip_id for clip in some_of(clips, count)] for count in (1, 4, 5, 7, 8, 99)}
+    assert named == {1: ["y"], 4: ["y"], 5: ["y", "z"], 7: ["y", "z"], 8: ["y", "z", "x"], 99: ["y", "z", "x"]}
+    assert some_of(clips, None) == clips
+    with pytest.raises(ValueError, match=r"sweep.num_frames: got 0, expected 1 or more"):
+        SweepConfig(num_frames=0)
 
 
 def test_a_dominated_setting_beside_another_is_never_chosen() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
+from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit
-from reuse_models.training.fit import Batch, Fit, FitConfig
-from reuse_models.training.held_out import best_share, pays, scaled
+from reuse_models.training import held_out
+from reuse_models.training.fit import Batch, Fit, FitConfig, Report
+from reuse_models.training.held_out import LOWER_BIAS, best_share, pays, price, scaled
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
@@ -32,12 +35,45 @@ def started(vit: Vit, batch: Batch) -> Fit:
     return fit
 
 
-def test_what_helps_on_the_clips_it_was_fitted_to_is_kept(clip_vit: Vit) -> None:
+def test_what_helps_is_kept_if_it_helps_more_than_its_flops_elsewhere(
+    clip_vit: Vit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = clips(clip_vit, 0)
     fit = started(clip_vit, batch)
     losses = {share: fit.validate([batch], scaled(fit.addon, share)).loss for share in (1.0, 0.5, 0.25)}
-    assert min(losses.values()) < 0.98 * fit.validate([batch], fit.addon.without_restoration()).loss
+    assert min(losses.values()) < fit.validate([batch], fit.addon.without_restoration()).loss
+    assert price(clip_vit.shape, CONFIG.restoration_rank or 0) > 0.25  # of a tower as narrow as this
+    assert best_share(fit, lambda: [batch]) == 0
+    monkeypatch.setattr(held_out, "price", lambda _shape, _rank: 0.0)
     assert best_share(fit, lambda: [batch]) == min(losses, key=lambda share: losses[share])
+
+
+def test_what_is_corrected_costs_a_share_of_what_is_saved() -> None:
+    """Four MLPs of two products, beside q, k, v, projection and an MLP of four times the width."""
+    shape = KNOWN_SHAPES["facebook/dinov2-small"]
+    assert price(shape, 32) == pytest.approx(8 * 32 * 384 / (12 * 384**2))
+    assert price(shape, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "rate", "expected"),
+    [
+        (0.019, 0.8, True),  # better than none at this very rate
+        (0.021, 0.8, False),
+        (0.0199, 0.8, False),  # but not than 0.0197 where as much more is computed
+        (0.009, 0.7, True),
+        (0.011, 0.7, False),
+    ],
+)
+def test_it_is_compared_where_it_costs_as_much(
+    clip_vit: Vit, monkeypatch: pytest.MonkeyPatch, error: float, rate: float, expected: bool
+) -> None:
+    """None errs by 0.02 at a rate of 0.8 and by 0.01 at 0.7."""
+    fit = Fit(clip_vit, LOSS, CONFIG)
+    none = {0.0: Report(0.0, 0.8, 0.02, ()), LOWER_BIAS: Report(0.0, 0.7, 0.01, ())}
+    monkeypatch.setattr(fit, "validate", lambda _batches, _addon, bias: none[bias])
+    monkeypatch.setattr(held_out, "price", lambda _shape, _rank: 0.0025)
+    assert pays(Report(0.0, rate, error, ()), fit, fit.addon, lambda: []) == expected
 
 
 def test_what_harms_is_left_out(clip_vit: Vit) -> None:
@@ -46,7 +82,7 @@ def test_what_harms_is_left_out(clip_vit: Vit) -> None:
     worse = scaled(fit.addon, -1.0)  # away from where it ought to go
     fit.addon.load_state_dict(worse.state_dict())
     assert best_share(fit, lambda: [batch]) == 0
-    assert not pays(fit.validate([batch]).loss, fit, fit.addon, lambda: [batch])
+    assert not pays(fit.validate([batch]), fit, fit.addon, lambda: [batch])
 
 
 def test_judging_shares_changes_nothing(clip_vit: Vit) -> None:
