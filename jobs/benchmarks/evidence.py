@@ -79,7 +79,7 @@ class Evidence:
     out: Path
     """Results folders, one a set, and the page."""
     options: str = ""
-    """Further options of jobs/pipeline.py, in one word: `--options "--measure.num-rounds 3"`."""
+    """Further options of jobs/pipeline.py, in one word: `"--options=--measure.num-rounds 3"`."""
 
 
 def command_of(one: VideoSet, job: Evidence) -> list[str]:

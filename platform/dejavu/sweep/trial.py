@@ -116,11 +116,12 @@ def _encoder(embedding: Embedding) -> BatchEncoder:
 def quality(score: SettingScore) -> float:
     """What settings are chosen by: Acc@GQA, or the share of right answers, else what stays of Original.
 
-    That is the agreement of neighbours, and where clips are too few for it the mean cosine.
+    That is the agreement of neighbours, and where clips are too few for it the mean cosine. It chooses where clips have
+    classes as well: an answer a clip, of a few dozen clips, hardly tells settings apart.
     """
     if score.task:
         return score.task.acc_gqa
-    if score.accuracy is not None:
+    if score.accuracy is not None and not score.by_reader:
         return score.accuracy
     return score.agreement.mean if score.agreement else score.fidelity.mean
 
