@@ -45,6 +45,7 @@ from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
 from dejavu.embedding.stored import clips_identity
 from dejavu.stages.report import Scored, write_page
+from dejavu.stages.residual_token import fit_residual_token, read_residual_token
 from dejavu.stages.score import Exam, SettingScore, score_settings, set_class_exam, set_exam
 from dejavu.stages.search_schedules import read_schedules, search_schedules
 from dejavu.stages.task_table import write_task_scores
@@ -247,6 +248,8 @@ def run(job: Job) -> None:
         fit_addons(job, original)
     if experiment.searches:
         fit_schedules(job)
+    if experiment.fits_token:
+        fit_token(job, original)
     if not {"sweep", "embed", "measure", "score"} & set(experiment.stages):
         return
     job.head = train_head(job, original)
@@ -350,18 +353,20 @@ def head_run(job: Job, fitted: HeadFit) -> Run:
     return Run(name="fit temp_clip", params={}, metrics={}, tags=tags(job), artifacts=files, curves=curves)
 
 
+def too_few(job: Job, windows: int) -> bool:
+    """Whether so few training windows teach nothing; where a recipe says what is learned from, any will do."""
+    return not windows or (job.experiment.is_own and windows < MIN_WINDOWS)
+
+
 def fit_addons(job: Job, original: Setting) -> tuple[TrainedAddon, ...]:
     """Fit ReuseViT at each target on training clips, with the dense embeddings of the store as teacher."""
     experiment = job.experiment
     clips = {split: job.of_split(split) for split in ("train", "val")}
     windows = num_windows(long_enough(clips["train"]))
-    if not windows or (experiment.is_own and windows < MIN_WINDOWS):
+    if too_few(job, windows):
         job.say(f"{len(clips['train'])} training clips give {windows} windows: ReuseViT is not trained")
         return ()
-    pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-    embedding, pool = fit_memory(job.backbone, [original], job.embedding, pool)
-    for split, some in clips.items():
-        embed_clips(some, [original], embedding, pool, split)
+    embed_dense(job, original)
     with telling(Work(stage="train", total=experiment.train.visits(windows), unit="epochs")):
         result = train_addons(clips, original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
@@ -427,6 +432,20 @@ def fit_schedules(job: Job) -> None:
     job.check()
 
 
+def fit_token(job: Job, original: Setting) -> None:
+    """Fit the token of ResidualViT on training clips."""
+    clips = {split: job.of_split(split) for split in ("train", "val")}
+    if too_few(job, num_windows(long_enough(clips["train"]))):
+        job.say("too few training clips: ResidualViT is left out")
+        return
+    embed_dense(job, original)
+    cluster.bring_up(job.experiment.gpus_per_worker)
+    result = fit_residual_token(clips, original, job.backbone, job.embedding, job.experiment.residual)
+    judged = "" if result.cosine is None else f": cosine {result.cosine:.3f}, without any {result.cosine_without:.3f}"
+    job.say(f"{'fitted' if result.is_new else 'found'} ResidualViT's token{judged}")
+    job.check()
+
+
 def given_schedules(experiment: Experiment, backbone: Backbone) -> list[DiffRateConfig]:
     """Read the schedules that were given as files; a broken one ends the run before any work."""
     return [read_schedule(path, backbone.vit.shape).config() for path in experiment.sweep.diffrate_schedules]
@@ -457,7 +476,9 @@ def choose_settings(job: Job, original: Setting) -> list[Setting]:
     probes = validation or job.of_split("test")
     addons = [AddonCurve(addon.config, tuple(addon.biases.values())) for addon in read_addons(job.embedding)]
     searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
-    trained = Trained(tuple(addons), tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)])))
+    schedules = tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)]))
+    token = read_residual_token(job.embedding, job.backbone)
+    trained = Trained(tuple(addons), schedules, token.config if token else None)
     tower = look_at_tower(job.backbone, probes, job.embedding, experiment.sweep, trained)
     sweep_config = experiment.sweep
     if experiment.is_own and not addons:

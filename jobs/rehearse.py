@@ -58,6 +58,8 @@ HANDFUL = {
     "--schedules.num-frames": "16",
     "--schedules.search.steps": "2",
     "--schedules.search.frames-per-step": "4",
+    "--residual.steps": "2",
+    "--residual.windows-per-step": "1",
     "--measure.num-clips": "1",
     "--measure.num-frames": "5",
     "--measure.num-rounds": "1",

@@ -61,6 +61,7 @@ PARTS: dict[str, Part] = {
     ),
     "restoration": Part("rows x rank, of each of an MLP's two products", lambda shape: shape.width, per_layer=True),
     "codec_net": Part("multiply-accumulates", lambda _: 1, per_layer=False),
+    "residual_token": Part("frames", lambda shape: shape.embed_dim * shape.width, per_layer=False),
 }
 """Every part that a method may report. A part's name is its key in `Work.parts`."""
 
@@ -86,21 +87,30 @@ def flops_per_frame(shape: VitShape, work: Work) -> Tensor:
     return torch.zeros(0, dtype=torch.float64) if total_G is None else total_G
 
 
-def dense_work(shape: VitShape, num_frames: int = 1) -> Work:
-    """Return the work of `Vit.forward`: the strongest dense tower, which ends with CLS alone in its last layer."""
-    tokens_GL = torch.full((num_frames, shape.num_layers), shape.num_tokens, dtype=torch.int64)
+def dense_work(shape: VitShape, num_frames: int = 1, *, num_patches: int | None = None, num_more: int = 0) -> Work:
+    """Return the work of `Vit.forward`: the strongest dense tower, which ends with CLS alone in its last layer.
+
+    Args:
+        shape: Of the tower.
+        num_frames: G.
+        num_patches: Of each frame that are there at all; all of them unless given.
+        num_more: Tokens beside prefix and patches.
+    """
+    patches = shape.num_patches if num_patches is None else num_patches
+    tokens = shape.num_prefix + patches + num_more
+    tokens_GL = torch.full((num_frames, shape.num_layers), tokens, dtype=torch.int64)
     queries_GL = tokens_GL.clone()
-    queries_GL[:, -1] = shape.num_last_queries
+    queries_GL[:, -1] = last = 1 if shape.has_cls else tokens
     frames_G1 = torch.ones(num_frames, 1, dtype=torch.int64)
     return Work(
         {
-            "patch_embedding": frames_G1 * shape.num_patches,
+            "patch_embedding": frames_G1 * patches,
             "query": queries_GL,
             "key_value": tokens_GL,
-            "attention": queries_GL * shape.num_tokens,
+            "attention": queries_GL * tokens,
             "projection": queries_GL.clone(),
             "mlp": queries_GL.clone(),
-            "pooling": frames_G1 * shape.num_last_queries,
+            "pooling": frames_G1 * last,
             "head": frames_G1.clone(),
         }
     )

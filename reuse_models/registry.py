@@ -14,6 +14,7 @@ from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
@@ -30,6 +31,7 @@ METHODS: dict[str, type[MethodConfig]] = {
         CmcConfig,
         DiffRateConfig,
         ToMeConfig,
+        ResidualVitConfig,
         ReuseVitConfig,
     )
 }

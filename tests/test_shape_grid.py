@@ -32,6 +32,7 @@ from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
@@ -143,6 +144,7 @@ def methods(backbone: Backbone, frames: list[DecodedFrames]) -> dict[str, Method
         "eventful_full": EventfulFullConfig(refreshed_tokens=few),
         "cmc": CmcConfig(threshold=threshold),
         "tome": ToMeConfig(merged_per_layer=few),
+        "residualvit": ResidualVitConfig(every=3, keep=0.3),
         "diffrate": DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept, size_aware=True),
         "reusevit": ReuseVitConfig(forced_rate=0.7, inference="compacted", refresh=8),
         "reusevit fixed": ReuseVitConfig(forced_rate=0.7, inference="fixed"),

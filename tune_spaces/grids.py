@@ -13,6 +13,7 @@ from tune_spaces import (
     eventful_full,
     frame_skip,
     low_resolution,
+    residualvit,
     reusevit,
     tome,
 )
@@ -30,6 +31,7 @@ GRIDS: dict[str, Grid] = {
     "cmc": cmc.grid,
     "diffrate": diffrate.grid,
     "tome": tome.grid,
+    "residualvit": residualvit.grid,
     "reusevit": reusevit.grid,
 }
 
@@ -41,6 +43,7 @@ RANGES: dict[str, Callable[[Tower], Ranges]] = {
     "eventful_full": eventful_full.ranges,
     "cmc": cmc.ranges,
     "tome": tome.ranges,
+    "residualvit": residualvit.ranges,
     "reusevit": reusevit.ranges,
 }
 """DiffRate has none: its schedules are searched by gradient, in the train stage."""

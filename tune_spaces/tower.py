@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reuse_models.baselines.diffrate.method import DiffRateConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
 
@@ -33,6 +34,8 @@ class Trained:
     addons: tuple[AddonCurve, ...] = ()
     schedules: tuple[DiffRateConfig, ...] = ()
     """Searched, or given as files."""
+    residual: ResidualVitConfig | None = None
+    """ResidualViT with the token that was fitted, or without any where that is better."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from dejavu.video.mp4 import TranscodeConfig
 from dejavu.video.transcode_apart import CLIP_LIMIT_S
 from reuse_models.artifact.weights import Variant
 from reuse_models.baselines.diffrate.search import SearchConfig
+from reuse_models.baselines.residual_vit.fit import TokenFitConfig
 from reuse_models.training.fit import FitConfig
 
 Stage = Literal["transcode", "train", "sweep", "embed", "measure", "score"]
@@ -114,6 +115,7 @@ class Experiment:
     embed: EmbedConfig = field(default_factory=partial(EmbedConfig, precision="auto"))
     train: TrainConfig = field(default_factory=TrainConfig)
     schedules: SchedulesConfig = field(default_factory=SchedulesConfig)
+    residual: TokenFitConfig = field(default_factory=TokenFitConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
@@ -160,6 +162,11 @@ class Experiment:
         """Whether DiffRate's schedules are searched, which needs training clips as well."""
         return "train" in self.stages and "diffrate" in self.sweep.methods
 
+    @property
+    def fits_token(self) -> bool:
+        """Whether ResidualViT's token is fitted."""
+        return "train" in self.stages and "residualvit" in self.sweep.methods
+
     def check_folders(self) -> None:
         """Refuse to start without the folders that the recipe reads.
 
@@ -193,7 +200,8 @@ class Experiment:
     @property
     def needs_training_clips(self) -> bool:
         """Whether anything is learned from the clips of the train split."""
-        return self.trains or self.searches or self.task.trains or self.dataset == "class_folders"
+        learned = self.trains or self.searches or self.fits_token
+        return learned or self.task.trains or self.dataset == "class_folders"
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a person reads it."""

@@ -130,6 +130,20 @@ class Vit(nn.Module):
             h_BND[:, prefix:] = patches_BAD.add_(self.position[prefix:])
         return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias) if self.shape.has_pre_norm else h_BND
 
+    def embed_patches(self, pixels_B3HW: Tensor, patch_BK: Tensor) -> Tensor:
+        """Return [B, prefix + K, D], the input of layer 0 of the prefix and of some patches, and compute no others.
+
+        Args:
+            pixels_B3HW: The frames.
+            patch_BK: Which patches of each.
+        """
+        cut_BAX = self._cut(pixels_B3HW.detach().to(self.patch_weight))
+        rows_BKX = cut_BAX.gather(1, patch_BK[..., None].expand(-1, -1, cut_BAX.shape[-1]))
+        prefix = self.shape.num_prefix
+        patches_BKD = F.linear(rows_BKX, self.patch_weight.flatten(1)).add_(self.position[prefix:][patch_BK])
+        h_BMD = torch.cat([self.position[:prefix].expand(len(patch_BK), -1, -1), patches_BKD], dim=1)
+        return self._norm(h_BMD, self.pre_norm_weight, self.pre_norm_bias) if self.shape.has_pre_norm else h_BMD
+
     def _cut(self, pixels_B3HW: Tensor) -> Tensor:
         """Return [B, P * P, 3 * patch_px ** 2]: rows whose product with the patch weights is already in token order."""
         side, patch_px = self.shape.patches_per_side, self.shape.patch_px

@@ -20,6 +20,7 @@ from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Chunk, Encoded, MethodConfig
@@ -83,6 +84,7 @@ def every_method(vit: Vit) -> dict[str, MethodConfig]:
         "eventful_full": EventfulFullConfig(refreshed_tokens=9),
         "cmc": CmcConfig(threshold=threshold),
         "tome": ToMeConfig(merged_per_layer=4),
+        "residualvit": ResidualVitConfig(every=3, keep=0.3),
         "diffrate": DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept),
         "diffrate sized": DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept, size_aware=True),
         "reusevit": ReuseVitConfig(forced_rate=0.6, inference="compacted"),

@@ -18,6 +18,7 @@ from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import PARTS, dense_flops, dense_work, flops_per_frame
 from reuse_models.method import Encoded, MethodConfig, Work
@@ -32,6 +33,7 @@ FOR_ANY_TOWER: tuple[MethodConfig, ...] = (
     FrameSkipConfig(every=3),
     AdaptiveSkipConfig(threshold=0.08),
     LowResolutionConfig(image_px=24),
+    ResidualVitConfig(every=3, keep=0.3),
     EventfulConfig(refreshed_tokens=5),
     CmcConfig(threshold=3.0),
     EventfulFullConfig(refreshed_tokens=3),

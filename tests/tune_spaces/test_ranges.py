@@ -46,10 +46,9 @@ def test_a_range_holds_the_grid(method: str, name: str) -> None:
 def test_the_ends_of_a_range_can_be_built(method: str) -> None:
     vit = Vit.random(SMALL)
     ranges = RANGES[method](tower("small"))
-    limits: Any
-    for field, limits in ranges.fields.items():
-        for end in (limits.low, limits.high):
-            ranges.config({field: end}).build(vit)
+    ends = [{field: getattr(limits, end) for field, limits in ranges.fields.items()} for end in ("low", "high")]
+    for values in ends:
+        ranges.config(values).build(vit)
 
 
 def test_a_trained_addon_is_taken_with_a_bias() -> None:

@@ -37,7 +37,7 @@ class Step:
 
     stage: str
     step: Literal[
-        "transcode", "decode", "encode", "gather", "warm_up", "fit", "validate", "calibrate", "search", "time"
+        "transcode", "decode", "encode", "gather", "warm_up", "fit", "validate", "calibrate", "token", "search", "time"
     ]
     """From `gather` on, what training, searching schedules and timing do to frames of clips that they do not name."""
     clip_ids: Sequence[str] = ()

@@ -27,9 +27,12 @@ from dejavu.stages.measure import (
     clips_within,
     rounds_within,
 )
+from dejavu.stages.residual_token import STAGE as TOKEN
+from dejavu.stages.residual_token import frames_seen
 from dejavu.stages.search_schedules import SchedulesConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.search import JUDGED_FRAMES
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.reusevit.frame_order import training_pattern
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
@@ -182,7 +185,11 @@ def grid_sizes(shape: VitShape, recipe: Experiment) -> dict[str, int]:
         shape,
         _apart,
         _apart,
-        Trained(tuple(addons) if recipe.trains else (), tuple(schedules) if recipe.searches else ()),
+        Trained(
+            tuple(addons) if recipe.trains else (),
+            tuple(schedules) if recipe.searches else (),
+            ResidualVitConfig() if recipe.fits_token else None,
+        ),
     )
     sizes = {}
     for method in recipe.sweep.methods:
@@ -234,6 +241,7 @@ def _train_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     yield _line(spent, StepKey("train", "gather"), warm_up.num_clips * window, at_once=1)
     yield _line(spent, StepKey("train", "validate"), epochs * targets * train.validation_windows * window, at_once=1)
     yield _line(spent, StepKey("train", "calibrate"), calibrated, at_once=1)
+    yield _line(spent, StepKey("train", TOKEN), frames_seen(recipe.residual), at_once=1)
     regressed = spent.steps.get(StepKey("train", "warm_up"))
     yield Line(
         stage="train",

@@ -28,6 +28,7 @@ LOOKS = {
     "frame_skip": Look("FrameSkip", "#7a6a53", "X"),
     "adaptive_skip": Look("AdaptiveSkip", "#5c6b00", "h"),
     "low_resolution": Look("LowResolution", "#b0578d", "p"),
+    "residualvit": Look("ResidualViT", "#a3561f", "d"),
 }
 _SPARE = (("#a3333d", "<"), ("#41506b", ">"))
 

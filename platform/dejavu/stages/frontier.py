@@ -31,6 +31,7 @@ from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
@@ -169,7 +170,7 @@ def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
 
 
 def _trained(config: MethodConfig) -> bool | None:
-    return config.weights is not None if isinstance(config, ReuseVitConfig) else None
+    return config.weights is not None if isinstance(config, ReuseVitConfig | ResidualVitConfig) else None
 
 
 def _reduction_published(score: SettingScore, original: SettingScore, shape: VitShape) -> float | None:

@@ -88,9 +88,12 @@ def kernel_version(*modules: str) -> str:
 
 def with_local_weights(config: MethodConfig) -> MethodConfig:
     """Return a config that can be built: its weights, if it has any, are a local file, fetched once in a process."""
-    from reuse_models.reusevit.method import ReuseVitConfig  # noqa: PLC0415  see above
+    from reuse_models.baselines.residual_vit.method import ResidualVitConfig  # noqa: PLC0415  see above
+    from reuse_models.reusevit.method import ReuseVitConfig  # noqa: PLC0415
 
-    if not isinstance(config, ReuseVitConfig) or config.weights is None or isinstance(place(config.weights), Path):
+    if not isinstance(config, ReuseVitConfig | ResidualVitConfig) or config.weights is None:
+        return config
+    if isinstance(place(config.weights), Path):
         return config
     return replace(config, weights=_fetched(config.weights))
 

@@ -25,6 +25,7 @@ from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
 from reuse_models.registry import METHODS
@@ -51,6 +52,7 @@ def configs(shape: VitShape) -> dict[str, MethodConfig]:
             FrameSkipConfig(every=4),
             AdaptiveSkipConfig(),
             LowResolutionConfig(image_px=112),
+            ResidualVitConfig(every=3, keep=0.3),
             EventfulConfig(refreshed_tokens=16),
             EventfulFullConfig(refreshed_tokens=16),
             CmcConfig(threshold=1.0),

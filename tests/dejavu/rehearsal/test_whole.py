@@ -114,7 +114,7 @@ def test_frames_are_those_of_the_splits_that_a_stage_reads() -> None:
 def test_training_is_counted_in_steps_of_windows() -> None:
     steps = {
         StepKey("train", step): Steps(2, 8, 24)
-        for step in ("decode", "fit", "gather", "validate", "calibrate", "warm_up")
+        for step in ("decode", "fit", "gather", "validate", "calibrate", "warm_up", "token")
     }
     lines = lines_of(steps)
     # 320 windows are 20 steps of 16 an epoch; a window is computed on 6 of its frames.
@@ -125,6 +125,8 @@ def test_training_is_counted_in_steps_of_windows() -> None:
     # 11 biases on 8 clips of 80 frames, for each of two targets.
     assert lines["train", "calibrate"].whole == 11 * 8 * 80 * 2
     assert (lines["train", "warm_up"].done, lines["train", "warm_up"].whole) == (2 * 20, 2 * 200)
+    # 150 steps of four windows, in each of which five frames stand beside a key frame.
+    assert lines["train", "token"].whole == 150 * 4 * 5
     assert lines["train", "fit"].at_once == 2
     assert lines_of(steps, Hardware(cpus=16, gpus=2))["train", "fit"].at_once == float("inf")
 
@@ -142,6 +144,7 @@ def test_every_stage_of_the_recipe_that_reads_video_is_a_line() -> None:
         "cmc": 15,
         "diffrate": 5,
         "tome": 5,
+        "residualvit": 6,
         "reusevit": 28,
     }
     # The paper's grids are for its own towers; another family has a handful of settings of every method.

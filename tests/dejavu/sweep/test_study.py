@@ -16,6 +16,7 @@ from dejavu.tasks.fidelity import Fidelity
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.method import MethodConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
@@ -41,7 +42,9 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
 
 
 def tower(shape: VitShape) -> Tower:
-    return Tower(shape, lambda shares: [10 * share for share in shares], lambda shares: [1 - share for share in shares])
+    trained = Trained(residual=ResidualVitConfig())
+    far, moved = (lambda shares: [10 * share for share in shares]), (lambda shares: [1 - share for share in shares])
+    return Tower(shape, far, moved, trained)
 
 
 SMALL = VitShape(

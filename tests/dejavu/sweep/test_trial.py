@@ -36,7 +36,7 @@ def test_settings_are_chosen_by_neighbours_where_nobody_has_answered() -> None:
     answered = replace(near, answers=AnswerScore(num_questions=2, num_clips=1, accuracy=0.5, rows=()))
     assert quality(answered) == 0.5
     assert answered.answers is not None
-    assert quality(replace(answered, by_reader={"probe": answered.answers})) == 0.4  # classes: few answers
+    assert quality(replace(answered, by_reader={"linear_probe": answered.answers})) == 0.4  # classes: few answers
     assert quality(replace(near, agreement=None)) == 0.99
 
 

@@ -1,0 +1,223 @@
+"""Fit ResidualViT's token for one backbone on training clips: one Ray task, the store's dense embeddings as teacher.
+
+<store>/tokens/<backbone>/<id>.safetensors   the token's weights
+<store>/tokens/<backbone>/<id>.json          what they are worth on validation clips; written last
+<store>/tokens/<backbone>/latest.json        those of the last fit, for stages that run by themselves
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import ray
+import safetensors.torch
+from torch import Tensor
+
+from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
+from dejavu.embedding.batch import Embedding
+from dejavu.embedding.stored import clips_identity, read_embeddings
+from dejavu.embedding.windows import Window, WindowStream, num_windows, shuffled, to_batch
+from dejavu.embedding.worker_memory import tower_bytes
+from dejavu.observability.metrics import Step, failed, first_line, metered
+from dejavu.records import Failure, Transcoded
+from dejavu.stages.train import TrainError, long_enough
+from dejavu.storage.place import Place, is_file
+from dejavu.storage.setting import Setting, kernel_version
+from dejavu.storage.store import atomic, identity, write_json
+from reuse_models.baselines.residual_vit.fit import Pairs, TokenFit, TokenFitConfig, fit_tokenizer
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig, num_kept
+from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.tower.vit import Vit
+from reuse_models.training.large_blocks import return_large_blocks
+
+STAGE: Final = "token"
+MOST_APART = 3
+"""Frames from a key frame to one that is learned from: a window has five such pairs."""
+HELD_OUT_WINDOWS = 8
+KEPT_INPUTS = 24
+"""Bound on what the backward pass keeps of a token in a layer, in widths, the allocator's loss included."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenResult:
+    """What the stage leaves."""
+
+    weights: Place
+    cosine: float | None
+    """Of frames of validation clips to dense, mean over shares of patches; None without such clips."""
+    cosine_without: float | None
+    """The same without a token."""
+    is_new: bool = False
+
+    @property
+    def config(self) -> ResidualVitConfig:
+        """The method as it is worth using: without a token where that is better."""
+        helps = self.cosine is None or self.cosine_without is None or self.cosine > self.cosine_without
+        return ResidualVitConfig(weights=str(self.weights) if helps else None)
+
+
+def fit_residual_token(
+    clips: Mapping[str, Sequence[Transcoded]],
+    original: Setting,
+    backbone: Backbone,
+    embedding: Embedding,
+    config: TokenFitConfig,
+) -> TokenResult:
+    """Fit the token unless the store has it.
+
+    Args:
+        clips: By split, `train` and `val`; the dense embeddings of both must be in the store.
+        original: Dense: the teacher.
+        backbone: The tower; the task loads it by `embedding.backbone`.
+        embedding: Where the clips lie.
+        config: How long.
+
+    Raises:
+        TrainError: No training clip is long enough, no machine has the memory, or the loss is no number.
+    """
+    train, held_out = long_enough(clips["train"]), long_enough(clips.get("val", ()))
+    parts: dict[str, Any] = {
+        "clips": clips_identity(train),
+        "judges": clips_identity(held_out),
+        "teacher": original.setting_id,
+    }
+    parts |= {"config": asdict(config), "code": kernel_version(fit_tokenizer.__module__)}
+    folder = _folder(embedding, backbone)
+    weights = folder / f"{identity(parts)}.safetensors"
+    is_new = not is_file(weights.with_suffix(".json"))
+    if is_new:
+        if not train:
+            raise TrainError(
+                "residual token: got no training clip of 13 frames or more, expected one; give longer videos"
+            )
+        needed = check_memory(backbone.vit, config)
+        gpus = min(1, ray.cluster_resources().get("GPU", 0))
+        task = ray.remote(_fit).options(num_cpus=1, num_gpus=gpus, memory=needed)
+        outcome = ray.get(task.remote(train, held_out, original, embedding, config))
+        if isinstance(outcome, str):
+            raise TrainError(outcome)
+        found, note, unreadable = outcome
+        with atomic(weights) as temporary:
+            safetensors.torch.save_file(found, temporary)
+        write_json(weights.with_suffix(".json"), note)
+        embedding.store.write_failures(STAGE, unreadable)
+        failed(unreadable)
+    write_json(folder / "latest.json", weights.name)
+    return _read(weights, is_new=is_new)
+
+
+def read_residual_token(embedding: Embedding, backbone: Backbone) -> TokenResult | None:
+    """Return what the last fit for this backbone left in this results folder; nothing where there was none."""
+    latest = _folder(embedding, backbone) / "latest.json"
+    return _read(latest.with_name(json.loads(latest.read_text(encoding="utf-8")))) if is_file(latest) else None
+
+
+def _read(weights: Place, *, is_new: bool = False) -> TokenResult:
+    note = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    return TokenResult(weights, note["cosine"], note["cosine_without"], is_new)
+
+
+def _folder(embedding: Embedding, backbone: Backbone) -> Place:
+    return embedding.store.root.resolve() / "tokens" / backbone.identity[:12]
+
+
+def task_bytes(vit: Vit, config: TokenFitConfig) -> int:
+    """Bound the memory of the task: interpreter, tower while it is loaded, frames, and one window's backward pass."""
+    shape = vit.shape
+    kept = shape.num_prefix + 1 + max(num_kept(shape, keep) for keep in config.keeps)
+    backward = 4 * KEPT_INPUTS * shape.width * shape.num_layers * kept * _pairs_in_window()
+    windows = (3 * config.windows_per_step + HELD_OUT_WINDOWS) * len(training_pattern("nested"))
+    frames = windows * 3 * shape.image_px**2 + 4 * config.windows_per_step * 4 * 3 * shape.image_px**2 * 6
+    return PROCESS_BYTES + 2 * tower_bytes(vit) + backward + frames
+
+
+def check_memory(vit: Vit, config: TokenFitConfig) -> int:
+    """Return the bytes of the task.
+
+    Raises:
+        TrainError: No machine has as many.
+    """
+    needed = task_bytes(vit, config)
+    if not grows() and needed > (there := max(memory_per_machine())):
+        have, want = there / 2**30, needed / 2**30
+        raise TrainError(
+            f"residual token: got machines of {have:.1f} GiB at most, expected {want:.1f} GiB; lower --residual.keeps, "
+            "or leave residualvit out of --sweep.methods"
+        )
+    return needed
+
+
+def apart(frames: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Return places (key, other) of all frames that follow another at most so far behind."""
+    places = itertools.permutations(range(len(frames)), 2)
+    return [(key, other) for key, other in places if 0 < frames[other] - frames[key] <= most]
+
+
+def _pairs_in_window() -> int:
+    return len(apart([step.frame for step in training_pattern("nested")], MOST_APART))
+
+
+def pairs_of(window: Window, backbone: Backbone) -> Pairs:
+    """Return the frames of a window beside those shortly before them."""
+    batch = to_batch([window], backbone)
+    keys, others = zip(*apart([step.frame for step in training_pattern("nested")], MOST_APART), strict=True)
+    pixels_F3HW, dense_FE = batch.pixels_CF3HW[0], batch.teacher.embeddings_CFE[0]
+    return Pairs(pixels_F3HW[list(others)], pixels_F3HW[list(keys)], dense_FE[list(keys)], dense_FE[list(others)])
+
+
+Outcome = tuple[dict[str, Tensor], dict[str, float | None], list[Failure]] | str
+"""Weights, their worth and which clips could not be read; or in one line why there are none."""
+
+
+def _fit(
+    train: Sequence[Transcoded],
+    held_out: Sequence[Transcoded],
+    original: Setting,
+    embedding: Embedding,
+    config: TokenFitConfig,
+) -> Outcome:
+    return_large_blocks()  # the bound on this task's memory says so
+    backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
+    stream, judges = (_stream(clips, original, embedding) for clips in (train, held_out))
+
+    def steps() -> Iterator[list[Pairs]]:
+        for windows in shuffled(stream.windows(config.seed), config.windows_per_step, config.seed):
+            yield [pairs_of(window, backbone) for window in windows]
+
+    try:
+        wanted = min(HELD_OUT_WINDOWS, num_windows(judges.clips))
+        judged = [pairs_of(window, backbone) for window in itertools.islice(judges.windows(0), wanted)]
+        with metered(Step(stage="train", step=STAGE)) as done:
+            found = fit_tokenizer(backbone.vit, steps(), judged, config)
+            done.num_frames = frames_seen(config)
+    except ValueError as error:
+        return first_line(error)
+    return _plain(found), _worth(found, bool(judged)), [*stream.failures.values(), *judges.failures.values()]
+
+
+def frames_seen(config: TokenFitConfig) -> int:
+    """Return how many frames a fit computes, each with some of its patches."""
+    return config.steps * config.windows_per_step * _pairs_in_window()
+
+
+def _stream(clips: Sequence[Transcoded], original: Setting, embedding: Embedding) -> WindowStream:
+    teacher = read_embeddings(embedding, original, clips)
+    readable = [clip for clip in clips if clip.clip_id in teacher]
+    return WindowStream(readable, {name: found.embeddings_FE for name, found in teacher.items()}, embedding)
+
+
+def _plain(found: TokenFit) -> dict[str, Tensor]:
+    weights: Mapping[str, Any] = found.tokenizer.state_dict()
+    return {name: value.detach().float().cpu().contiguous() for name, value in weights.items()}
+
+
+def _worth(found: TokenFit, judged: bool) -> dict[str, float | None]:
+    return {
+        "cosine": found.cosine if judged else None,
+        "cosine_without": found.cosine_without if judged else None,
+    }

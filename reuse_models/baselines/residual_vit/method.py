@@ -1,0 +1,181 @@
+"""ResidualViT(n, keep): every n-th frame whole; of the others the patches that changed, and the key frame as a token.
+
+Frames between key frames go through the tower with a share of their patches, those whose pixels are farthest from the
+key frame's, and with one more token that a trained linear map makes of the key frame's embedding. What is left out of a
+frame is neither computed nor looked at.
+
+Ours, where the paper leaves it open or reads something else: patches are chosen by pixels, not by the codec's motion,
+so that any decoded video will do; the map reads the direction of the embedding.
+
+Shapes: B streams, R frames of all streams, X of them at once, A patches, K of them kept, M tokens of such a frame, E
+embedding width, D width.
+Source: arXiv:2509.13255; docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reuse_models.baselines.frame_skip import start_last
+from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, load_tokenizer
+from reuse_models.flops import dense_work
+from reuse_models.method import Chunk, Encoded, Method, Work
+from reuse_models.streams import FRAMES_PER_BATCH, Record, batches, check_chunk
+from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResidualVitConfig:
+    """One key frame in `every`; of each other frame a share of the patches beside the key frame's token."""
+
+    method: ClassVar[str] = "residualvit"
+    weights: str | None = None
+    """A .safetensors of `save_tokenizer`. None for no token at all: what dropping patches does by itself."""
+    every: int = 3
+    """Frames per key frame; the paper has two frames between them."""
+    keep: float = 0.25
+    """Share of the patches of a frame that is no key frame, 0..1; one at least."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every: got {self.every}, expected 1 or more frames; 1 computes all of them")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep: got {self.keep}, expected a share in 0..1; divide percentages by 100")
+
+    @property
+    def setting(self) -> str:
+        return f"every={self.every} keep={self.keep:g}" + ("" if self.weights else " no token")
+
+    def build(self, vit: Vit) -> Method:
+        tokenizer = load_tokenizer(Path(self.weights), vit.shape) if self.weights else None
+        return ResidualVit(self, vit, tokenizer)
+
+
+@dataclass(slots=True)
+class KeyMemory:
+    """Per stream: frames seen, and the last key frame with its embedding."""
+
+    num_seen: list[int]
+    key_B3HW: Tensor
+    key_BE: Tensor
+
+
+class ResidualVit:
+    """Key frames, and what is new beside them."""
+
+    def __init__(self, config: ResidualVitConfig, vit: Vit, tokenizer: ResidualTokenizer | None) -> None:
+        self.config, self.vit = config, vit
+        self.tokenizer = None if tokenizer is None else tokenizer.to(vit.position).eval().requires_grad_(False)
+        self.num_kept = num_kept(vit.shape, config.keep)
+        self.work = some_work(vit.shape, self.num_kept, has_token=tokenizer is not None)
+
+    def start(self, num_streams: int) -> KeyMemory:
+        side = self.vit.shape.image_px
+        key_B3HW = self.vit.position.new_zeros(num_streams, 3, side, side)
+        return KeyMemory([0] * num_streams, key_B3HW, start_last(self.vit, num_streams))
+
+    @torch.no_grad()
+    def encode(self, chunk: Chunk, memory: KeyMemory) -> Encoded:
+        check_chunk(chunk, self.vit, len(memory.num_seen))
+        record = Record(self.vit.shape, chunk, self.vit.position.device)
+        frames = [frame_3HW for pixels_F3HW in chunk.pixels for frame_3HW in pixels_F3HW]
+        # Where each row's key frame is: a stream's last one, or behind those of all streams a row of this chunk.
+        key_R, last_B = self._find_keys(chunk, memory.num_seen)
+        num_streams = len(last_B)
+        keys = [row for row, key in enumerate(key_R) if key == num_streams + row]
+        for place, frames_X3HW in batches(chunk, keys, record.device):
+            record.embeddings_RE[keys[place]] = self.vit(frames_X3HW).float()
+        record.add_dense(dense_work(self.vit.shape), keys)
+        others = [row for row, key in enumerate(key_R) if key != num_streams + row]
+        known_XE = torch.cat([memory.key_BE, record.embeddings_RE])
+        known = [*memory.key_B3HW, *frames]
+        for start in range(0, len(others), FRAMES_PER_BATCH):
+            rows = others[start : start + FRAMES_PER_BATCH]
+            of_keys = [key_R[row] for row in rows]
+            frames_X3HW, keys_X3HW = (
+                torch.stack([one.to(memory.key_B3HW) for one in some])
+                for some in ([frames[row] for row in rows], [known[key] for key in of_keys])
+            )
+            record.embeddings_RE[rows] = embed_some(
+                self.vit, self.tokenizer, frames_X3HW, keys_X3HW, known_XE[of_keys], self.num_kept
+            ).float()
+        record.add_dense(self.work, others)
+        for stream, key in enumerate(last_B):
+            memory.key_B3HW[stream] = known[key]
+        memory.key_BE.copy_(known_XE[last_B])
+        return record.encoded(memory)
+
+    def _find_keys(self, chunk: Chunk, num_seen: list[int]) -> tuple[list[int], list[int]]:
+        """Return the key frame of each row, and that with which each stream ends; count frames as seen."""
+        key_R: list[int] = []
+        last_B: list[int] = []
+        for stream, pixels_F3HW in enumerate(chunk.pixels):
+            key = stream
+            for number in range(num_seen[stream], num_seen[stream] + len(pixels_F3HW)):
+                if number % self.config.every == 0:
+                    key = chunk.num_streams + len(key_R)
+                key_R.append(key)
+            last_B.append(key)
+            num_seen[stream] += len(pixels_F3HW)
+        return key_R, last_B
+
+
+def num_kept(shape: VitShape, keep: float) -> int:
+    """Return K, one at least."""
+    return max(1, round(keep * shape.num_patches))
+
+
+def embed_some(  # noqa: PLR0913, PLR0917  one frame's inputs
+    vit: Vit,
+    tokenizer: ResidualTokenizer | None,
+    frames_X3HW: Tensor,
+    keys_X3HW: Tensor,
+    key_XE: Tensor,
+    kept: int,
+) -> Tensor:
+    """Return embedding_XE of frames beside their key frames.
+
+    Args:
+        vit: The frozen tower.
+        tokenizer: Makes a token of the key frame's embedding; None for no such token.
+        frames_X3HW: The frames, normalised for the tower.
+        keys_X3HW: Their key frames.
+        key_XE: The dense embeddings of those.
+        kept: K, patches of each frame that are computed.
+    """
+    patch_XK = most_changed(vit.shape, frames_X3HW, keys_X3HW, kept)
+    h_XMD = vit.embed_patches(frames_X3HW, patch_XK)
+    prefix_X = torch.arange(vit.shape.num_prefix, device=patch_XK.device).expand(len(patch_XK), -1)
+    token_XM = torch.cat([prefix_X, patch_XK + vit.shape.num_prefix], dim=1)
+    if tokenizer is not None:
+        h_XMD = torch.cat([h_XMD, tokenizer(key_XE).to(h_XMD.dtype)], dim=1)
+        # It stands nowhere in the picture: as CLS, which rotary positions never turn.
+        token_XM = F.pad(token_XM, (0, 1))
+    for index in range(vit.shape.num_layers - 1):
+        q_XhMd, k_XhMd, v_XhMd = vit.split_heads(vit.qkv(index, h_XMD), token_XM)
+        h_XMD = vit.close(index, h_XMD, vit.attend(q_XhMd, k_XhMd, v_XhMd))
+    return vit.finish_from_input(h_XMD, None, token_XM)
+
+
+def most_changed(shape: VitShape, frames_X3HW: Tensor, keys_X3HW: Tensor, kept: int) -> Tensor:
+    """Return [X, K] int64, ascending: the patches whose pixels are farthest from the key frame's, by mean distance."""
+    seen_px = shape.patches_per_side * shape.patch_px
+    apart_XHW = (frames_X3HW.float() - keys_X3HW.float()).abs().sum(1)[:, :seen_px, :seen_px]
+    apart_XA = F.avg_pool2d(apart_XHW, shape.patch_px).flatten(1)
+    # Of equals the first, so that a picture that stands still is the same on every machine.
+    return apart_XA.argsort(dim=1, descending=True, stable=True)[:, :kept].sort(dim=1).values
+
+
+def some_work(shape: VitShape, kept: int, *, has_token: bool) -> Work:
+    """Return the work of one frame of which so many patches are computed."""
+    work = dense_work(shape, num_patches=kept, num_more=int(has_token))
+    if has_token:
+        work.parts["residual_token"] = torch.ones(1, 1, dtype=torch.int64)
+    return work
