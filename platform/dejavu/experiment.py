@@ -228,7 +228,9 @@ DEMO_HEAD = TaskConfig(
 )
 """A head that fits in a minute, on the backbone's own text tower."""
 
-OWN_TRAINING = TrainConfig(targets=(0.85,), min_steps=200, validation_windows=24, fit=FitConfig(restoration_rank=4))
+OWN_TRAINING = TrainConfig(
+    targets=(0.85,), min_steps=200, validation_windows=24, fit=FitConfig(restoration_rank=4, rate="held")
+)
 """Minutes on two cores for a small real tower: one fit, whose biases give the other rates, and a restoration of a rank
 that costs little; of the rank that the tower's width gives, more is not explained (docs/training.md)."""
 

@@ -37,6 +37,8 @@ from reuse_models.reusevit.rules import Rules
 from reuse_models.tower.vit import Vit
 from reuse_models.training.loss import Loss, LossConfig, Teacher, counted_rate, mean_over_clips, reuse_loss, whole_loss
 
+RATE_WINDOWS = 16
+"""Over so many windows, those of a published step, goes the mean rate that is held."""
 PART_SEEDS = 100_000_007
 """Between the seeds of a step's parts: far beyond the steps of any fit, and within the 32 bits that torch takes."""
 
@@ -72,6 +74,10 @@ class FitConfig:
     """In proportion to the tower unless given; 0 for no restoration."""
     numbers: Numbers = "log"
     """How importance and similarity enter the decisions: `plain` is the published way."""
+    rate: Literal["at_least", "held"] = "at_least"
+    """What the target asks for. `at_least`, as published: the rate of each step's windows is pushed up to it. `held`
+    (ours): a mean over the last steps is held at it, from both sides. A step of few windows pushes those up that move
+    much and lets go of none, until everything is reused; there, no single patch is worth computing any more."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -163,6 +169,8 @@ class Fit:
             decision.dropout.p = config.dropout
         self._forget()
         self.num_epochs = 0
+        self.mean_rate: float | None = None
+        """Of the last steps, where the rate is held."""
         self.num_steps = 0
         """Steps taken; noise and dropout of a step follow from its number and the seed, so that a resumed fit goes on
         as if nothing had happened."""
@@ -220,7 +228,11 @@ class Fit:
         if len(parts) == 1:
             with self._noise(0) as gate:
                 loss, rates_b = self._forward(parts[0], gate)
-            loss.total.backward()
+            if self.config.rate == "held":
+                slope = self._slope(float(loss.rate.detach()), parts[0].num_clips)
+                (loss.quality + slope * loss.rate).backward()
+            else:
+                loss.total.backward()
             return _detached(loss), rates_b
         clips_M = [part.num_clips for part in parts]
         rates_M = [self._rate(index, part) for index, part in enumerate(parts[:-1])]
@@ -232,12 +244,20 @@ class Fit:
                 loss, rates_b = self._forward(parts[index], gate)
             if not losses:
                 rate = mean_over_clips([*rates_M, loss.rate.detach()], clips_M)
-                slope = -self.loss.rate_weight * (rate < self.loss.target_rate)  # of the relu, by the rate
+                slope = self._slope(float(rate), sum(clips_M))
             ((loss.quality + slope * loss.rate) * (clips_M[index] / sum(clips_M))).backward()
             losses.insert(0, _detached(loss))
             rates_Mb.insert(0, rates_b)
             del loss  # and with it what the backward pass has left
         return whole_loss(losses, self.loss), mean_over_clips(rates_Mb, clips_M)
+
+    def _slope(self, rate: float, num_clips: int) -> float:
+        """Return the gradient of the loss by the rate, given that of a step of so many windows."""
+        if self.config.rate == "at_least":
+            return -self.loss.rate_weight * (rate < self.loss.target_rate)  # of the relu
+        before = rate if self.mean_rate is None else self.mean_rate
+        self.mean_rate = before + min(1.0, num_clips / RATE_WINDOWS) * (rate - before)
+        return self.loss.rate_weight * (1 if self.mean_rate > self.loss.target_rate else -1)
 
     @torch.no_grad()
     def _rate(self, index: int, part: Batch) -> Tensor:
@@ -290,7 +310,7 @@ class Fit:
         config = replace(self.config, restoration_rank=0)
         other = Fit(self.vit, self.loss, config, compiled=self.compiled, clips_at_once=self.clips_at_once)
         other.addon = self.addon.without_restoration()
-        other.num_steps = self.num_steps
+        other.num_steps, other.mean_rate = self.num_steps, self.mean_rate
         other._forget()
         for _ in range(self.num_epochs):
             other.end_epoch()
@@ -313,13 +333,15 @@ class Fit:
             for index, entries in self.optimizer.state_dict()["state"].items()
             for name, value in entries.items()
         }
-        path.with_suffix(".json").write_text(json.dumps({"steps": self.num_steps, "epochs": self.num_epochs}))
+        path.with_suffix(".json").write_text(
+            json.dumps({"steps": self.num_steps, "epochs": self.num_epochs, "rate": self.mean_rate})
+        )
         safetensors.torch.save_file(moments, path)
 
     def load_optimizer(self, path: Path) -> None:
         """Go on where `save_optimizer` was called; the add-on's weights are loaded apart."""
         counts = json.loads(path.with_suffix(".json").read_text())
-        self.num_epochs, self.num_steps = counts["epochs"], counts["steps"]
+        self.num_epochs, self.num_steps, self.mean_rate = counts["epochs"], counts["steps"], counts["rate"]
         state = self.optimizer.state_dict()
         for name, value in safetensors.torch.load_file(path).items():
             index, _, entry = name.partition(".")

@@ -334,3 +334,39 @@ def test_warm_up_refuses_too_few_boundaries(clip_vit: Vit, batch: Batch) -> None
     pairs_b = list(gather_pairs(clip_vit, [batch.pixels_CF3HW], PUBLISHED_PATTERN, config))
     with pytest.raises(ValueError, match=f"got pairs of {len(pairs_b) - 1} boundaries, expected {len(pairs_b)}"):
         warm_up({0.8: Fit(clip_vit, LOSS, FitConfig()).addon}, pairs_b[1:], config)
+
+
+HELD = FitConfig(restoration_rank=0, decision_hidden=16, decision_learning_rate=2e-2, rate="held")
+
+
+@pytest.mark.parametrize("target", [0.3, 0.7])
+def test_a_rate_that_is_held_comes_to_its_target_from_either_side(clip_vit: Vit, batch: Batch, target: float) -> None:
+    loss = LossConfig(target_rate=target, second_last_weight=0.0, rate_weight=2.0)
+    start = WarmUpConfig()
+    held, pushed = (Fit(clip_vit, loss, replace(HELD, rate=rate)) for rate in ("held", "at_least"))
+    for fit in (held, pushed):
+        warm_up({0.5: fit.addon}, gather_pairs(clip_vit, [batch.pixels_CF3HW], PUBLISHED_PATTERN, start), start)
+    pushed.step(batch)
+    rates = [held.step(batch).rate for _ in range(80)]
+    assert sum(rates[-20:]) / 20 == pytest.approx(target, abs=0.12)
+    assert held.mean_rate is not None
+    assert pushed.mean_rate is None
+
+
+def test_the_held_mean_goes_over_the_windows_of_a_published_step(clip_vit: Vit) -> None:
+    fit = Fit(clip_vit, LossConfig(target_rate=0.5, rate_weight=0.35), HELD)
+    assert fit._slope(0.9, 4) == 0.35
+    assert fit.mean_rate == 0.9  # the first one is all that is known
+    assert fit._slope(0.1, 4) == 0.35
+    assert fit.mean_rate == pytest.approx(0.9 - 0.8 / 4)
+    assert fit._slope(0.1, 32) == -0.35
+    assert fit.mean_rate == pytest.approx(0.1)  # no longer than a step
+
+
+def test_the_held_mean_goes_on_in_a_fit_that_is_resumed(clip_vit: Vit, batch: Batch, tmp_path: Path) -> None:
+    fit, other = (Fit(clip_vit, LOSS, HELD) for _ in range(2))
+    fit.step(batch)
+    fit.save_optimizer(tmp_path / "optimizer.safetensors")
+    other.load_optimizer(tmp_path / "optimizer.safetensors")
+    assert other.mean_rate == fit.mean_rate is not None
+    assert fit.without_restoration().mean_rate == fit.mean_rate
