@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+WithWorld = Callable[[Path], Path]
 SHARED_RUNS = ("undisturbed", "tiny_results")
 """Fixtures that take a minute and more: what reads one of them runs in one process of several."""
 
@@ -98,25 +99,53 @@ def bucket(s3_server: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def ray_environment(s3_variables: dict[str, str]) -> Iterator[dict[str, str]]:
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database for all runs of which no test reads what they log: one takes seconds to make."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe's videos and questions, drawn once for all runs that are not about drawing."""
+    from dejavu.datasets.synthetic import make_world
+    from dejavu.experiment import RECIPES
+
+    return make_world(tmp_path_factory.mktemp("drawn") / "world", RECIPES["tiny"][1].synthetic)
+
+
+@pytest.fixture(scope="session")
+def with_world(world: Path) -> WithWorld:
+    """Make a results folder in which the tiny recipe has nothing left to draw."""
+
+    def make(results: Path) -> Path:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "world").symlink_to(world)
+        return results
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_environment(s3_variables: dict[str, str], tracking_uri: str) -> Iterator[dict[str, str]]:
     """An environment in which drivers attach to one cluster that all tests share."""
     import submit
 
     with submit.cluster(Path(sys.executable).with_name("ray")) as cluster:
         settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "DASHBOARD": cluster.dashboard}
-        cleared = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI",)}
-        yield cleared | submit.environment(cluster.token) | settings
+        settings["MLFLOW_TRACKING_URI"] = tracking_uri
+        yield dict(os.environ) | submit.environment(cluster.token) | settings
 
 
 @pytest.fixture(scope="session")
 def pipeline(ray_environment: dict[str, str]) -> Pipeline:
-    """Run `python jobs/pipeline.py` with these words on the shared cluster."""
+    """Run `python jobs/pipeline.py` with these words on the shared cluster, and on the shared database unless told."""
 
-    def run(*words: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*words: str | Path, timeout_s: float = 240, own_database: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *map(str, words)]
-        return subprocess.run(
-            command, env=ray_environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        environment = dict(ray_environment)
+        if own_database:
+            del environment["MLFLOW_TRACKING_URI"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     return run
 
@@ -125,6 +154,6 @@ def pipeline(ray_environment: dict[str, str]) -> Pipeline:
 def tiny_results(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of one whole run of the tiny recipe."""
     results = tmp_path_factory.mktemp("tiny")
-    done = pipeline("tiny", "--results", results)
+    done = pipeline("tiny", "--results", results, own_database=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return results

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import submit
 import yaml
 
 from dejavu.backbones.load import load_backbone
-from dejavu.datasets.synthetic import make_world
 from dejavu.experiment import RECIPES
 from dejavu.stages.prepare import draw_world
 from dejavu.stages.transcode import source_key, transcode_one
@@ -94,12 +93,12 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
+def results(with_world: Callable[[Path], Path], tmp_path: Path) -> Path:
     """A results folder in which all but embedding is done."""
     experiment = RECIPES["tiny"][1]
     backbone = load_backbone()
     store = Store.open(tmp_path / "store")
-    make_world(tmp_path / "world", experiment.synthetic)
+    with_world(tmp_path)
     dataset, _ = draw_world(tmp_path / "world", experiment.synthetic)
     for clip in dataset.clips:
         row = {"clip": asdict(clip), "key": source_key(clip, experiment.transcode, backbone.frame_px)}

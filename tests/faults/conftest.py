@@ -149,18 +149,13 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(world: Path, tracking_uri: str) -> Iterator[Bench]:
     """A cluster of two CPUs of our own and the tiny recipe's world."""
     import submit
 
-    from dejavu.datasets.synthetic import make_world
-    from dejavu.experiment import RECIPES
-
-    folder = tmp_path_factory.mktemp("faults")
-    world = make_world(folder / "world", RECIPES["tiny"][1].synthetic)
     with submit.cluster(RAY, num_cpus=2) as cluster:
         settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        settings["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"  # seconds to make: one for all runs
+        settings["MLFLOW_TRACKING_URI"] = tracking_uri
         settings["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # that of production is 2 s
         bench = Bench(cluster, dict(os.environ) | submit.environment(cluster.token) | settings, world)
         try:

@@ -30,7 +30,7 @@ def run(pipeline: Pipeline) -> Run:
     """Run the pipeline to its end and return what it printed."""
 
     def call(*words: str) -> str:
-        done = pipeline(*words, timeout_s=800)
+        done = pipeline(*words, timeout_s=800, own_database=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 

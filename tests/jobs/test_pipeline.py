@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+WithWorld = Callable[[Path], Path]
 
 COLUMNS = ["method", "setting", "split", "num_clips", "reuse_rate", "gflops_per_frame", "flops_reduction"]
 COLUMNS += ["accuracy", "acc_gqa", "miop", "miou", "cosine_to_dense", "ms_per_frame"]
@@ -89,7 +90,7 @@ def test_the_run_says_how_it_went_and_a_clips_way_is_in_its_log(tiny_results: Pa
 
 def test_a_second_run_computes_nothing(tiny_results: Path, pipeline: Pipeline) -> None:
     shards = {path: path.stat().st_mtime_ns for path in (tiny_results / "store").rglob("*.parquet")}
-    done = pipeline("tiny", "--results", tiny_results)
+    done = pipeline("tiny", "--results", tiny_results, own_database=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for line in ("drew 0 videos", "transcoded 0 clips", "swept 0 of", "embedded 0 clips", "timed 0 settings"):
         assert line in done.stdout
@@ -97,14 +98,14 @@ def test_a_second_run_computes_nothing(tiny_results: Path, pipeline: Pipeline) -
 
 
 def test_a_killed_run_goes_on_to_the_same_result_set(
-    tiny_results: Path, pipeline: Pipeline, ray_environment: dict[str, str], tmp_path: Path
+    tiny_results: Path, with_world: WithWorld, pipeline: Pipeline, ray_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    results = tmp_path / "killed"
+    results = with_world(tmp_path / "killed")
     command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results)]
     process = subprocess.Popen(command, env=ray_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     # The first stored shards: validation clips are embedded, test clips are not.
-    while not list(results.rglob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+    while not list((results / "store").rglob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -119,10 +120,12 @@ def test_a_killed_run_goes_on_to_the_same_result_set(
     assert not list(results.rglob("*.tmp"))
 
 
-def test_a_cluster_without_the_project_runs_a_submitted_job(ray_environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_cluster_without_the_project_runs_a_submitted_job(
+    with_world: WithWorld, ray_environment: dict[str, str], tmp_path: Path
+) -> None:
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(ROOT)]
     command += ["--address", ray_environment["DASHBOARD"], "--", "python", "jobs/pipeline.py", "tiny"]
-    command += ["--results", str(tmp_path), "--sweep.methods", "frame_skip"]
+    command += ["--results", str(with_world(tmp_path)), "--sweep.methods", "frame_skip"]
     environment = {name: value for name, value in ray_environment.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,34 +130,56 @@ def test_nextqa_runs_on_its_own_layout_with_a_saved_backbone(pipeline: Pipeline,
     assert {point["num_clips"] for point in rows(tmp_path / "out" / "pareto.csv")} == {"2"}
 
 
+def filled(words: list[str], tmp_path: Path) -> list[str]:
+    """Put an empty folder and a file where words ask for them, and results into a new folder."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    found = [word.format(empty=tmp_path / "empty", file=tmp_path / "file") for word in words]
+    return found if "--results" in found else [*found, "--results", str(tmp_path / "out")]
+
+
+def is_one_line(said: str, message: str) -> bool:
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    return len(errors) == 1 and message in errors[0] and "; " in errors[0] and "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nextqa"], "error: --videos: got nothing, expected a folder"),
         (["tiny", "--backbone", "openai/clip-vit-base-patch16"], "openai/clip-vit-base-patch16"),
-        (["tiny", "--backbone", "{empty}"], "without"),
-        (["tiny", "--results", "{file}/below"], "error: results folder: got"),
         (["folder", "--videos", "{empty}"], "expected"),
         (
             ["nextqa", "--videos", "{empty}", "--annotations", "{empty}", "--backbone", "embedded"],
             "map_vid_vidorID.json",
         ),
-        (["folder", "--videos", "{empty}", "--published-checkpoints", "{empty}"], "without any *.ckpt"),
     ],
 )
 def test_a_mistake_at_the_start_is_one_line(pipeline: Pipeline, tmp_path: Path, words: list[str], message: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
-    filled = [word.format(empty=tmp_path / "empty", file=tmp_path / "file") for word in words]
-    if "--results" not in filled:
-        filled += ["--results", str(tmp_path / "out")]
-    done = pipeline(*filled)
+    done = pipeline(*filled(words, tmp_path))
     assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "; " in errors[0]
-    assert "Traceback" not in done.stderr
+    assert is_one_line(done.stderr, message), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nextqa"], "error: --videos: got nothing, expected a folder"),
+        (["tiny", "--backbone", "{empty}"], "without"),
+        (["tiny", "--results", "{file}/below"], "error: results folder: got"),
+        (["folder", "--videos", "{empty}", "--published-checkpoints", "{empty}"], "without any *.ckpt"),
+    ],
+)
+def test_a_mistake_before_ray_is_asked_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    """In this process, which need not import all that a job imports for each of them."""
+    import pipeline
+
+    monkeypatch.setattr(pipeline, "keep_status", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", *filled(words, tmp_path)])
+    assert pipeline.main() == 1
+    said = capfd.readouterr().err
+    assert is_one_line(said, message), said
 
 
 def test_published_checkpoints_run_at_every_published_refresh(

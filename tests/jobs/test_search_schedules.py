@@ -12,10 +12,11 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+WithWorld = Callable[[Path], Path]
 
 
-def test_schedules_are_searched_once_and_swept(pipeline: Pipeline, tmp_path: Path) -> None:
-    words = ("tiny", "--results", tmp_path, "--sweep.methods", "diffrate", "--stages")
+def test_schedules_are_searched_once_and_swept(pipeline: Pipeline, with_world: WithWorld, tmp_path: Path) -> None:
+    words = ("tiny", "--results", with_world(tmp_path), "--sweep.methods", "diffrate", "--stages")
     done = pipeline(*words, "transcode,train")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "searched 2 of 2 DiffRate schedules" in done.stdout

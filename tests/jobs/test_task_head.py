@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
+WithWorld = Callable[[Path], Path]
 SMALL = ("--stages", "transcode,sweep,embed,score", "--sweep.methods", "frame_skip", "--task.head", "temp_clip")
 
 
@@ -21,9 +23,9 @@ def scores(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def trained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(pipeline: Pipeline, with_world: WithWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of a run that trained a head."""
-    results = tmp_path_factory.mktemp("head")
+    results = with_world(tmp_path_factory.mktemp("head"))
     done = pipeline("tiny", "--results", results, *SMALL, timeout_s=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained a TempCLIP head, 2 epochs" in done.stdout
@@ -54,8 +56,11 @@ def test_its_checkpoint_scores_the_same(pipeline: Pipeline, trained: Path) -> No
     assert scores(trained / "task_scores.csv") == before
 
 
-def test_a_learning_rate_that_is_too_large_ends_with_one_line(pipeline: Pipeline, tmp_path: Path) -> None:
-    done = pipeline("tiny", "--results", tmp_path, *SMALL, "--task.fit.learning-rate", "1e20", timeout_s=600)
+def test_a_learning_rate_that_is_too_large_ends_with_one_line(
+    pipeline: Pipeline, trained: Path, tmp_path: Path
+) -> None:
+    results = shutil.copytree(trained, tmp_path / "results", symlinks=True)
+    done = pipeline("tiny", "--results", results, *SMALL, "--task.fit.learning-rate", "1e20", timeout_s=600)
     assert done.returncode == 1
     assert "error: temp_clip loss: got" in done.stderr
     assert "lower --task.fit.learning-rate" in done.stderr

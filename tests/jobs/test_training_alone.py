@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ def run(results: Path, environment: dict[str, str], *words: str) -> subprocess.C
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_a_fit_is_done_once_and_its_curve_is_measured(ray_environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_fit_is_done_once_and_its_curve_is_measured(
+    ray_environment: dict[str, str], with_world: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    with_world(tmp_path)
     steps = ("--train.max-steps", "2")
     done = run(tmp_path, ray_environment, "--stages", "transcode,train", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -82,9 +82,11 @@ def num_frames(results: Path) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def searched(pipeline: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def searched(
+    pipeline: Callable[..., Any], with_world: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """The results folder of a small search that nobody disturbed, and what it printed."""
-    results = tmp_path_factory.mktemp("searched")
+    results = with_world(tmp_path_factory.mktemp("searched"))
     done = pipeline("tiny", "--results", results, *WORDS, *SEARCH, "--sweep.stop-after", "0.5", timeout_s=WAIT_S)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return results, done.stdout
