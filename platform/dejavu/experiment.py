@@ -253,6 +253,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             embed=DRAWN,
             train=replace(DEMO_TRAINING, targets=(0.8,), max_steps=4),
             schedules=SchedulesConfig(shares=(0.565, 0.689), num_frames=64, search=SearchConfig(steps=4)),
+            residual=TokenFitConfig(steps=4, windows_per_step=1),
             task=replace(DEMO_HEAD, fit=replace(DEMO_HEAD.fit, epochs=2)),
             synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
             sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),

@@ -29,18 +29,22 @@ def test_a_fit_is_done_once_and_its_curve_is_measured(
     done = run(tmp_path, ray_environment, "--stages", "transcode,train", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 1 of 1 add-ons" in done.stdout
+    assert "fitted ResidualViT's token: cosine 0." in done.stdout
     notes = list((tmp_path / "store" / "addons").glob("*/fit.json"))
     assert len(notes) == 1
     fit = json.loads(notes[0].read_text())
     assert fit["curve"][-1]["step"] == 2
     assert 0 < fit["achieved_rate"] < 1
 
-    words = ("--stages", "transcode,train,sweep,embed,score", "--sweep.methods", "frame_skip", "reusevit", *steps)
+    methods = ("frame_skip", "reusevit", "residualvit")
+    words = ("--stages", "transcode,train,sweep,embed,score", "--sweep.methods", *methods, *steps)
     done = run(tmp_path, ray_environment, *words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 0 of 1 add-ons" in done.stdout
+    assert "found ResidualViT's token: cosine 0." in done.stdout
     with (tmp_path / "pareto.csv").open(newline="", encoding="utf-8") as file:
-        points = [row for row in csv.DictReader(file) if row["method"] == "reusevit"]
-    assert points
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"original", *methods}
+    points = [row for row in rows if row["method"] == "reusevit"]
     assert {row["trained"] for row in points} == {"true"}
     assert all(row["setting"].startswith("target=0.8") for row in points)
