@@ -58,5 +58,5 @@ def load_tokenizer(path: Path, shape: VitShape) -> ResidualTokenizer:
     got = {name: list(value.shape) for name, value in found.items()}
     if got != expected:
         raise ValueError(f"residual token {path}: got {got}, expected {expected} on this tower; train it again")
-    tokenizer.load_state_dict(found)
+    tokenizer.load_state_dict(found, assign=True)  # where memory is estimated, nothing that is built has any
     return tokenizer

@@ -139,3 +139,11 @@ def test_weights_that_are_none_or_another_towers_are_refused(clip_vit: Vit, sigl
         ResidualVitConfig(weights=str(tmp_path / "broken.safetensors")).build(clip_vit)
     with pytest.raises(ValueError, match=r"expected .*'weight_DE': \[32, 32\].* on this tower"):
         ResidualVitConfig(weights=trained(clip_vit, tmp_path)).build(siglip_vit)
+
+
+def test_a_state_without_memory_can_be_looked_at(clip_vit: Vit, tmp_path: Path) -> None:
+    """As where the memory of embedding is estimated."""
+    config = ResidualVitConfig(weights=trained(clip_vit, tmp_path))
+    with torch.device("meta"):
+        memory = config.build(Vit.random(clip_vit.shape)).start(2)
+    assert memory.key_B3HW.shape == (2, 3, 32, 32)
