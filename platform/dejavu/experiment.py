@@ -231,7 +231,7 @@ DEMO_HEAD = TaskConfig(
 OWN_TRAINING = TrainConfig(
     targets=(0.85,), min_steps=200, validation_windows=24, fit=FitConfig(restoration_rank=4, rate="held")
 )
-"""Minutes on two cores for a small real tower: one fit, whose biases give the other rates, and a restoration of a rank
+"""What two cores can do for a small real tower: one fit, whose biases give the other rates, and a restoration of a rank
 that costs little; of the rank that the tower's width gives, more is not explained (docs/training.md)."""
 
 OWN_SWEEP = SweepConfig(num_frames=400, chosen_per_method=3)

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import ray
-import safetensors.torch
-from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
@@ -31,6 +29,7 @@ from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, write_json
 from reuse_models.baselines.residual_vit.fit import Pairs, TokenFit, TokenFitConfig, fit_tokenizer
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig, num_kept
+from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, save_tokenizer
 from reuse_models.reusevit.frame_order import training_pattern
 from reuse_models.tower.vit import Vit
 from reuse_models.training.large_blocks import return_large_blocks
@@ -101,9 +100,9 @@ def fit_residual_token(
         outcome = ray.get(task.remote(train, held_out, original, embedding, config))
         if isinstance(outcome, str):
             raise TrainError(outcome)
-        found, note, unreadable = outcome
+        tokenizer, note, unreadable = outcome
         with atomic(weights) as temporary:
-            safetensors.torch.save_file(found, temporary)
+            save_tokenizer(tokenizer, temporary)
         write_json(weights.with_suffix(".json"), note)
         embedding.store.write_failures(STAGE, unreadable)
         failed(unreadable)
@@ -170,8 +169,8 @@ def pairs_of(window: Window, backbone: Backbone) -> Pairs:
     return Pairs(pixels_F3HW[list(others)], pixels_F3HW[list(keys)], dense_FE[list(keys)], dense_FE[list(others)])
 
 
-Outcome = tuple[dict[str, Tensor], dict[str, float | None], list[Failure]] | str
-"""Weights, their worth and which clips could not be read; or in one line why there are none."""
+Outcome = tuple[ResidualTokenizer, dict[str, float | None], list[Failure]] | str
+"""The token, its worth and which clips could not be read; or in one line why there are none."""
 
 
 def _fit(
@@ -197,7 +196,7 @@ def _fit(
             done.num_frames = frames_seen(config)
     except ValueError as error:
         return first_line(error)
-    return _plain(found), _worth(found, bool(judged)), [*stream.failures.values(), *judges.failures.values()]
+    return found.tokenizer.cpu(), _worth(found, bool(judged)), [*stream.failures.values(), *judges.failures.values()]
 
 
 def frames_seen(config: TokenFitConfig) -> int:
@@ -209,11 +208,6 @@ def _stream(clips: Sequence[Transcoded], original: Setting, embedding: Embedding
     teacher = read_embeddings(embedding, original, clips)
     readable = [clip for clip in clips if clip.clip_id in teacher]
     return WindowStream(readable, {name: found.embeddings_FE for name, found in teacher.items()}, embedding)
-
-
-def _plain(found: TokenFit) -> dict[str, Tensor]:
-    weights: Mapping[str, Any] = found.tokenizer.state_dict()
-    return {name: value.detach().float().cpu().contiguous() for name, value in weights.items()}
 
 
 def _worth(found: TokenFit, judged: bool) -> dict[str, float | None]:

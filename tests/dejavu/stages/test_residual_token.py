@@ -11,48 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.backbones.load import Backbone
+from dejavu.embedding.batch import Embedding
 from dejavu.embedding.windows import Window
-from dejavu.records import Transcoded
 from dejavu.stages import residual_token as stage
 from dejavu.stages.residual_token import TokenResult, apart, pairs_of, read_residual_token, task_bytes
 from dejavu.stages.train import TrainError
 from dejavu.storage.setting import Setting, name_setting
-from dejavu.storage.store import Store, write_json
-from dejavu.video.plain import write_moving_texture
+from dejavu.storage.store import write_json
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.residual_vit.fit import TokenFitConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit
+from tests.dejavu.stages.conftest import clip
 
 FEW = TokenFitConfig(steps=2, windows_per_step=1)
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone()
-
-
-@pytest.fixture
-def embedding(tmp_path: Path) -> Embedding:
-    return Embedding("embedded", Store(tmp_path), EmbedConfig())
-
-
-def clip(embedding: Embedding, name: str, num_frames: int) -> Transcoded:
-    path = embedding.store.mp4_path(name)
-    path.parent.mkdir(exist_ok=True)
-    write_moving_texture(path, num_frames, 128)
-    return Transcoded(
-        clip_id=name,
-        content_id=name,
-        path=f"mp4/{name}.mp4",
-        num_frames=num_frames,
-        frame_px=128,
-        fps=2.0,
-        duration_s=num_frames / 2,
-        codec_metadata=True,
-    )
 
 
 def original(backbone: Backbone, embedding: Embedding) -> Setting:
@@ -90,8 +63,11 @@ def test_a_fit_reads_clips_and_teachers_and_says_what_it_is_worth(
     gone = replace(clip(embedding, "b", 20), path="mp4/gone.mp4")
     outcome = stage._fit([*train, gone], [clip(embedding, "c", 14)], original(backbone, embedding), embedding, FEW)
     assert not isinstance(outcome, str)
-    weights, worth, failures = outcome
-    assert {name: list(value.shape) for name, value in weights.items()} == {"weight_DE": [128, 128], "bias_D": [128]}
+    tokenizer, worth, failures = outcome
+    assert {name: list(value.shape) for name, value in tokenizer.state_dict().items()} == {
+        "weight_DE": [128, 128],
+        "bias_D": [128],
+    }
     assert worth["cosine"] is not None
     assert worth["cosine_without"] is not None
     assert -1 <= worth["cosine_without"] <= worth["cosine"] + 1 <= 2

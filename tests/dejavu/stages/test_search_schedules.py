@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.embedding.batch import EmbedConfig, Embedding
-from dejavu.records import Transcoded
+from dejavu.backbones.load import Backbone
+from dejavu.embedding.batch import Embedding
 from dejavu.stages import search_schedules as stage
 from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
 from dejavu.stages.train import TrainError
-from dejavu.storage.store import Store
 from dejavu.video.decode import decode
-from dejavu.video.plain import write_moving_texture
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone()
-
-
-@pytest.fixture
-def embedding(tmp_path: Path) -> Embedding:
-    return Embedding("embedded", Store(tmp_path), EmbedConfig())
-
-
-def clip(embedding: Embedding, name: str, num_frames: int) -> Transcoded:
-    path = embedding.store.mp4_path(name)
-    path.parent.mkdir(exist_ok=True)
-    write_moving_texture(path, num_frames, 128)
-    return Transcoded(
-        clip_id=name,
-        content_id=name,
-        path=f"mp4/{name}.mp4",
-        num_frames=num_frames,
-        frame_px=128,
-        fps=2.0,
-        duration_s=num_frames / 2,
-        codec_metadata=True,
-    )
+from tests.dejavu.stages.conftest import clip
 
 
 def test_frames_are_spread_over_the_middle_of_each_clip(backbone: Backbone, embedding: Embedding) -> None:
