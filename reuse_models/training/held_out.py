@@ -12,10 +12,12 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 
 from reuse_models.flops import PARTS
 from reuse_models.reusevit.addon import Addon
+from reuse_models.reusevit.gate import Decision
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.tower.shape import VitShape
 from reuse_models.training.fit import Batch, Fit, Report
@@ -24,6 +26,7 @@ SHARES = (1.0, 0.5, 0.25)
 LOWER_BIAS = -1.0
 """Of the decisions, at which more is computed: with it and without, what computing more is worth."""
 LEAST_ERROR = 1e-7
+TRIED_BIASES = (-2.0, -1.0, 0.0)
 
 Batches = Callable[[], Iterable[Batch]]
 
@@ -63,6 +66,27 @@ def _error_at(rate: float, usual: Report, lower: Report) -> float:
         return usual.embedding_error
     logs = [math.log(max(report.embedding_error, LEAST_ERROR)) for report in (usual, lower)]
     return math.exp(logs[0] + (logs[1] - logs[0]) * (usual.rate - rate) / (usual.rate - lower.rate))
+
+
+def to_target(fit: Fit, held_out: Batches) -> float:
+    """Shift the decisions so that held-out clips are reused at about the target rate; return by how much.
+
+    A threshold for pairs of dense frames lets more through in use: a patch that was reused looks like its reference in
+    every layer after. Where all of a layer is reused, its decisions have no gradient to come back by.
+    """
+    rates = {bias: fit.validate(held_out(), bias=bias).rate for bias in TRIED_BIASES}
+    ordered = sorted((rate, bias) for bias, rate in rates.items())
+    bias = float(np.interp(fit.loss.target_rate, *zip(*ordered, strict=True)))
+    shift(fit.addon, bias)
+    return bias
+
+
+@torch.no_grad()
+def shift(addon: Addon, bias: float) -> None:
+    """Make a bias of the decisions their own."""
+    for decision in addon.decisions:
+        assert isinstance(decision, Decision)
+        decision.leave.bias[0] += bias
 
 
 @torch.no_grad()

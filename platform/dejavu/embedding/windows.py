@@ -28,8 +28,8 @@ from reuse_models.training.loss import Teacher
 STAGE = "train"
 WINDOWS_PER_VISIT = 8
 """Bounds what is decoded at once: 97 frames and the codec's history before them."""
-HELD_BATCHES = 3
-"""Windows are drawn from so many batches' worth, so that those of one clip do not come together."""
+SHUFFLED_WINDOWS = 64
+"""Windows are drawn from so many, or from an epoch's: those of one clip come apart, and steps are not all of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,26 @@ class WindowStream:
     def __iter__(self) -> Iterator[Window]:
         return self.windows(0)
 
-    def windows(self, seed: int) -> Iterator[Window]:
+    def shuffled(self, seed: int) -> Iterator[Window]:
+        """Draw from a store of windows that visits fill.
+
+        Raises:
+            ValueError: No clip can be read.
+        """
+        rng = np.random.default_rng(seed)
+        room = min(SHUFFLED_WINDOWS, num_windows(self.clips))
+        held: list[Window] = []
+        for window in self.windows(seed):
+            held.append(window)
+            if len(held) >= room:
+                yield held.pop(int(rng.integers(len(held))))
+
+    def windows(self, seed: int, per_visit: int = WINDOWS_PER_VISIT) -> Iterator[Window]:
         """Visit clips again and again in a new order.
+
+        Args:
+            seed: Of the order, and of where in a clip a visit begins.
+            per_visit: Most windows of a clip before the next one's.
 
         Raises:
             ValueError: No clip can be read.
@@ -73,14 +91,14 @@ class WindowStream:
             for index in rng.permutation(len(readable)):
                 clip = readable[index]
                 try:
-                    yield from self._visit(clip, rng)
+                    yield from self._visit(clip, rng, per_visit)
                 except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
                     self.failures[clip.clip_id] = Failure(clip_id=clip.clip_id, stage=STAGE, reason=first_line(error))
 
-    def _visit(self, clip: Transcoded, rng: np.random.Generator) -> Iterator[Window]:
+    def _visit(self, clip: Transcoded, rng: np.random.Generator, per_visit: int) -> Iterator[Window]:
         """Cut a stretch of a clip into windows that overlap by one frame; where it begins is drawn."""
         room = clip.num_frames - PATTERN_SPAN
-        num_windows = min(1 + room // PATTERN_STEP, WINDOWS_PER_VISIT)
+        num_windows = min(1 + room // PATTERN_STEP, per_visit)
         start = int(rng.integers(0, room - (num_windows - 1) * PATTERN_STEP + 1))
         before = min(start, CODEC_STEPS - 1)
         length = before + (num_windows - 1) * PATTERN_STEP + PATTERN_SPAN
@@ -95,18 +113,6 @@ class WindowStream:
             at = np.array([first + step.frame for step in training_pattern(self.order)])
             history = np.stack([codec_F4PP[place : place + CODEC_STEPS] for place in at])
             yield Window(frames.rgb_FHWC[at + before], history.transpose(0, 2, 1, 3, 4), teacher_FE[at + start])
-
-
-def shuffled(windows: Iterator[Window], clips_per_batch: int, seed: int) -> Iterator[list[Window]]:
-    """Yield batches drawn from a small store of windows."""
-    rng = np.random.default_rng(seed)
-    held: list[Window] = []
-    for window in windows:
-        held.append(window)
-        if len(held) >= HELD_BATCHES * clips_per_batch:
-            chosen = set(rng.choice(len(held), clips_per_batch, replace=False).tolist())
-            yield [held[index] for index in sorted(chosen)]
-            held = [window for index, window in enumerate(held) if index not in chosen]
 
 
 def to_batch(windows: Sequence[Window], backbone: Backbone) -> Batch:

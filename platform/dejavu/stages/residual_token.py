@@ -19,7 +19,7 @@ from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
 from dejavu.embedding.batch import Embedding
 from dejavu.embedding.stored import clips_identity, read_embeddings
-from dejavu.embedding.windows import Window, WindowStream, num_windows, shuffled, to_batch
+from dejavu.embedding.windows import SHUFFLED_WINDOWS, Window, WindowStream, num_windows, to_batch
 from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Failure, Transcoded
@@ -130,7 +130,7 @@ def task_bytes(vit: Vit, config: TokenFitConfig) -> int:
     shape = vit.shape
     kept = shape.num_prefix + 1 + max(num_kept(shape, keep) for keep in config.keeps)
     backward = 4 * KEPT_INPUTS * shape.width * shape.num_layers * kept * _pairs_in_window()
-    windows = (3 * config.windows_per_step + HELD_OUT_WINDOWS) * len(training_pattern("nested"))
+    windows = (SHUFFLED_WINDOWS + config.windows_per_step + HELD_OUT_WINDOWS) * len(training_pattern("nested"))
     frames = windows * 3 * shape.image_px**2 + 4 * config.windows_per_step * 4 * 3 * shape.image_px**2 * 6
     return PROCESS_BYTES + 2 * tower_bytes(vit) + backward + frames
 
@@ -185,12 +185,13 @@ def _fit(
     stream, judges = (_stream(clips, original, embedding) for clips in (train, held_out))
 
     def steps() -> Iterator[list[Pairs]]:
-        for windows in shuffled(stream.windows(config.seed), config.windows_per_step, config.seed):
-            yield [pairs_of(window, backbone) for window in windows]
+        windows = stream.shuffled(config.seed)
+        while True:
+            yield [pairs_of(next(windows), backbone) for _ in range(config.windows_per_step)]
 
     try:
         wanted = min(HELD_OUT_WINDOWS, num_windows(judges.clips))
-        judged = [pairs_of(window, backbone) for window in itertools.islice(judges.windows(0), wanted)]
+        judged = [pairs_of(window, backbone) for window in itertools.islice(judges.windows(0, per_visit=1), wanted)]
         with metered(Step(stage="train", step=STAGE)) as done:
             found = fit_tokenizer(backbone.vit, steps(), judged, config)
             done.num_frames = frames_seen(config)

@@ -41,13 +41,12 @@ from dejavu.embedding.calibrate import PROBED_BIASES, bias_for, rate_curve
 from dejavu.embedding.encode import load_encoder
 from dejavu.embedding.stored import clips_identity, read_embeddings
 from dejavu.embedding.windows import (
-    HELD_BATCHES,
+    SHUFFLED_WINDOWS,
     STAGE,
     Window,
     WindowStream,
     in_parts,
     num_windows,
-    shuffled,
     to_batch,
 )
 from dejavu.observability.live_curves import See, following
@@ -62,7 +61,7 @@ from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, Order, training_pattern
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit, FitConfig, NotFiniteError, Report
-from reuse_models.training.held_out import Batches, best_share, pays, scaled
+from reuse_models.training.held_out import Batches, best_share, pays, scaled, shift, to_target
 from reuse_models.training.loss import LossConfig
 from reuse_models.training.memory import TrainingMemory
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
@@ -213,7 +212,7 @@ class _Task:
         """Return what a worker's memory follows from, the first worker's, which validates."""
         config = self.config
         per_rank = config.course(num_windows(self.train), num_workers)[0] // num_workers
-        held = HELD_BATCHES * per_rank + (config.validation_windows if self.validation else 0)
+        held = SHUFFLED_WINDOWS + (config.validation_windows if self.validation else 0)
         longest = max((clip.num_frames for clip in self.validation), default=0)
         return TrainingMemory(
             shape=found.shape,
@@ -527,8 +526,7 @@ class _Course:
             with resumed.as_directory() as folder:
                 self._load(Path(folder))
         # Another stretch of the stream after each resume: what was seen is not decoded again.
-        windows = self.stream.windows(self.rank + 1000 * self.step)
-        batches = shuffled(windows, self.per_rank, seed=self.rank + self.step)
+        windows = self.stream.shuffled(self.rank + 1000 * self.step)
         validation = self._validation()
         if resumed is None:
             self._warm_up(windows)
@@ -536,7 +534,7 @@ class _Course:
         began, sums = self.step, {target: _Means() for target in self.fits}
         while self.step < self.num_steps and len(self.stopped) < len(self.fits) and not self.broken:
             with metered(Step(stage=STAGE, step="decode")) as done:
-                batch = to_batch(next(batches), self.backbone)
+                batch = to_batch([next(windows) for _ in range(self.per_rank)], self.backbone)
                 done.num_frames = batch.num_frames
             for target, fit in self.fits.items():
                 if target not in self.stopped:
@@ -553,6 +551,7 @@ class _Course:
         """Take as much of restoration as held-out clips say; what comes of training must be better than this start."""
         for target in self.fits:
             share = self._take_share(target, validation)
+            self._take_rate(target, validation)
             if validation:
                 fit = self.fits[target]
                 report = fit.validate(self._held_out(validation)())
@@ -575,6 +574,17 @@ class _Course:
         else:
             self.fits[target] = fit.without_restoration()
         return float(share)
+
+    def _take_rate(self, target: float, validation: Sequence[Window]) -> None:
+        """Begin a fit that holds its rate at about that rate, all workers alike."""
+        fit = self.fits[target]
+        if self.task.config.fit.rate != "held" or not self.task.config.warm_up.steps:
+            return
+        bias = torch.tensor([to_target(fit, self._held_out(validation)) if validation else 0.0])
+        if self.world > 1:
+            torch.distributed.broadcast(bias, 0)
+            if self.rank:
+                shift(fit.addon, float(bias))
 
     def _finish(self, validation: Sequence[Window]) -> None:
         """Leave restoration out of what is kept where it does not pay; the first worker alone keeps anything."""
@@ -670,7 +680,7 @@ class _Course:
         clips = [clip for clip in clips if clip.clip_id in teacher]
         dense = {name: found.embeddings_FE for name, found in teacher.items()}
         stream = WindowStream(clips, dense, self.task.embedding, self.task.config.fit.order)
-        windows = stream.windows(0)
+        windows = stream.windows(0, per_visit=1)
         wanted = min(self.task.config.validation_windows, num_windows(clips))
         return [next(windows) for _ in range(wanted)]
 

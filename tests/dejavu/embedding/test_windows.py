@@ -10,7 +10,7 @@ import pytest
 
 from dejavu.embedding import windows
 from dejavu.embedding.batch import EmbedConfig, Embedding, Segment
-from dejavu.embedding.windows import WindowStream, num_windows, shuffled
+from dejavu.embedding.windows import WindowStream, num_windows
 from dejavu.records import Transcoded
 from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
@@ -86,9 +86,21 @@ def test_the_same_seed_gives_the_same_windows_and_another_one_others(tmp_path: P
 
 @pytest.mark.usefixtures("numbered")
 def test_a_batch_mixes_clips(tmp_path: Path) -> None:
-    some = stream(tmp_path, *(clip(name, 40) for name in "abcdef"))
-    batch = next(shuffled(some.windows(0), 4, seed=0))
-    assert len(batch) == 4
+    some = stream(tmp_path, *(clip(str(number), 97) for number in range(40)))
+    for name in some.teacher:
+        some.teacher[name][:] = int(name)
+    batch = [int(window.teacher_FE[0, 0]) for window in islice(some.shuffled(0), 8)]
+    assert len(set(batch)) > 4
+    assert len({int(window.teacher_FE[0, 0]) for window in islice(some.windows(0), 8)}) == 1
+
+
+@pytest.mark.usefixtures("numbered")
+def test_all_clips_are_seen_before_one_comes_again(tmp_path: Path) -> None:
+    some = stream(tmp_path, *(clip(name, 97) for name in "abcdef"))
+    for number, name in enumerate("abcdef"):
+        some.teacher[name][:] = number
+    seen = [int(window.teacher_FE[0, 0]) for window in islice(some.windows(0, per_visit=1), 6)]
+    assert sorted(seen) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_epoch_counts_the_windows_of_one_visit() -> None:

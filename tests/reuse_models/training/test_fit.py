@@ -19,7 +19,7 @@ from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import HardGate
 from reuse_models.reusevit.rules import Rules
 from reuse_models.tower.vit import Vit
-from reuse_models.training.fit import Batch, Fit, FitConfig, NotFiniteError
+from reuse_models.training.fit import RATE_BAND, Batch, Fit, FitConfig, NotFiniteError
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
@@ -361,6 +361,7 @@ def test_the_held_mean_goes_over_the_windows_of_a_published_step(clip_vit: Vit) 
     assert fit.mean_rate == pytest.approx(0.9 - 0.8 / 4)
     assert fit._slope(0.1, 32) == -0.35
     assert fit.mean_rate == pytest.approx(0.1)  # no longer than a step
+    assert fit._slope(0.51, 32) == pytest.approx(0.35 * 0.01 / RATE_BAND)  # softer where it is nearly there
 
 
 def test_the_held_mean_goes_on_in_a_fit_that_is_resumed(clip_vit: Vit, batch: Batch, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit
 from reuse_models.training import held_out
 from reuse_models.training.fit import Batch, Fit, FitConfig, Report
-from reuse_models.training.held_out import LOWER_BIAS, best_share, pays, price, scaled
+from reuse_models.training.held_out import LOWER_BIAS, best_share, pays, price, scaled, to_target
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
@@ -111,3 +113,13 @@ def test_a_fit_without_restoration_decides_alike_and_goes_on(clip_vit: Vit) -> N
 
 def test_without_any_restoration_there_is_nothing_to_judge(clip_vit: Vit) -> None:
     assert best_share(Fit(clip_vit, LOSS, FitConfig(restoration_rank=0)), lambda: []) == 0
+
+
+def test_a_start_is_shifted_to_its_target(clip_vit: Vit) -> None:
+    batch = clips(clip_vit, 0)
+    fit = started(clip_vit, batch)
+    before = fit.validate([batch]).rate
+    other = Fit(clip_vit, replace(LOSS, target_rate=before - 0.1), CONFIG)
+    other.addon.load_state_dict(fit.addon.state_dict())
+    assert to_target(other, lambda: [batch]) < 0
+    assert abs(other.validate([batch]).rate - (before - 0.1)) < 0.05
