@@ -76,7 +76,7 @@ def to_target(fit: Fit, held_out: Batches) -> float:
     """
     rates = {bias: fit.validate(held_out(), bias=bias).rate for bias in TRIED_BIASES}
     ordered = sorted((rate, bias) for bias, rate in rates.items())
-    bias = float(np.interp(fit.loss.target_rate, *zip(*ordered, strict=True)))
+    bias = float(np.interp(fit.loss.target_rate, [rate for rate, _ in ordered], [bias for _, bias in ordered]))
     shift(fit.addon, bias)
     return bias
 
