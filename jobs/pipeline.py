@@ -60,7 +60,8 @@ from dejavu.stages.temp_clip import (
 )
 from dejavu.embedding.texts import embed_texts
 from dejavu.embedding.windows import num_windows
-from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, TrainError, long_enough, read_addons, train_addons
+from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, long_enough, read_addons, train_addons
+from dejavu.stages.train_task import TrainError
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.video.transcode_apart import transcode_apart
 from dejavu.observability.status import end_status, keep_status

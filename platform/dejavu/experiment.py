@@ -21,7 +21,7 @@ from dejavu.stages.measure import MeasureConfig
 from dejavu.stages.prepare import OWN_VIDEOS, DatasetName
 from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
-from dejavu.stages.train import TrainConfig
+from dejavu.stages.train_task import TrainConfig
 from dejavu.storage.given_place import GivenPlace
 from dejavu.storage.place import Place, is_folder, listed
 from dejavu.sweep.study import SweepConfig

@@ -23,7 +23,8 @@ from dejavu.embedding.windows import SHUFFLED_WINDOWS, Window, WindowStream, num
 from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Failure, Transcoded
-from dejavu.stages.train import TrainError, long_enough
+from dejavu.stages.train import long_enough
+from dejavu.stages.train_task import TrainError
 from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, write_json

@@ -27,7 +27,7 @@ from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.events import Work
 from dejavu.observability.metrics import Step, failed, first_line, metered, watched
 from dejavu.records import Failure, Transcoded
-from dejavu.stages.train import TrainError
+from dejavu.stages.train_task import TrainError
 from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import kernel_version
 from dejavu.storage.store import identity, local_copy, write_json

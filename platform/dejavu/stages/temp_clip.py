@@ -34,7 +34,8 @@ from dejavu.embedding.batch import Embedding
 from dejavu.embedding.stored import clips_identity, read_beside
 from dejavu.embedding.worker_memory import head_fit_bytes
 from dejavu.records import Question, TaskScore, Transcoded
-from dejavu.stages.train import TrainError, lost_workers
+from dejavu.stages.train import lost_workers
+from dejavu.stages.train_task import TrainError
 from dejavu.storage.place import Place, is_file, ray_storage
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import atomic, fetch, file_sha256, identity, local_copy, write_json

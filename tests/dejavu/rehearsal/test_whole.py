@@ -22,7 +22,7 @@ from dejavu.rehearsal.whole import (
     search_passes,
 )
 from dejavu.stages.search_schedules import SchedulesConfig
-from dejavu.stages.train import TrainConfig
+from dejavu.stages.train_task import TrainConfig
 from dejavu.sweep.study import SweepConfig
 from reuse_models.baselines.diffrate import search as diffrate_search
 from reuse_models.baselines.diffrate.method import DiffRate

@@ -16,7 +16,7 @@ from dejavu.embedding.batch import Embedding
 from dejavu.embedding.windows import Window
 from dejavu.stages import residual_token as stage
 from dejavu.stages.residual_token import TokenResult, apart, pairs_of, read_residual_token, task_bytes
-from dejavu.stages.train import TrainError
+from dejavu.stages.train_task import TrainError
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import write_json
 from reuse_models.baselines.original import OriginalConfig

@@ -12,7 +12,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.embedding.batch import Embedding
 from dejavu.stages import search_schedules as stage
 from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
-from dejavu.stages.train import TrainError
+from dejavu.stages.train_task import TrainError
 from dejavu.video.decode import decode
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit

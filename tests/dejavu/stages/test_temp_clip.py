@@ -36,7 +36,7 @@ from dejavu.stages.temp_clip import (
     open_head,
     prompt_of,
 )
-from dejavu.stages.train import TrainError
+from dejavu.stages.train_task import TrainError
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.tasks.temp_clip.answers import answer_questions, embed_candidates, see_clip

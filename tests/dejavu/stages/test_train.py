@@ -9,7 +9,8 @@ import pytest
 
 from dejavu.embedding.batch import EmbedConfig, Embedding
 from dejavu.records import Transcoded
-from dejavu.stages.train import TrainConfig, TrainError, read_addons, train_addons
+from dejavu.stages.train import read_addons, train_addons
+from dejavu.stages.train_task import TrainConfig, TrainError
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
 from reuse_models.baselines.original import OriginalConfig
