@@ -24,7 +24,7 @@ LEVELS = [
     ("dejavu.retrieval", "dejavu.stages"),
     ("dejavu.ablation", "dejavu.sweep"),
     ("dejavu.experiment",),
-    ("dejavu.rehearsal",),
+    ("dejavu.pipeline", "dejavu.rehearsal"),
     ("jobs",),
 ]
 HOMES = {

@@ -1,0 +1,1 @@
+"""The main job's stages, one driver each: what a stage takes from a run, and what the run says of it."""
