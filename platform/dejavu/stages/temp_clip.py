@@ -12,7 +12,6 @@ it. A fit that was interrupted goes on from its last checkpoint; one that is fin
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 import time
@@ -24,8 +23,7 @@ from typing import Any, Literal
 import ray
 import torch
 from ray import train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
+from ray.train import Checkpoint
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.sentences import BACKBONE, Sentences, load_sentences, trained_mean_hidden
@@ -34,9 +32,9 @@ from dejavu.embedding.batch import Embedding
 from dejavu.embedding.stored import clips_identity, read_beside
 from dejavu.embedding.worker_memory import head_fit_bytes
 from dejavu.records import Question, TaskScore, Transcoded
-from dejavu.stages.train import lost_workers
+from dejavu.stages.run_fit import FitRun, quieten, run_fit
 from dejavu.stages.train_task import TrainError
-from dejavu.storage.place import Place, is_file, ray_storage
+from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import atomic, fetch, file_sha256, identity, local_copy, write_json
 from dejavu.tasks.grounded_qa import score
@@ -292,43 +290,19 @@ def check_fit_memory(config: TaskConfig, backbone: Backbone, num_clips: int) -> 
 
 
 def _run_fit(task: _Task, folder: Place) -> None:
-    storage = ray_storage(task.embedding.store.root / "train")
-    has_gpu = bool(ray.cluster_resources().get("GPU", 0))
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"task": task},
-        # One worker: a head of this size learns faster than several would agree on its gradients.
-        scaling_config=ScalingConfig(
-            num_workers=1, use_gpu=has_gpu, resources_per_worker=None if has_gpu else {"CPU": 1}
-        ),
-        run_config=RunConfig(
-            name=f"head-{folder.name}",
-            storage_path=storage.path,
-            storage_filesystem=storage.filesystem,
-            failure_config=FailureConfig(max_failures=task.config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise TrainError(lost_workers(error, task.config.max_failures)) from error
-    if result.checkpoint is None:
-        raise TrainError(f"temp_clip: got no checkpoint ({result.error}), expected one; see Ray's log of the worker")
-    with result.checkpoint.as_directory() as found:
-        progress = json.loads((Path(found) / "progress.json").read_text(encoding="utf-8"))
-        if broken := progress["broken"]:
-            raise TrainError(f"{broken}; the last good checkpoint is {result.checkpoint.path}")
+    on_gpu = bool(ray.cluster_resources().get("GPU", 0))
+    # One worker: a head of this size learns faster than several would agree on its gradients.
+    run = FitRun(f"head-{folder.name}", task.embedding.store.root / "train", 1, on_gpu, task.config.max_failures)
+    with run_fit(_worker, {"task": task}, run) as (found, progress):
         for suffix in ("json", "safetensors"):
             with atomic((folder / WEIGHTS).with_suffix(f".{suffix}")) as temporary:
-                shutil.copyfile(Path(found) / f"best.{suffix}", temporary)
+                shutil.copyfile(found / f"best.{suffix}", temporary)
     write_json(folder / "fit.json", progress)
 
 
 # -------------------------------------------------------------------------------------------------------- in the worker
 def _worker(config: dict[str, Any]) -> None:
-    for name in ("ray.train", "botocore", "aiobotocore"):  # two lines a checkpoint otherwise, and more
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten()
     task: _Task = config["task"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _Course(task, load_backbone(task.embedding.backbone, task.embedding.image_px), device).run()

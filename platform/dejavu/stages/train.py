@@ -24,8 +24,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from dejavu.backbones.load import load_backbone
 from dejavu.backbones.shared import Arrays, BackboneOutline, outline, to_arrays
@@ -37,9 +35,10 @@ from dejavu.observability.live_curves import See, following
 from dejavu.observability.metrics import failed, first_line
 from dejavu.records import Failure, Transcoded
 from dejavu.stages.fit_plan import Machine, plan_fit
+from dejavu.stages.run_fit import FitRun, run_fit
 from dejavu.stages.train_task import FitTask, FitTower, TrainConfig, TrainError
 from dejavu.stages.train_worker import curves_of, fit_worker
-from dejavu.storage.place import Place, is_file, ray_storage
+from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, patiently, write_json
 from reuse_models.reusevit.engines.token_memory import Semantics
@@ -221,35 +220,12 @@ def _fit(task: FitTask, ids: Mapping[float, str], see: See | None) -> tuple[Fail
     print(f"  train: {plan}", flush=True)
     # Not by the number of workers: on what is left of a cluster, the same command goes on from the last checkpoint.
     run_id = identity({"addons": sorted(ids[target] for target in task.targets)})
-    storage = ray_storage(task.embedding.store.root / "train")
-    trainer = TorchTrainer(
-        fit_worker,
-        train_loop_config={"task": task, "plan": plan, "tower": tower},
-        scaling_config=ScalingConfig(
-            num_workers=plan.num_workers, use_gpu=bool(gpus), resources_per_worker=None if gpus else {"CPU": 1}
-        ),
-        run_config=RunConfig(
-            name=run_id,
-            storage_path=storage.path,
-            storage_filesystem=storage.filesystem,
-            failure_config=FailureConfig(max_failures=task.config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    try:
-        with following(curves_of(task.embedding, run_id), see) if see else contextlib.nullcontext():
-            result = trainer.fit()
-    except TrainingFailedError as error:
-        raise TrainError(lost_workers(error, task.config.max_failures)) from error
-    if result.checkpoint is None or result.metrics is None:
-        raise TrainError(f"training: got no checkpoint ({result.error}), expected one; see Ray's log of the workers")
-    with result.checkpoint.as_directory() as folder:
-        progress = json.loads((Path(folder) / "progress.json").read_text(encoding="utf-8"))
-        if broken := progress.get("broken"):
-            raise TrainError(f"{broken}; the last good checkpoint is {result.checkpoint.path}")
+    run = FitRun(run_id, task.embedding.store.root / "train", plan.num_workers, bool(gpus), task.config.max_failures)
+    shown = following(curves_of(task.embedding, run_id), see) if see else contextlib.nullcontext()
+    with shown, run_fit(fit_worker, {"task": task, "plan": plan, "tower": tower}, run) as (folder, progress):
         for target in task.targets:
             note = progress["targets"][f"{target:g}"]
-            patiently(partial(_keep, Path(folder), _folder(task.embedding, ids[target]), target, note))
+            patiently(partial(_keep, folder, _folder(task.embedding, ids[target]), target, note))
     failures = tuple(Failure(**row) for row in progress["failures"])
     task.embedding.store.write_failures(STAGE, failures)
     failed(failures)
@@ -288,15 +264,6 @@ def _gpus() -> list[Machine]:
 @ray.remote(num_cpus=0, num_gpus=1, max_calls=1)
 def _gpu_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
-
-
-def lost_workers(error: TrainingFailedError, max_failures: int) -> str:
-    """Say in one line why Ray Train gave up, and how to go on."""
-    reason = str(error).strip().splitlines()[-1]
-    return (
-        f"training: got workers that failed more than {max_failures} times ({reason}), expected them to come back; run "
-        "the same command again: it goes on from the last checkpoint"
-    )
 
 
 def _keep(checkpoint: Path, folder: Place, target: float, progress: Mapping[str, Any]) -> None:

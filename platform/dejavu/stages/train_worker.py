@@ -29,6 +29,7 @@ from dejavu.embedding.windows import STAGE, Window, WindowStream, in_parts, num_
 from dejavu.observability.metrics import Step, first_line, metered
 from dejavu.records import Failure
 from dejavu.stages.fit_plan import FitPlan
+from dejavu.stages.run_fit import quieten
 from dejavu.stages.train_task import FitTask, FitTower
 from dejavu.storage.place import Place
 from dejavu.storage.store import write_json
@@ -52,9 +53,7 @@ def curves_of(embedding: Embedding, run_id: str) -> Place:
 
 def fit_worker(config: dict[str, Any]) -> None:
     """Fit all targets on this worker's share of the clips."""
-    by_file = [name for name in logging.root.manager.loggerDict if Path(train.__file__).parent in Path(name).parents]
-    for name in ("ray.train", "botocore", "aiobotocore", *by_file):  # some lines a checkpoint otherwise
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten()
     task: FitTask = config["task"]
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
