@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,6 +147,18 @@ class HardGate:
     def __call__(self, boundary: int, features: Features) -> Tensor:
         logits_XA2: Tensor = self.decisions[boundary](features)
         return (logits_XA2[..., 0] + self.bias > logits_XA2[..., 1]).to(features.similarity_XA.dtype)
+
+
+def bias_for(rate: float, biases: Sequence[float], rates: Sequence[float]) -> float:
+    """Interpolate the bias that gives a rate; the nearest end where the rate is out of reach.
+
+    Args:
+        rate: Wanted, 0..1.
+        biases: Ascending.
+        rates: Reached at each of them; small dips are smoothed over.
+    """
+    rising = np.maximum.accumulate(np.asarray(rates))
+    return round(float(np.interp(rate, rising, np.asarray(biases))), 3)
 
 
 Choice = Literal["random", "similar"]

@@ -12,12 +12,11 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 
 from reuse_models.flops import PARTS
 from reuse_models.reusevit.addon import Addon
-from reuse_models.reusevit.gate import Decision
+from reuse_models.reusevit.gate import Decision, bias_for
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.tower.shape import VitShape
 from reuse_models.training.fit import Batch, Fit, Report
@@ -74,9 +73,8 @@ def to_target(fit: Fit, held_out: Batches) -> float:
     A threshold for pairs of dense frames lets more through in use: a patch that was reused looks like its reference in
     every layer after. Where all of a layer is reused, its decisions have no gradient to come back by.
     """
-    rates = {bias: fit.validate(held_out(), bias=bias).rate for bias in TRIED_BIASES}
-    ordered = sorted((rate, bias) for bias, rate in rates.items())
-    bias = float(np.interp(fit.loss.target_rate, [rate for rate, _ in ordered], [bias for _, bias in ordered]))
+    rates = [fit.validate(held_out(), bias=bias).rate for bias in TRIED_BIASES]
+    bias = bias_for(fit.loss.target_rate, TRIED_BIASES, rates)
     shift(fit.addon, bias)
     return bias
 

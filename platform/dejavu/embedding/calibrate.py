@@ -1,7 +1,7 @@
 """The bias on reuse decisions that gives a requested reuse rate, found on validation clips.
 
 One trained add-on gives a whole curve: a bias moves every decision. The rate grows with it, so that a few runs at
-fixed biases, interpolated, answer for any rate.
+fixed biases, interpolated (`bias_for`), answer for any rate.
 """
 
 from __future__ import annotations
@@ -30,15 +30,3 @@ def rate_curve(
         encoded = encode_batch(method, backbone, frames, CHUNK_FRAMES)
         rates.append(float(np.concatenate([segment.reuse_rate_F for segment in encoded]).mean()))
     return rates
-
-
-def bias_for(rate: float, biases: Sequence[float], rates: Sequence[float]) -> float:
-    """Interpolate the bias that gives a rate; the nearest end where the rate is out of reach.
-
-    Args:
-        rate: Wanted, 0..1.
-        biases: Ascending.
-        rates: Reached at each of them; small dips are smoothed over.
-    """
-    rising = np.maximum.accumulate(np.asarray(rates))
-    return round(float(np.interp(rate, rising, np.asarray(biases))), 3)

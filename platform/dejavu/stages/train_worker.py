@@ -22,7 +22,7 @@ from ray.train import Checkpoint
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import from_arrays
 from dejavu.embedding.batch import Embedding, cut, decode_batch
-from dejavu.embedding.calibrate import PROBED_BIASES, bias_for, rate_curve
+from dejavu.embedding.calibrate import PROBED_BIASES, rate_curve
 from dejavu.embedding.encode import load_encoder
 from dejavu.embedding.stored import read_embeddings
 from dejavu.embedding.windows import STAGE, Window, WindowStream, in_parts, num_windows, to_batch
@@ -35,6 +35,7 @@ from dejavu.storage.place import Place
 from dejavu.storage.store import write_json
 from reuse_models.reusevit.addon import load_addon, save_addon
 from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.gate import bias_for
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit, NotFiniteError, Report
 from reuse_models.training.held_out import Batches, best_share, pays, scaled, shift, to_target
