@@ -22,7 +22,7 @@ from dejavu.ablation.trial import Trial, fit_addon, measure, to_row
 from dejavu.ablation.variants import VARIANTS
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.experiment import RECIPES
-from dejavu.stages.score import set_exam
+from dejavu.stages.score import build_eval_set
 from dejavu.embedding.texts import embed_texts
 from dejavu.storage.store import Store, StoreError, write_json, write_text
 
@@ -84,9 +84,9 @@ def run(options: Options) -> None:
     experiment = RECIPES["demo"][1]
     world = open_world(options.out, options.world, experiment.synthetic, backbone)
     embed = partial(embed_texts, backbone=backbone, store=Store.open(options.out / "store"))
-    exam = set_exam([clip.clip for clip in world.validation], world.questions, embed, experiment.prompt)
+    eval_set = build_eval_set([clip.clip for clip in world.validation], world.questions, embed, experiment.prompt)
     clips = f"{len(world.train)} training clips, {len(world.validation)} validation clips"
-    print(f"{clips}, {len(exam.questions)} questions", flush=True)
+    print(f"{clips}, {len(eval_set.questions)} questions", flush=True)
     names = options.variants or tuple(VARIANTS)
     trials = [Trial(VARIANTS[name], seed, options.steps) for seed in options.seeds for name in names]
     for number, trial in enumerate(trials, 1):
@@ -98,7 +98,7 @@ def run(options: Options) -> None:
             return
         weights = options.out / "addons" / f"{trial.fit_id(world.data_id)}.safetensors"
         fit_seconds = 0.0 if weights.is_file() else fit_addon(trial, world, backbone, weights)
-        points = measure(trial, world, backbone, exam, weights)
+        points = measure(trial, world, backbone, eval_set, weights)
         write_json(result, to_row(trial, points, fit_seconds))
         spent = time.monotonic() - began
         print(f"[{spent:6.0f} s] {number} of {len(trials)}: {trial.variant.name}, seed {trial.seed}", flush=True)

@@ -33,7 +33,7 @@ from dejavu.embedding.batch import DecodedBatch, Embedding, EmbedConfig, Segment
 from dejavu.stages.embed import Kernels, embed_batches, embed_clips
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.embedding.stored import read_embeddings
-from dejavu.stages.score import Exam, score_settings
+from dejavu.stages.score import EvalSet, score_settings
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.storage.store import IDENTITIES_KEY, Store, identity, write_text
 from dejavu.video.decode import DecodedFrames
@@ -297,10 +297,10 @@ def report_scoring(folder: str, num_clips: int) -> None:
         )
         for name, clip in zip(names, clips, strict=True)
     )
-    exam = Exam(clips, questions, dict.fromkeys(names, answers_AE))
+    eval_set = EvalSet(clips, questions, dict.fromkeys(names, answers_AE))
     before_mib, start, cpu = peak_mib(), time.perf_counter(), time.process_time()
     original, other = name_settings(2)
-    scores = score_settings([original, other], original, exam, embedding)
+    scores = score_settings([original, other], original, eval_set, embedding)
     score_s, score_cpu_s = time.perf_counter() - start, time.process_time() - cpu
     num_frames = sum(clip.num_frames for clip in clips)
     asked = [(score.num_frames, len(score.rows)) for score in scores]

@@ -14,7 +14,7 @@ from dejavu.embedding.encode import BatchEncoder
 from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
 from dejavu.stages.prepare import draw_world
-from dejavu.stages.score import score_settings, set_exam
+from dejavu.stages.score import build_eval_set, score_settings
 from dejavu.stages.transcode import transcode_clips
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
@@ -65,8 +65,8 @@ def test_other_batches_change_rounding_alone(undisturbed: Path, tmp_path: Path) 
         assert found.keys() == expected.keys() == {clip.clip_id for clip in clips}
         for clip_id, frames in found.items():
             assert frame_cosines(frames.embeddings_FE, expected[clip_id].embeddings_FE).min() >= 0.999
-    exam = set_exam(clips, dataset.questions, backbone.embed_texts, experiment.prompt)
-    pairs = zip(*(score_settings(settings, original, exam, embedding) for embedding in (one, other)), strict=True)
+    eval_set = build_eval_set(clips, dataset.questions, backbone.embed_texts, experiment.prompt)
+    pairs = zip(*(score_settings(settings, original, eval_set, embedding) for embedding in (one, other)), strict=True)
     for expected, found in pairs:
         assert found.task.acc_qa == pytest.approx(expected.task.acc_qa, abs=0.001)
         assert found.task.acc_gqa == pytest.approx(expected.task.acc_gqa, abs=0.001)

@@ -21,7 +21,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.embedding.encode import EncodedSegment, encode_batch
 from dejavu.embedding.windows import to_batch
 from dejavu.records import Prediction
-from dejavu.stages.score import Exam
+from dejavu.stages.score import EvalSet
 from dejavu.storage.store import identity
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.tasks.grounded_qa import score
@@ -121,12 +121,12 @@ def _keep(addon: Addon, path: Path) -> None:
         written.replace(path)
 
 
-def measure(trial: Trial, world: World, backbone: Backbone, exam: Exam, weights: Path) -> list[Point]:
+def measure(trial: Trial, world: World, backbone: Backbone, eval_set: EvalSet, weights: Path) -> list[Point]:
     """Use the add-on at biases around each wanted reduction."""
     config = replace(trial.variant.method, weights=str(weights))
 
     def at(bias: float) -> Point:
-        return _point(replace(config, decision_bias=bias), world, backbone, exam, trial.variant.motion)
+        return _point(replace(config, decision_bias=bias), world, backbone, eval_set, trial.variant.motion)
 
     return search(at, REDUCTIONS)
 
@@ -170,7 +170,7 @@ def _next_bias(points: Sequence[Point], wanted: float) -> float | None:
     return None
 
 
-def _point(config: ReuseVitConfig, world: World, backbone: Backbone, exam: Exam, motion: MotionBinning) -> Point:
+def _point(config: ReuseVitConfig, world: World, backbone: Backbone, eval_set: EvalSet, motion: MotionBinning) -> Point:
     clips = world.validation
     encoded = encode_all(config, world, backbone, motion)
     cosine_F = np.concatenate(
@@ -178,11 +178,11 @@ def _point(config: ReuseVitConfig, world: World, backbone: Backbone, exam: Exam,
     )
     by_clip = {clip.clip.clip_id: (one, clip.seconds_F) for one, clip in zip(encoded, clips, strict=True)}
     predictions = []
-    for question in exam.questions:
+    for question in eval_set.questions:
         one, seconds_F = by_clip[question.clip_id]
-        answer = zero_shot(one.embeddings_FE, seconds_F, exam.answers_AE[question.question_id])
+        answer = zero_shot(one.embeddings_FE, seconds_F, eval_set.answers_AE[question.question_id])
         predictions.append(Prediction(question_id=question.question_id, answer=answer.answer, span_s=answer.span_s))
-    task = score(exam.questions, predictions)
+    task = score(eval_set.questions, predictions)
     flops_F = np.concatenate([one.flops_F for one in encoded])
     return Point(
         bias=config.decision_bias,

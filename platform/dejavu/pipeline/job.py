@@ -17,7 +17,7 @@ from dejavu.experiment import Experiment, Stage
 from dejavu.observability.tracking import Run, Tracking
 from dejavu.records import Dataset, Question, Split, Transcoded
 from dejavu.stages.frontier import git_commit
-from dejavu.stages.score import Exam, set_class_exam, set_exam
+from dejavu.stages.score import EvalSet, build_class_eval_set, build_eval_set
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.storage.failed import check_failures, write_failures_csv
 from dejavu.storage.place import Place
@@ -66,12 +66,12 @@ class Job:
         """Questions of one split."""
         return [question for question in self.dataset.questions if question.split == split]
 
-    def exam(self, split: Split, clips: Sequence[Transcoded]) -> Exam:
+    def eval_set(self, split: Split, clips: Sequence[Transcoded]) -> EvalSet:
         """What is asked about these clips of one split."""
         if self.readers is not None:
-            return set_class_exam(clips, self.questions(split), self.readers)
+            return build_class_eval_set(clips, self.questions(split), self.readers)
         embed = partial(embed_texts, backbone=self.backbone, store=self.store)
-        return set_exam(clips, self.questions(split), embed, self.experiment.prompt, self.head)
+        return build_eval_set(clips, self.questions(split), embed, self.experiment.prompt, self.head)
 
     def name(self, config: MethodConfig) -> Setting:
         """Name a method's config on this backbone."""

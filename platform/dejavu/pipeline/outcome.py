@@ -40,9 +40,9 @@ def measure(job: Job, settings: Sequence[Setting]) -> Mapping[str, Timing]:
 def score(job: Job, settings: Sequence[Setting], timings: Mapping[str, Timing]) -> None:
     """Score all settings on the test clips, and write plot, tables, report and MLflow's runs."""
     experiment = job.experiment
-    exam = job.exam("test", job.of_split("test"))
+    eval_set = job.eval_set("test", job.of_split("test"))
     with telling(Work(stage="score", total=len(settings), unit="settings")) as so_far:
-        scores = score_settings(settings, job.original, exam, job.embedding)
+        scores = score_settings(settings, job.original, eval_set, job.embedding)
         so_far(len(scores))
     write_task_scores(job.results / "task_scores.csv", scores)
     evidence = Evidence(scores, timings, job.backbone.vit.shape, experiment.seed)
@@ -50,7 +50,7 @@ def score(job: Job, settings: Sequence[Setting], timings: Mapping[str, Timing]) 
     title = f"{job.dataset.name}, {scores[0].num_clips} test clips, {job.backbone.name}"
     loss = experiment.allowed_loss
     draw_frontier(points, job.results, title=title, published=experiment.recipe == "nextqa", max_loss=loss)
-    page = write_page(Scored(points, evidence, exam, job.embedding), run_facts(job, scores[0]), job.results)
+    page = write_page(Scored(points, evidence, eval_set, job.embedding), run_facts(job, scores[0]), job.results)
     log_frontier(points, Journal(job.tracking, tags(job), job.tried), job.results, loss)
     job.say(f"scored {len(points)} settings on {scores[0].num_clips} test clips")
     print(f"\nreport     {page}\nplot       {job.results / 'pareto.png'}\ntable      {job.results / 'pareto.csv'}")

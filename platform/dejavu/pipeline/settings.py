@@ -60,17 +60,17 @@ def choose_settings(job: Job) -> list[Setting]:
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
     embedding, pool = fit_memory(job.backbone, [original, *settings], job.embedding, pool)
     embed_clips(validation, [original], embedding, pool, "val")
-    exam = job.exam("val", validation)
-    bench = Bench(original, exam, embedding, pool)
+    eval_set = job.eval_set("val", validation)
+    bench = Bench(original, eval_set, embedding, pool)
     num_trials = sweep(settings, bench)
-    scores = score_settings(settings, original, exam, job.embedding)
+    scores = score_settings(settings, original, eval_set, job.embedding)
     stopped: list[Tried] = []
     if experiment.sweep.search == "optuna":
         name = partial(name_setting, backbone_identity=job.backbone.identity, embedding=experiment.embed.shaping())
         tried = search(list_ranges(tower, configs), scores, bench, experiment.sweep, name)
         stopped = [one for one in tried if not one.whole]
         found = [one.setting for one in tried if one.whole]
-        scores = score_settings([*settings, *found], original, exam, job.embedding)
+        scores = score_settings([*settings, *found], original, eval_set, job.embedding)
         job.say(f"searched {len(tried)} settings beyond the grid, {len(stopped)} of them stopped early")
     chosen = choose(scores, experiment.sweep.chosen_per_method)
     write_chosen(job.store, chosen)

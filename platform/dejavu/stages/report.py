@@ -22,7 +22,7 @@ from dejavu.report.page import Picture, RunFacts, Tables, write_report
 from dejavu.report.reuse_layers import LayerRates, layer_rates, plot_layer_rates
 from dejavu.report.reuse_map import plot_reuse_map
 from dejavu.stages.frontier import Evidence, compare
-from dejavu.stages.score import Exam
+from dejavu.stages.score import EvalSet
 from dejavu.storage.place import Place
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import local_copy
@@ -58,7 +58,7 @@ class Scored:
     points: Sequence[ParetoPoint]
     """In the order of the evidence's scores."""
     evidence: Evidence
-    exam: Exam
+    eval_set: EvalSet
     embedding: Embedding
 
 
@@ -67,9 +67,9 @@ def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
     settings = [score.setting for score in scored.evidence.scores]
     frames = _frames(settings, scored)
     shared = sorted(set.intersection(*(set(by_clip) for by_clip in frames.values())))
-    clips = [clip for clip in scored.exam.clips if clip.clip_id in set(shared)]
-    asked = [question for question in scored.exam.questions if question.clip_id in set(shared)]
-    groups = by_question_type(asked, "class" if scored.exam.readers else "question_type")
+    clips = [clip for clip in scored.eval_set.clips if clip.clip_id in set(shared)]
+    asked = [question for question in scored.eval_set.questions if question.clip_id in set(shared)]
+    groups = by_question_type(asked, "class" if scored.eval_set.readers else "question_type")
     motion_of = measure_motion(clips, scored.embedding.store)
     groups += by_terciles("motion_px", motion_of)
     groups += by_terciles("duration_s", {clip.clip_id: clip.duration_s for clip in clips})
@@ -105,7 +105,7 @@ Frames = tuple[NDArray[np.floating], NDArray[np.floating]]
 def _frames(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[str, Frames]]:
     """Return what is needed of each frame, setting by setting and clip by clip, of the clips that Original has too."""
     found: dict[Setting, dict[str, Frames]] = {setting: {} for setting in settings}
-    for setting, ours, dense in read_beside(scored.embedding, settings, settings[0], scored.exam.clips):
+    for setting, ours, dense in read_beside(scored.embedding, settings, settings[0], scored.eval_set.clips):
         for clip_id in ours.keys() & dense.keys():
             cosine_F = frame_cosines(ours[clip_id].embeddings_FE, dense[clip_id].embeddings_FE)
             found[setting][clip_id] = cosine_F, ours[clip_id].reuse_rate_F

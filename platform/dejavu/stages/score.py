@@ -65,7 +65,7 @@ class SettingScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class EvalSet:
     """What is asked, and of which clips: the same for every setting that is compared."""
 
     clips: tuple[Transcoded, ...]
@@ -80,13 +80,13 @@ class Exam:
     """Tell the class of each clip, where that is what is asked."""
 
 
-def set_exam(
+def build_eval_set(
     clips: Sequence[Transcoded],
     questions: Sequence[Question],
     embed: Callable[[Sequence[str]], Tensor],
     prompt: str,
     trained: TrainedHead | None = None,
-) -> Exam:
+) -> EvalSet:
     """Embed the candidates of all questions about these clips, each text once.
 
     Args:
@@ -100,19 +100,19 @@ def set_exam(
     asked = tuple(question for question in questions if question.clip_id in names)
     if trained is not None:
         sentences = embed_candidates(asked, trained.sentences.embed, trained.prompt)
-        return Exam(tuple(clips), asked, sentences, trained.head, trained.span)
-    return Exam(tuple(clips), asked, embed_candidates(asked, embed, prompt))
+        return EvalSet(tuple(clips), asked, sentences, trained.head, trained.span)
+    return EvalSet(tuple(clips), asked, embed_candidates(asked, embed, prompt))
 
 
-def set_class_exam(clips: Sequence[Transcoded], questions: Sequence[Question], readers: ClassReaders) -> Exam:
+def build_class_eval_set(clips: Sequence[Transcoded], questions: Sequence[Question], readers: ClassReaders) -> EvalSet:
     """Ask for the class of each of these clips."""
     names = {clip.clip_id for clip in clips}
     asked = tuple(question for question in questions if question.clip_id in names)
-    return Exam(tuple(clips), asked, {}, readers=readers)
+    return EvalSet(tuple(clips), asked, {}, readers=readers)
 
 
 def score_settings(
-    settings: Sequence[Setting], original: Setting, exam: Exam, embedding: Embedding
+    settings: Sequence[Setting], original: Setting, eval_set: EvalSet, embedding: Embedding
 ) -> list[SettingScore]:
     """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
 
@@ -122,48 +122,48 @@ def score_settings(
     Args:
         settings: Those to score, `original` among them or not.
         original: What fidelity is measured against; its embeddings must be in the store.
-        exam: Clips and questions.
+        eval_set: Clips and questions.
         embedding: Where embeddings lie and how clips were cut.
 
     Raises:
         ValueError: No clip has embeddings under every setting.
     """
     everyone = [original, *(setting for setting in settings if setting != original)]
-    shared = set.intersection(*(complete_clips(embedding, setting, exam.clips) for setting in everyone))
+    shared = set.intersection(*(complete_clips(embedding, setting, eval_set.clips) for setting in everyone))
     if not shared:
         raise ValueError(
             f"score: got no clip with embeddings under all {len(everyone)} settings, expected one or more; "
             "run the embed stage, and see failures.csv"
         )
-    questions = [question for question in exam.questions if question.clip_id in shared]
-    if left_out := len(exam.questions) - len(questions):
+    questions = [question for question in eval_set.questions if question.clip_id in shared]
+    if left_out := len(eval_set.questions) - len(questions):
         print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
-    clips = [clip for clip in exam.clips if clip.clip_id in shared]
-    sheets = {setting: _Sheet(questions, exam) for setting in settings}
+    clips = [clip for clip in eval_set.clips if clip.clip_id in shared]
+    accumulators = {setting: _Accumulator(questions, eval_set) for setting in settings}
     different = {clip.content_id: clip for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id))}
     queries = choose_queries({clip.clip_id: clip.num_frames for clip in different.values()})
     searches = {setting: NeighbourSearch(queries) for setting in everyone} if queries else {}
     for setting, part, dense in read_beside(embedding, everyone, original, clips):
-        if setting in sheets:
-            sheets[setting].mark(part, dense)
+        if setting in accumulators:
+            accumulators[setting].update(part, dense)
         if setting in searches:
             searches[setting].ask(_vectors(part))
     if searches:
         for setting, part, _ in read_beside(embedding, everyone, original, list(different.values())):
             searches[setting].see(_vectors(part))
     kept = {setting: agreement(search, searches[original]) for setting, search in searches.items()}
-    return [replace(sheets[setting].score(setting), agreement=kept.get(setting)) for setting in settings]
+    return [replace(accumulators[setting].compute(setting), agreement=kept.get(setting)) for setting in settings]
 
 
 def _vectors(clips: Mapping[str, ClipEmbeddings]) -> dict[str, NDArray[np.float32]]:
     return {clip_id: clip.embeddings_FE for clip_id, clip in clips.items()}
 
 
-class _Sheet:
+class _Accumulator:
     """What is kept of one setting's clips once their embeddings are gone."""
 
-    def __init__(self, questions: Sequence[Question], exam: Exam) -> None:
-        self.questions, self.exam = questions, exam
+    def __init__(self, questions: Sequence[Question], eval_set: EvalSet) -> None:
+        self.questions, self.eval_set = questions, eval_set
         self.has_spans = any(question.spans_s for question in questions)
         self.are_captions = all(question.kind == CAPTION for question in questions)
         self.asked: dict[str, list[Question]] = defaultdict(list)
@@ -175,31 +175,31 @@ class _Sheet:
         self.predictions: dict[SpanKind | None, list[Prediction]] = defaultdict(list)
         self.pooled: dict[str, NDArray[np.float32]] = {}
 
-    def mark(self, clips: Mapping[str, ClipEmbeddings], dense: Mapping[str, ClipEmbeddings]) -> None:
+    def update(self, clips: Mapping[str, ClipEmbeddings], dense: Mapping[str, ClipEmbeddings]) -> None:
         """Take down what some clips give."""
         for clip_id, clip in clips.items():
             self.cosines[clip_id] = frame_cosines(clip.embeddings_FE, dense[clip_id].embeddings_FE)
             self.reuse_rates.append(float(clip.reuse_rate_F.sum(dtype=np.float64)))
             self.flops.append(float(clip.flops_F.sum()))
         questions = [question for clip_id in clips for question in self.asked.get(clip_id, ())]
-        answers = self.exam.answers_AE
-        if self.exam.readers is not None:
+        answers = self.eval_set.answers_AE
+        if self.eval_set.readers is not None:
             self.pooled |= {name: pool(clip.embeddings_FE) for name, clip in clips.items() if name in self.asked}
-        elif self.exam.head is not None and self.has_spans:
-            for kind, some in _ask_head(self.exam.head, clips, questions, answers).items():
+        elif self.eval_set.head is not None and self.has_spans:
+            for kind, some in _ask_head(self.eval_set.head, clips, questions, answers).items():
                 self.predictions[kind] += some
         elif self.has_spans or not self.are_captions:
             self.predictions[None] += [_predict(one, clips[one.clip_id], answers[one.question_id]) for one in questions]
         else:
             self.pooled |= {name: pool(clips[name].embeddings_FE) for name in {one.clip_id for one in questions}}
 
-    def score(self, setting: Setting) -> SettingScore:
+    def compute(self, setting: Setting) -> SettingScore:
         """Sum up, when all clips are marked."""
         num_frames = sum(map(len, self.cosines.values()))
         by_span = {
             kind: score(self.questions, self.predictions[kind]) for kind in SPAN_KINDS if kind in self.predictions
         }
-        by_reader = self._read_classes() if self.exam.readers and self.questions else {}
+        by_reader = self._read_classes() if self.eval_set.readers and self.questions else {}
         zero_shot = score(self.questions, self.predictions[None]) if self.has_spans and not by_span else None
         return SettingScore(
             setting=setting,
@@ -208,15 +208,15 @@ class _Sheet:
             reuse_rate=math.fsum(self.reuse_rates) / num_frames,
             gflops_per_frame=math.fsum(self.flops) / num_frames / 1e9,
             fidelity=score_fidelity(self.cosines).overall,
-            task=by_span.get(self.exam.span, zero_shot),
+            task=by_span.get(self.eval_set.span, zero_shot),
             by_span=by_span,
             by_reader=by_reader,
             answers=by_reader.get("linear_probe", self._score_answers()),
         )
 
     def _read_classes(self) -> dict[Reader, AnswerScore]:
-        assert self.exam.readers is not None, "the caller asked"
-        said = self.exam.readers.read(np.stack([self.pooled[one.clip_id] for one in self.questions]))
+        assert self.eval_set.readers is not None, "the caller asked"
+        said = self.eval_set.readers.read(np.stack([self.pooled[one.clip_id] for one in self.questions]))
         names = [one.question_id for one in self.questions]
         return {
             reader: score_choices(self.questions, dict(zip(names, label_N.tolist(), strict=True)))
@@ -224,10 +224,10 @@ class _Sheet:
         }
 
     def _score_answers(self) -> AnswerScore | None:
-        if not self.questions or self.has_spans or self.exam.readers:
+        if not self.questions or self.has_spans or self.eval_set.readers:
             return None
         if self.are_captions:
-            captions_TE = np.stack([self.exam.answers_AE[one.question_id][0] for one in self.questions])
+            captions_TE = np.stack([self.eval_set.answers_AE[one.question_id][0] for one in self.questions])
             return score_retrieval(self.questions, captions_TE, self.pooled)
         return score_choices(self.questions, {one.question_id: one.answer for one in self.predictions[None]})
 

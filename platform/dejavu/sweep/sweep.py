@@ -26,7 +26,7 @@ from dejavu.cluster.cluster import Pool
 from dejavu.embedding.batch import Embedding, plan
 from dejavu.embedding.stored import clips_identity
 from dejavu.observability.events import Work, tell, telling
-from dejavu.stages.score import Exam, SettingScore, score_settings
+from dejavu.stages.score import EvalSet, SettingScore, score_settings
 from dejavu.storage.place import Place, is_file, listed, ray_storage
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity
@@ -52,8 +52,8 @@ class Bench:
     """What all trials share."""
 
     original: Setting
-    """Dense; its embeddings of the exam's clips must be in the store."""
-    exam: Exam
+    """Dense; its embeddings of the evaluation set's clips must be in the store."""
+    eval_set: EvalSet
     """Validation clips and their questions."""
     embedding: Embedding
     pool: Pool
@@ -79,7 +79,7 @@ class Bench:
 
 
 def sweep(settings: Sequence[Setting], bench: Bench) -> int:
-    """Embed the exam's clips under every setting with Ray Tune; return how many settings lacked something.
+    """Embed the evaluation set's clips under every setting with Ray Tune; return how many settings lacked something.
 
     Raises:
         SweepError: A trial failed, or was lost more often than it is begun again.
@@ -92,14 +92,14 @@ def sweep(settings: Sequence[Setting], bench: Bench) -> int:
 
 
 def _pending(settings: Sequence[Setting], bench: Bench) -> list[Setting]:
-    return [setting for setting in settings if plan(bench.exam.clips, [setting], bench.embedding)]
+    return [setting for setting in settings if plan(bench.eval_set.clips, [setting], bench.embedding)]
 
 
 def _sweep(settings: Sequence[Setting], pending: Sequence[Setting], bench: Bench) -> None:
-    parts = {"settings": [setting.setting_id for setting in settings], "clips": clips_identity(bench.exam.clips)}
+    parts = {"settings": [setting.setting_id for setting in settings], "clips": clips_identity(bench.eval_set.clips)}
     _fit(
         f"sweep-{identity({**parts, 'held': bench.held})}",
-        bench.trainable([Part(bench.exam, 1.0)]),
+        bench.trainable([Part(bench.eval_set, 1.0)]),
         tune.TuneConfig(metric="quality", mode="max", reuse_actors=True, trial_dirname_creator=_folder_name),
         {"setting": tune.grid_search([setting.to_row() for setting in pending])},
         bench,
@@ -133,8 +133,8 @@ def search(
     if not is_file(note):
         settings = [score.setting for score in grid]
         parts = [
-            Part(exam, share, Yardstick.of(score_settings(settings, bench.original, exam, bench.embedding)))
-            for share, exam in cut_exam(bench.exam, config.stop_after)
+            Part(eval_set, share, Yardstick.of(score_settings(settings, bench.original, eval_set, bench.embedding)))
+            for share, eval_set in cut_exam(bench.eval_set, config.stop_after)
         ]
         searcher = MethodSearch(ranges, grid, name, num_samples=config.num_samples, seed=config.seed)
         with telling(Work(stage="search", total=config.num_samples * len(ranges), unit="settings")):
@@ -179,7 +179,7 @@ def _search_identity(
         {
             "limits": limits,
             "grid": sorted((score.setting.setting_id, round(quality(score), 6)) for score in grid),
-            "clips": clips_identity(bench.exam.clips),
+            "clips": clips_identity(bench.eval_set.clips),
             "config": [config.num_samples, config.seed, config.stop_after],
             "held": bench.held,
         }

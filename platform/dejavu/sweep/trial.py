@@ -15,7 +15,7 @@ from dejavu.embedding.batch import Embedding, Segment, decode_batch, plan
 from dejavu.embedding.encode import BatchEncoder
 from dejavu.observability.metrics import Step, failed, metered
 from dejavu.records import Failure, Transcoded
-from dejavu.stages.score import Exam, SettingScore, score_settings
+from dejavu.stages.score import EvalSet, SettingScore, score_settings
 from dejavu.storage.setting import Setting
 
 STAGE = "sweep"
@@ -59,23 +59,23 @@ class Yardstick:
 class Part:
     """Clips after which a trial reports."""
 
-    exam: Exam
+    eval_set: EvalSet
     share: float
     """Of all clips; 1 for the last part, which is all of them."""
     yardstick: Yardstick | None = None
 
 
-def cut_exam(exam: Exam, shares: Sequence[float]) -> list[tuple[float, Exam]]:
-    """Cut an exam into growing parts by content id, each within the next; the last one is all of it."""
-    clips = sorted(exam.clips, key=lambda clip: (clip.content_id, clip.clip_id))
+def cut_exam(eval_set: EvalSet, shares: Sequence[float]) -> list[tuple[float, EvalSet]]:
+    """Cut an evaluation set into growing parts by content id, each within the next; the last one is all of it."""
+    clips = sorted(eval_set.clips, key=lambda clip: (clip.content_id, clip.clip_id))
     counts = {math.ceil(share * len(clips)): share for share in (*sorted(shares), 1.0)}
-    return [(share, _first(exam, clips[:count])) for count, share in counts.items()]
+    return [(share, _first(eval_set, clips[:count])) for count, share in counts.items()]
 
 
-def _first(exam: Exam, clips: Sequence[Transcoded]) -> Exam:
+def _first(eval_set: EvalSet, clips: Sequence[Transcoded]) -> EvalSet:
     names = {clip.clip_id for clip in clips}
-    questions = tuple(question for question in exam.questions if question.clip_id in names)
-    return replace(exam, clips=tuple(clips), questions=questions)
+    questions = tuple(question for question in eval_set.questions if question.clip_id in names)
+    return replace(eval_set, clips=tuple(clips), questions=questions)
 
 
 def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embedding, original: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embeddin
     start = time.monotonic()
     failures: list[Failure] = []
     for index, part in enumerate(parts):
-        for batch in plan(part.exam.clips, [setting], embedding):
+        for batch in plan(part.eval_set.clips, [setting], embedding):
             with metered(_step("decode", batch.segments, setting)) as done:
                 decoded = decode_batch(batch.segments, embedding)
                 done.num_frames = sum(segment.num_frames for segment in decoded.segments)
@@ -95,7 +95,7 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embeddin
                 encoder.encode([setting], decoded)
                 done.num_frames = sum(segment.num_frames for segment in decoded.segments)
         embedding.store.write_failures(STAGE, dict.fromkeys(failures), part=setting.setting_id)
-        score = score_settings([setting], Setting.from_row(original), part.exam, embedding)[0]
+        score = score_settings([setting], Setting.from_row(original), part.eval_set, embedding)[0]
         metrics = validation_metrics(score) | {"clips_share": part.share, "rung": 2.0**index}
         if part.yardstick is not None:
             metrics["shortfall"] = part.yardstick.shortfall(score)

@@ -13,7 +13,7 @@ from dejavu.ablation.trial import CLOSE, FIRST_BIASES, Point, Trial, fit_addon, 
 from dejavu.ablation.variants import DEFAULT_FIT, VARIANTS, Variant, changed
 from dejavu.backbones.load import load_backbone
 from dejavu.datasets.synthetic import SyntheticConfig
-from dejavu.stages.score import set_exam
+from dejavu.stages.score import build_eval_set
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.training.fit import FitConfig
 from reuse_models.training.warm_up import WarmUpConfig
@@ -70,11 +70,13 @@ def test_a_trial_runs_from_the_world_to_a_result(tmp_path: Path) -> None:
     )
     assert np.array_equal(window.rgb_FHWC[3], clip.rgb_FHWC[first + 12])
     assert np.array_equal(window.codec_F4TPP[5, :, 3], clip.codec["destination"][first + 11])
-    exam = set_exam([clip.clip for clip in world.validation], world.questions, backbone.embed_texts, "{answer}")
+    eval_set = build_eval_set(
+        [clip.clip for clip in world.validation], world.questions, backbone.embed_texts, "{answer}"
+    )
     start = WarmUpConfig(steps=5, num_clips=4)
     trial = Trial(Variant(name="small", says="", fit=replace(DEFAULT_FIT, clips_per_step=2), start=start), 0, 2)
     fit_addon(trial, world, backbone, tmp_path / "small.safetensors")
-    points = measure(trial, world, backbone, exam, tmp_path / "small.safetensors")
+    points = measure(trial, world, backbone, eval_set, tmp_path / "small.safetensors")
     assert [point.bias for point in points] == sorted(point.bias for point in points)
     seldom, often = points[0], points[-1]
     assert 1 <= seldom.reduction < often.reduction

@@ -19,7 +19,7 @@ from dejavu.stages import report
 from dejavu.stages.frontier import Evidence, draw_frontier, gather_points
 from dejavu.stages.measure import Timing
 from dejavu.stages.report import Scored, typical, write_page
-from dejavu.stages.score import Exam, score_settings
+from dejavu.stages.score import EvalSet, score_settings
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
@@ -86,14 +86,14 @@ def scored(tmp_path: Path) -> Scored:
         for kind in ("CW", "TN")
     )  # fmt: skip
     answers_AE = np.eye(2, WIDTH, dtype=np.float32)
-    exam = Exam(tuple(CLIPS), questions, {one.question_id: answers_AE for one in questions})
-    scores = score_settings(settings, settings[0], exam, embedding)
+    eval_set = EvalSet(tuple(CLIPS), questions, {one.question_id: answers_AE for one in questions})
+    scores = score_settings(settings, settings[0], eval_set, embedding)
     timing = Timing(
         ms_per_frame=1.0, speedup=2.5, decode_ms_per_frame=0.5, codec_ms_per_frame=0.25, peak_memory_mb=1.0,
         hardware="here", dense="bfloat16", num_clips=4, num_rounds=5,
     )  # fmt: skip
     evidence = Evidence(scores, {settings[1].setting_id: timing}, SHAPE, 0)
-    return Scored(gather_points(evidence), evidence, exam, embedding)
+    return Scored(gather_points(evidence), evidence, eval_set, embedding)
 
 
 FACTS = RunFacts(

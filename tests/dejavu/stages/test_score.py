@@ -19,7 +19,7 @@ from dejavu.embedding.stored import ClipEmbeddings
 from dejavu.records import Question, Transcoded
 from dejavu.report.frontier import quality_of
 from dejavu.stages.frontier import Evidence, gather_points
-from dejavu.stages.score import Exam, score_settings, set_class_exam
+from dejavu.stages.score import EvalSet, build_class_eval_set, score_settings
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.tasks import neighbours
@@ -99,8 +99,8 @@ def test_a_part_of_one_setting_is_in_memory_beside_original(
         for clip in CLIPS
     )  # fmt: skip
     answers_AE = np.eye(2, WIDTH, dtype=np.float32)
-    exam = Exam(CLIPS, questions, {one.question_id: answers_AE for one in questions})
-    scores = score_settings([original, *others], original, exam, embedding)
+    eval_set = EvalSet(CLIPS, questions, {one.question_id: answers_AE for one in questions})
+    scores = score_settings([original, *others], original, eval_set, embedding)
 
     # While one is read: Original's, and what was read before it.
     assert len(seen) == (4 if part_frames > NUM_FRAMES else 8)
@@ -128,7 +128,7 @@ def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: Embedd
     )  # fmt: skip
     axes_CE = np.eye(2, WIDTH, dtype=np.float32)
     readers = ClassReaders(axes_CE, np.zeros(2, np.float32), Pooled(axes_CE, np.arange(2)), axes_CE[::-1])
-    scores = score_settings([original, other], original, set_class_exam(CLIPS, questions, readers), embedding)
+    scores = score_settings([original, other], original, build_class_eval_set(CLIPS, questions, readers), embedding)
     assert [one.accuracy for one in scores] == pytest.approx([2 / 3, 1 / 3])
     found = {reader: [one.by_reader[reader].accuracy for one in scores] for reader in READERS}
     assert found["nearest"] == found["linear_probe"] == pytest.approx([2 / 3, 1 / 3])
@@ -161,8 +161,8 @@ def test_neighbours_are_looked_for_among_all_parts(
             vectors_FE = clean[clip.content_id]
             vectors_FE = rng.standard_normal(vectors_FE.shape) if change == "noise" else vectors_FE * (change or 1)
             write_vectors(embedding, setting, clip, vectors_FE)
-    exam = Exam((*CLIPS, copy), (), {})
-    scores = score_settings([original, turned, blind], original, exam, embedding)
+    eval_set = EvalSet((*CLIPS, copy), (), {})
+    scores = score_settings([original, turned, blind], original, eval_set, embedding)
     whole, same, lost = (one.agreement for one in scores)
     assert whole is not None
     assert same is not None
@@ -171,9 +171,9 @@ def test_neighbours_are_looked_for_among_all_parts(
     assert 0.1 < lost.mean < 0.8
     assert list(lost.by_clip) == ["copy of a", "b", "c"]  # one of two that are equal stands for both
     assert [len(shares) for shares in lost.by_clip.values()] == [NUM_FRAMES] * 3
-    alone = score_settings([blind], original, exam, embedding)[0].agreement  # as a trial of a sweep asks
+    alone = score_settings([blind], original, eval_set, embedding)[0].agreement  # as a trial of a sweep asks
     assert alone == lost
-    assert score_settings([blind], original, Exam(CLIPS[:1], (), {}), embedding)[0].agreement is None
+    assert score_settings([blind], original, EvalSet(CLIPS[:1], (), {}), embedding)[0].agreement is None
 
 
 def test_without_a_clip_that_all_have_it_is_said(embedding: Embedding) -> None:
@@ -181,4 +181,4 @@ def test_without_a_clip_that_all_have_it_is_said(embedding: Embedding) -> None:
     write(embedding, original, CLIPS[:1], 0.0)
     write(embedding, other, CLIPS[1:], 0.1)
     with pytest.raises(ValueError, match="got no clip with embeddings under all 2 settings"):
-        score_settings([other], original, Exam(CLIPS, (), {}), embedding)
+        score_settings([other], original, EvalSet(CLIPS, (), {}), embedding)

@@ -25,7 +25,7 @@ from dejavu.embedding.batch import EmbedConfig, Embedding, cut
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
 from dejavu.stages import temp_clip
-from dejavu.stages.score import score_settings, set_exam
+from dejavu.stages.score import build_eval_set, score_settings
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import (
     TaskConfig,
@@ -111,7 +111,7 @@ def test_every_setting_is_scored_by_the_head_under_three_spans_and_read_once(
     questions = [question("0", "a"), question("1", "a", "TN"), question("2", "b", duration_s=3.0)]
     backbone = load_backbone()
     trained = open_head(TaskConfig(head="temp_clip", temp_clip_checkpoint=saved), backbone, "{answer}")
-    exam = set_exam(clips, questions, backbone.embed_texts, "{answer}", trained)
+    eval_set = build_eval_set(clips, questions, backbone.embed_texts, "{answer}", trained)
     opened: list[str] = []
     read_table = pq.read_table
 
@@ -120,7 +120,7 @@ def test_every_setting_is_scored_by_the_head_under_three_spans_and_read_once(
         return read_table(file, **rest)
 
     monkeypatch.setattr(pq, "read_table", read)
-    scores = score_settings(names, names[0], exam, embedding)
+    scores = score_settings(names, names[0], eval_set, embedding)
     shards = [name for name in opened if Path(name).is_relative_to(tmp_path / "embeddings")]
     assert len(shards) == len(set(shards)) == 2  # one shard a setting, whatever the number of questions
 
@@ -274,10 +274,10 @@ def course(root: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, fit:
     if not embedding.store.done(original.setting_id):
         store_embeddings(embedding, original, clips, 0)
     lessons = tuple(replace(question(str(index), name), split="train") for name in "abc" for index in range(4))
-    exam = tuple(replace(question(str(index), "d"), split="val") for index in range(4))
+    eval_set = tuple(replace(question(str(index), "d"), split="val") for index in range(4))
     config = TaskConfig(head="temp_clip", fit=fit)
     monkeypatch.setattr(temp_clip, "train", recorder)
-    task = temp_clip._Task(embedding, config, "{answer}", tuple(clips), lessons, exam, original)
+    task = temp_clip._Task(embedding, config, "{answer}", tuple(clips), lessons, eval_set, original)
     temp_clip._Course(task, load_backbone(), "cpu").run()
     return recorder.kept
 

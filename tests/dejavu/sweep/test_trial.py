@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dejavu.records import AnswerScore, Question, Transcoded
-from dejavu.stages.score import Exam, SettingScore
+from dejavu.stages.score import EvalSet, SettingScore
 from dejavu.storage.setting import Setting
 from dejavu.sweep.trial import Yardstick, cut_exam, quality, validation_metrics
 from dejavu.tasks.fidelity import Fidelity
@@ -67,29 +67,29 @@ def question(clip_id: str) -> Question:
     )
 
 
-def exam(num_clips: int) -> Exam:
+def eval_set(num_clips: int) -> EvalSet:
     clips = [clip(f"clip{index}", f"{9 - index}") for index in range(num_clips)]
     questions = tuple(question(one.clip_id) for one in clips)
-    return Exam(tuple(clips), questions, {one.question_id: np.zeros((2, 4), np.float32) for one in questions})
+    return EvalSet(tuple(clips), questions, {one.question_id: np.zeros((2, 4), np.float32) for one in questions})
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 3, 7, 8])
 def test_parts_grow_within_each_other_up_to_all_clips(num_clips: int) -> None:
-    parts = cut_exam(exam(num_clips), (0.5, 0.25))
+    parts = cut_exam(eval_set(num_clips), (0.5, 0.25))
     clips = [[one.content_id for one in part.clips] for _, part in parts]
-    assert clips[-1] == sorted(one.content_id for one in exam(num_clips).clips)
+    assert clips[-1] == sorted(one.content_id for one in eval_set(num_clips).clips)
     assert all(fewer == more[: len(fewer)] and len(fewer) < len(more) for fewer, more in pairwise(clips))
     assert [share for share, _ in parts][-1] == 1
     assert all(len(part.clips) >= share * num_clips for share, part in parts)
 
 
 def test_a_part_asks_about_its_own_clips_alone() -> None:
-    for _, part in cut_exam(exam(8), (0.25, 0.5)):
+    for _, part in cut_exam(eval_set(8), (0.25, 0.5)):
         assert {one.clip_id for one in part.questions} == {one.clip_id for one in part.clips}
 
 
 def test_without_shares_there_is_one_part() -> None:
-    assert [share for share, _ in cut_exam(exam(5), ())] == [1]
+    assert [share for share, _ in cut_exam(eval_set(5), ())] == [1]
 
 
 GRID = [
