@@ -19,7 +19,7 @@ from dejavu.records import Dataset, Split
 from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
 from dejavu.stages.temp_clip import (
     check_head,
-    check_lessons,
+    check_training_set,
 )
 from dejavu.storage.place import Place
 from dejavu.storage.results_folder import local_folder, results_folder
@@ -46,7 +46,7 @@ def start(experiment: Experiment) -> Job:
     cluster.connect(logs=here / LOGS)
     cluster.honour_notice()
     dataset = load_dataset(experiment, results)
-    check_lessons(experiment.task, dataset.questions)
+    check_training_set(experiment.task, dataset.questions)
     if dataset.missing:
         names = ", ".join(dataset.missing[:10]) + (" ..." if len(dataset.missing) > 10 else "")
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")

@@ -41,7 +41,7 @@ from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.temp_clip import fit as temp_clip_fit
 from dejavu.tasks.temp_clip import head as temp_clip
 from dejavu.tasks.temp_clip.answers import SpanKind, answer_questions, embed_candidates, see_clip
-from dejavu.tasks.temp_clip.fit import Lesson, NotFiniteError, TempClipFit, TempClipFitConfig, remembered
+from dejavu.tasks.temp_clip.fit import NotFiniteError, TempClipFit, TempClipFitConfig, TrainingSet, remembered
 from dejavu.tasks.temp_clip.head import NUM_FRAMES, TempClip, TempClipShape
 from dejavu.tasks.temp_clip.weights import (
     PUBLISHED_HEADS,
@@ -194,7 +194,7 @@ def check_head(config: TaskConfig, backbone: Backbone, prompt: str) -> None:
         _new_shape(config, backbone, load_sentences(config.text_encoder, backbone).width)
 
 
-def check_lessons(config: TaskConfig, questions: Sequence[Question]) -> None:
+def check_training_set(config: TaskConfig, questions: Sequence[Question]) -> None:
     """Refuse to begin where a head is to be trained and nothing is asked about training clips.
 
     Raises:
@@ -245,7 +245,7 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
     """
     names = {clip.clip_id for clip in clips}
     asked = [question for question in questions if question.clip_id in names]
-    check_lessons(config, asked)
+    check_training_set(config, asked)
     by_split = {split: tuple(question for question in asked if question.split == split) for split in ("train", "val")}
     ours = prompt_of(config, prompt)
     head_id = identity(
@@ -305,10 +305,10 @@ def _worker(config: dict[str, Any]) -> None:
     quieten()
     task: _Task = config["task"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    _Course(task, load_backbone(task.embedding.backbone, task.embedding.image_px), device).run()
+    _Trainer(task, load_backbone(task.embedding.backbone, task.embedding.image_px), device).run()
 
 
-class _Course:
+class _Trainer:
     """One fit, with what is looked at after each epoch."""
 
     def __init__(self, task: _Task, backbone: Backbone, device: str) -> None:
@@ -322,10 +322,10 @@ class _Course:
             for _, part, _ in read_beside(task.embedding, [task.original], task.original, task.clips)
             for name, clip in part.items()
         }
-        lesson = Lesson(self._about_stored(task.train), self.clips, task.prompt)
+        training_set = TrainingSet(self._about_stored(task.train), self.clips, task.prompt)
         self.validation = self._about_stored(task.validation)
         shape = _new_shape(task.config, backbone, self.sentences.width)
-        self.fit = TempClipFit(shape, encoder, lesson, task.config.fit)
+        self.fit = TempClipFit(shape, encoder, training_set, task.config.fit)
         self.frozen = remembered(self.sentences.embed)
         self.curve: list[dict[str, float]] = []
         self.broken = ""

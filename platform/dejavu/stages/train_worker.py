@@ -61,7 +61,7 @@ def fit_worker(config: dict[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and world > 1:
         torch.set_num_threads(1)
-    Course(task, _backbone(task, config["tower"], device), config["plan"], rank, world).run()
+    AddonTrainer(task, _backbone(task, config["tower"], device), config["plan"], rank, world).run()
 
 
 def _backbone(task: FitTask, tower: FitTower, device: str) -> Backbone:
@@ -76,7 +76,7 @@ def _backbone(task: FitTask, tower: FitTower, device: str) -> Backbone:
     )
 
 
-class Course:
+class AddonTrainer:
     """The fits of one worker, side by side on the same batches."""
 
     def __init__(self, task: FitTask, backbone: Backbone, plan: FitPlan, rank: int, world: int) -> None:

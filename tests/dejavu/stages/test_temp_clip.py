@@ -31,7 +31,7 @@ from dejavu.stages.temp_clip import (
     TaskConfig,
     check_fit_memory,
     check_head,
-    check_lessons,
+    check_training_set,
     fit_head,
     open_head,
     prompt_of,
@@ -40,7 +40,7 @@ from dejavu.stages.train_task import TrainError
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.tasks.temp_clip.answers import answer_questions, embed_candidates, see_clip
-from dejavu.tasks.temp_clip.fit import Lesson, TempClipFit, TempClipFitConfig
+from dejavu.tasks.temp_clip.fit import TempClipFit, TempClipFitConfig, TrainingSet
 from dejavu.tasks.temp_clip.head import TempClip, TempClipShape
 from dejavu.tasks.temp_clip.weights import save_temp_clip
 from dejavu.video.decode import DecodedFrames
@@ -189,12 +189,14 @@ def test_a_fit_that_no_machine_has_the_memory_for_is_refused(roberta: Path, monk
 def test_no_training_question_is_refused_at_start(tmp_path: Path) -> None:
     config = TaskConfig(head="temp_clip", fit=SMALL)
     with pytest.raises(TrainError, match="got 1 questions, none about a training clip"):
-        check_lessons(config, [question("0", "a")])
-    check_lessons(TaskConfig(), [])
+        check_training_set(config, [question("0", "a")])
+    check_training_set(TaskConfig(), [])
     embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
-    lesson = replace(question("0", "gone"), split="train")
+    training_set = replace(question("0", "gone"), split="train")
     with pytest.raises(TrainError, match="got 0 questions"):
-        fit_head([clip("a")], [lesson], name_setting(OriginalConfig(), "tower", {}), embedding, config, "{answer}")
+        fit_head(
+            [clip("a")], [training_set], name_setting(OriginalConfig(), "tower", {}), embedding, config, "{answer}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_a_roberta_is_trained_with_the_head_and_both_come_back_from_the_file(tmp
     fit = TempClipFit(
         TempClipShape(feature_width=128, sentence_width=16, width=16, ffn_width=16),
         sentences.encoder,
-        Lesson(tuple(asked), clips, "{question} </s> {answer}"),
+        TrainingSet(tuple(asked), clips, "{question} </s> {answer}"),
         replace(SMALL, epochs=2, learning_rate=1e-3),
     )
     fit.run_epoch(lambda texts: mean_hidden(sentences.encoder, sentences.tokens(texts)))
@@ -273,12 +275,12 @@ def course(root: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, fit:
     clips = [clip(name) for name in "abcd"]
     if not embedding.store.done(original.setting_id):
         store_embeddings(embedding, original, clips, 0)
-    lessons = tuple(replace(question(str(index), name), split="train") for name in "abc" for index in range(4))
+    training_set = tuple(replace(question(str(index), name), split="train") for name in "abc" for index in range(4))
     eval_set = tuple(replace(question(str(index), "d"), split="val") for index in range(4))
     config = TaskConfig(head="temp_clip", fit=fit)
     monkeypatch.setattr(temp_clip, "train", recorder)
-    task = temp_clip._Task(embedding, config, "{answer}", tuple(clips), lessons, eval_set, original)
-    temp_clip._Course(task, load_backbone(), "cpu").run()
+    task = temp_clip._Task(embedding, config, "{answer}", tuple(clips), training_set, eval_set, original)
+    temp_clip._Trainer(task, load_backbone(), "cpu").run()
     return recorder.kept
 
 

@@ -66,7 +66,7 @@ class TempClipFitConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingSet:
     """What is learned from: questions, and the clips that they are about as the head sees them."""
 
     questions: tuple[Question, ...]
@@ -83,9 +83,9 @@ class TempClipFit:
     """
 
     def __init__(
-        self, shape: TempClipShape, encoder: nn.Module | None, lesson: Lesson, config: TempClipFitConfig
+        self, shape: TempClipShape, encoder: nn.Module | None, training_set: TrainingSet, config: TempClipFitConfig
     ) -> None:
-        self.lesson, self.config = lesson, config
+        self.training_set, self.config = training_set, config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.head = TempClip(shape, config.dropout)
@@ -95,11 +95,11 @@ class TempClipFit:
             self.head.to(next(encoder.parameters()).device)
         self.weights = [*self.head.parameters(), *(encoder.parameters() if encoder is not None else ())]
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.steps_per_epoch = max(1, math.ceil(len(lesson.questions) / config.questions_per_step))
+        self.steps_per_epoch = max(1, math.ceil(len(training_set.questions) / config.questions_per_step))
         self.num_epochs = 0
         self._by_kind: dict[str, list[Question]] = defaultdict(list)
         self._by_clip: dict[str, list[Question]] = defaultdict(list)
-        for question in lesson.questions:
+        for question in training_set.questions:
             self._by_kind[question.kind].append(question)
             self._by_clip[question.clip_id].append(question)
 
@@ -112,13 +112,13 @@ class TempClipFit:
         self._train(True)
         seed = self.config.seed * 1_000_003 + self.num_epochs
         rng = np.random.default_rng(seed)
-        order = rng.permutation(len(self.lesson.questions))
+        order = rng.permutation(len(self.training_set.questions))
         sums: dict[str, float] = defaultdict(float)
         device = next(self.head.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # dropout draws from the global generator
             for part in np.array_split(order, self.steps_per_epoch):
-                questions = [self.lesson.questions[index] for index in part]
+                questions = [self.training_set.questions[index] for index in part]
                 for name, value in self._step(questions, encode, rng).items():
                     sums[name] += value * len(part)
         self.num_epochs += 1
@@ -129,7 +129,7 @@ class TempClipFit:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._decay()
         device = next(self.head.parameters()).device
-        features = np.stack([self.lesson.clips[question.clip_id].features_NE for question in questions])
+        features = np.stack([self.training_set.clips[question.clip_id].features_NE for question in questions])
         features_BNE = torch.from_numpy(features).to(device)
         asked = [self._candidates(question, rng) for question in questions]
         right_B = torch.tensor([right for _, right in asked], device=device)
@@ -170,7 +170,7 @@ class TempClipFit:
                 answers = [str(text) for text in rng.choice(pool, len(answers) - 1, replace=False)]
                 right = int(rng.integers(len(answers) + 1))
                 answers.insert(right, own)
-        return [self.lesson.prompt.format(question=question.text, answer=answer) for answer in answers], right
+        return [self.training_set.prompt.format(question=question.text, answer=answer) for answer in answers], right
 
     def _other_questions(self, question: Question, rng: np.random.Generator) -> tuple[list[str], int]:
         """Return as many question texts as there are candidates, and which is this question's."""
@@ -178,7 +178,7 @@ class TempClipFit:
         near = sorted({other.text for other in self._by_clip[question.clip_id]} - {question.text})
         far = sorted({other.text for other in self._by_kind[question.kind]} - {question.text, *near})
         texts = [str(text) for text in rng.permutation(near)] if rng.random() < self.config.same_clip_rate else []
-        rest = far or sorted({other.text for other in self.lesson.questions} - {question.text})
+        rest = far or sorted({other.text for other in self.training_set.questions} - {question.text})
         texts = texts[:wanted]
         while len(texts) < wanted:
             texts.append(str(rest[rng.integers(len(rest))]) if rest else "")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dejavu.records import Question
 from dejavu.tasks.temp_clip.answers import SeenClip, answer_questions, embed_candidates
-from dejavu.tasks.temp_clip.fit import Lesson, NotFiniteError, TempClipFit, TempClipFitConfig, remembered
+from dejavu.tasks.temp_clip.fit import NotFiniteError, TempClipFit, TempClipFitConfig, TrainingSet, remembered
 from dejavu.tasks.temp_clip.head import TempClipShape
 from dejavu.tasks.temp_clip.weights import read_weights, save_temp_clip
 
@@ -27,7 +27,7 @@ def embed(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
     return torch.stack([torch.eye(8)[int(text.rsplit(" ", 1)[-1])] for text in texts])
 
 
-def lesson(num_clips: int = 60, *, seed: int = 0) -> Lesson:
+def training_set(num_clips: int = 60, *, seed: int = 0) -> TrainingSet:
     """Clips that show one thing all along, and who shows it."""
     rng = np.random.default_rng(seed)
     clips, questions = {}, []
@@ -51,10 +51,10 @@ def lesson(num_clips: int = 60, *, seed: int = 0) -> Lesson:
                 duration_s=16.0,
             )
         )
-    return Lesson(tuple(questions), clips, "{answer}")
+    return TrainingSet(tuple(questions), clips, "{answer}")
 
 
-def accuracy(fit: TempClipFit, given: Lesson) -> float:
+def accuracy(fit: TempClipFit, given: TrainingSet) -> float:
     sentences = embed_candidates(given.questions, embed, given.prompt)
     found = answer_questions(fit.head, given.clips, given.questions, sentences)["gauss"]
     return float(np.mean([p.answer == q.correct for p, q in zip(found, given.questions, strict=True)]))
@@ -66,25 +66,25 @@ def _one_thread() -> None:
 
 
 def test_a_head_learns_what_can_be_seen_and_answers_about_clips_it_has_not_seen() -> None:
-    fit = TempClipFit(SHAPE, None, lesson(), CONFIG)
-    before = accuracy(fit, lesson(seed=1))
+    fit = TempClipFit(SHAPE, None, training_set(), CONFIG)
+    before = accuracy(fit, training_set(seed=1))
     reports = [fit.run_epoch(remembered(embed)) for _ in range(CONFIG.epochs)]
     assert before < 0.6
-    assert accuracy(fit, lesson(seed=1)) > 0.9
+    assert accuracy(fit, training_set(seed=1)) > 0.9
     assert reports[-1]["grounding_loss"] < reports[0]["grounding_loss"]
 
 
 def test_a_fit_that_was_resumed_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     config = replace(CONFIG, dropout=0.2, epochs=4)
-    whole = TempClipFit(SHAPE, None, lesson(), config)
+    whole = TempClipFit(SHAPE, None, training_set(), config)
     for _ in range(4):
         whole.run_epoch(embed)
-    first = TempClipFit(SHAPE, None, lesson(), config)
+    first = TempClipFit(SHAPE, None, training_set(), config)
     for _ in range(2):
         first.run_epoch(embed)
     save_temp_clip(first.head, first.trained_text(), "backbone", tmp_path / "last.safetensors")
     first.save_optimizer(tmp_path / "optimizer.safetensors")
-    second = TempClipFit(SHAPE, None, lesson(), config)
+    second = TempClipFit(SHAPE, None, training_set(), config)
     second.load_weights(read_weights(tmp_path / "last.safetensors"))
     second.load_optimizer(tmp_path / "optimizer.safetensors")
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_a_fit_that_was_resumed_goes_on_as_if_nothing_had_happened(tmp_path: Pat
 
 
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights() -> None:
-    given = lesson()
+    given = training_set()
     spoilt = {**given.clips, "7": SeenClip(np.full((32, 8), np.nan, np.float32), np.arange(32) / 2)}
     fit = TempClipFit(SHAPE, None, replace(given, clips=spoilt), CONFIG)
     with pytest.raises(NotFiniteError, match=r"temp_clip loss: got nan .* in epoch 1, expected finite"):
@@ -103,7 +103,7 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights() -> None:
 
 
 def test_the_right_answer_stays_among_wrong_ones_that_are_drawn_anew() -> None:
-    given = lesson()
+    given = training_set()
     fit = TempClipFit(SHAPE, None, given, replace(CONFIG, redrawn_rate=1.0))
     rng = np.random.default_rng(0)
     for question in given.questions:
