@@ -51,7 +51,7 @@ class ClusterError(RuntimeError):
     """The cluster cannot do what was asked; one line says why and what to do."""
 
 
-def honour_notice() -> None:
+def handle_preemption() -> None:
     """Let SIGTERM end this driver as Ctrl-C does; call it after `connect`, since Ray has a handler of its own.
 
     It comes when the driver's machine is taken away, or from `ray job stop`. Of all exceptions, KeyboardInterrupt is
@@ -167,7 +167,7 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     Raises:
         ClusterError: More is asked for than the cluster can ever give.
     """
-    bring_up(gpus_per_worker)
+    wait_for_nodes(gpus_per_worker)
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     gpus_each = gpus_per_actor(gpus_per_worker)
@@ -197,12 +197,12 @@ def gpus_per_actor(gpus_per_worker: float | None) -> float:
 
 def run_on_gpu(function: Callable[..., Result], *arguments: object, num_gpus: float) -> Result:
     """Run a function once where an actor that holds so many GPUs could be, and return what it returns."""
-    bring_up(num_gpus)
+    wait_for_nodes(num_gpus)
     found: Result = ray.get(ray.remote(num_cpus=1, num_gpus=num_gpus)(function).remote(*arguments))
     return found
 
 
-def bring_up(gpus_per_worker: float | None) -> None:
+def wait_for_nodes(gpus_per_worker: float | None) -> None:
     """Wait until a machine is up that can take a worker, on a cluster that grows on demand; elsewhere do not wait.
 
     Args:

@@ -114,7 +114,7 @@ def fit_schedules(job: Job) -> None:
     if not clips:
         job.say("no training clips: DiffRate's schedules are not searched")
         return
-    cluster.bring_up(job.experiment.gpus_per_worker)
+    cluster.wait_for_nodes(job.experiment.gpus_per_worker)
     result = search_schedules(clips, job.backbone, job.embedding, job.experiment.schedules)
     job.say(f"searched {len(result.found)} of {len(result.schedules)} DiffRate schedules")
     for share, found in sorted(result.found.items()):
@@ -130,7 +130,7 @@ def fit_token(job: Job) -> None:
         job.say("too few training clips: ResidualViT is left out")
         return
     embed_dense(job)
-    cluster.bring_up(job.experiment.gpus_per_worker)
+    cluster.wait_for_nodes(job.experiment.gpus_per_worker)
     result = fit_residual_token(clips, job.original, job.backbone, job.embedding, job.experiment.residual)
     judged = "" if result.cosine is None else f": cosine {result.cosine:.3f}, without any {result.cosine_without:.3f}"
     job.say(f"{'fitted' if result.is_new else 'found'} ResidualViT's token{judged}")

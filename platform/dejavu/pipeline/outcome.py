@@ -30,7 +30,7 @@ def embed(job: Job, settings: Sequence[Setting]) -> None:
 
 def measure(job: Job, settings: Sequence[Setting]) -> Mapping[str, Timing]:
     """Time all settings on some test clips."""
-    cluster.bring_up(job.experiment.gpus_per_worker)
+    cluster.wait_for_nodes(job.experiment.gpus_per_worker)
     clips = job.of_split("test")
     timings, num_timed = measure_settings(settings, job.original, clips, job.embedding, job.experiment.measure)
     job.say(f"timed {num_timed} settings")

@@ -18,7 +18,7 @@ from dejavu.stages.train import read_addons
 from dejavu.storage.place import listed
 from dejavu.storage.setting import Setting, name_setting, with_local_weights
 from dejavu.sweep.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, some_of, write_chosen
-from dejavu.sweep.sweep import Bench, search, sweep
+from dejavu.sweep.sweep import TrialContext, search, sweep
 from dejavu.sweep.tried import Tried, tried_runs
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.schedule import read_schedule
@@ -61,13 +61,13 @@ def choose_settings(job: Job) -> list[Setting]:
     embedding, pool = fit_memory(job.backbone, [original, *settings], job.embedding, pool)
     embed_clips(validation, [original], embedding, pool, "val")
     eval_set = job.eval_set("val", validation)
-    bench = Bench(original, eval_set, embedding, pool)
-    num_trials = sweep(settings, bench)
+    context = TrialContext(original, eval_set, embedding, pool)
+    num_trials = sweep(settings, context)
     scores = score_settings(settings, original, eval_set, job.embedding)
     stopped: list[Tried] = []
     if experiment.sweep.search == "optuna":
         name = partial(name_setting, backbone_identity=job.backbone.identity, embedding=experiment.embed.shaping())
-        tried = search(list_ranges(tower, configs), scores, bench, experiment.sweep, name)
+        tried = search(list_ranges(tower, configs), scores, context, experiment.sweep, name)
         stopped = [one for one in tried if not one.whole]
         found = [one.setting for one in tried if one.whole]
         scores = score_settings([*settings, *found], original, eval_set, job.embedding)

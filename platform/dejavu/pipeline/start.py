@@ -44,7 +44,7 @@ def start(experiment: Experiment) -> Job:
         print(f"MLflow: {here / 'mlflow.db'}, since no database can lie in {results}; or set MLFLOW_TRACKING_URI")
     tell("tracking", {"command": tracking.ui_command})
     cluster.connect(logs=here / LOGS)
-    cluster.honour_notice()
+    cluster.handle_preemption()
     dataset = load_dataset(experiment, results)
     check_training_set(experiment.task, dataset.questions)
     if dataset.missing:

@@ -32,7 +32,7 @@ from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity
 from dejavu.sweep.method_search import MethodSearch, Name
 from dejavu.sweep.study import SweepConfig
-from dejavu.sweep.trial import Part, Yardstick, cut_exam, quality, run_trial
+from dejavu.sweep.trial import GridBaseline, Part, cut_eval_set, quality, run_trial
 from dejavu.sweep.tried import Tried, read_tried, write_tried
 from reuse_models.registry import config_from_dict
 from tune_spaces.ranges import Ranges
@@ -48,7 +48,7 @@ class SweepError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class TrialContext:
     """What all trials share."""
 
     original: Setting
@@ -78,47 +78,47 @@ class Bench:
         return tune.with_resources(trial, self.held)
 
 
-def sweep(settings: Sequence[Setting], bench: Bench) -> int:
+def sweep(settings: Sequence[Setting], context: TrialContext) -> int:
     """Embed the evaluation set's clips under every setting with Ray Tune; return how many settings lacked something.
 
     Raises:
         SweepError: A trial failed, or was lost more often than it is begun again.
     """
-    pending = _pending(settings, bench)
+    pending = _pending(settings, context)
     with telling(Work(stage="sweep", total=len(pending), unit="settings", kept=len(settings) - len(pending))):
         if pending:
-            _sweep(settings, pending, bench)
+            _sweep(settings, pending, context)
     return len(pending)
 
 
-def _pending(settings: Sequence[Setting], bench: Bench) -> list[Setting]:
-    return [setting for setting in settings if plan(bench.eval_set.clips, [setting], bench.embedding)]
+def _pending(settings: Sequence[Setting], context: TrialContext) -> list[Setting]:
+    return [setting for setting in settings if plan(context.eval_set.clips, [setting], context.embedding)]
 
 
-def _sweep(settings: Sequence[Setting], pending: Sequence[Setting], bench: Bench) -> None:
-    parts = {"settings": [setting.setting_id for setting in settings], "clips": clips_identity(bench.eval_set.clips)}
+def _sweep(settings: Sequence[Setting], pending: Sequence[Setting], context: TrialContext) -> None:
+    parts = {"settings": [setting.setting_id for setting in settings], "clips": clips_identity(context.eval_set.clips)}
     _fit(
-        f"sweep-{identity({**parts, 'held': bench.held})}",
-        bench.trainable([Part(bench.eval_set, 1.0)]),
+        f"sweep-{identity({**parts, 'held': context.held})}",
+        context.trainable([Part(context.eval_set, 1.0)]),
         tune.TuneConfig(metric="quality", mode="max", reuse_actors=True, trial_dirname_creator=_folder_name),
         {"setting": tune.grid_search([setting.to_row() for setting in pending])},
-        bench,
+        context,
     )
 
 
 def search(
-    ranges: Mapping[str, Ranges], grid: Sequence[SettingScore], bench: Bench, config: SweepConfig, name: Name
+    ranges: Mapping[str, Ranges], grid: Sequence[SettingScore], context: TrialContext, config: SweepConfig, name: Name
 ) -> list[Tried]:
     """Search for settings that add to the frontier of their method, quality up and GFLOPs per frame down.
 
     A trial reports after each share `config.stop_after` of the clips, and asynchronous successive halving stops it
-    where its shortfall (see Yardstick) is larger than that of half of the trials before it on the same clips. One that
-    adds to its method's frontier has none and is never stopped, whatever it costs.
+    where its shortfall (see GridBaseline) is larger than that of half of the trials before it on the same clips. One
+    that adds to its method's frontier has none and is never stopped, whatever it costs.
 
     Args:
         ranges: What may be tried, by method.
         grid: The grid's scores on all clips.
-        bench: What all trials share.
+        context: What all trials share.
         config: How many samples, where they may be stopped, the seed.
         name: Names a config.
 
@@ -128,19 +128,23 @@ def search(
     Raises:
         SweepError: As of `sweep`.
     """
-    folder = f"search-{_search_identity(ranges, grid, bench, config)}"
-    note = bench.embedding.store.root / "tune" / folder / TRIED
+    folder = f"search-{_search_identity(ranges, grid, context, config)}"
+    note = context.embedding.store.root / "tune" / folder / TRIED
     if not is_file(note):
         settings = [score.setting for score in grid]
         parts = [
-            Part(eval_set, share, Yardstick.of(score_settings(settings, bench.original, eval_set, bench.embedding)))
-            for share, eval_set in cut_exam(bench.eval_set, config.stop_after)
+            Part(
+                eval_set,
+                share,
+                GridBaseline.of(score_settings(settings, context.original, eval_set, context.embedding)),
+            )
+            for share, eval_set in cut_eval_set(context.eval_set, config.stop_after)
         ]
         searcher = MethodSearch(ranges, grid, name, num_samples=config.num_samples, seed=config.seed)
         with telling(Work(stage="search", total=config.num_samples * len(ranges), unit="settings")):
             _fit(
                 folder,
-                bench.trainable(parts),
+                context.trainable(parts),
                 tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=halving(len(parts)),
@@ -149,11 +153,11 @@ def search(
                     trial_dirname_creator=_folder_name,
                 ),
                 None,
-                bench,
+                context,
             )
     tried = read_tried(note, name)
-    if pending := _pending([one.setting for one in tried if one.whole], bench):  # embeddings were removed since
-        sweep(pending, bench)
+    if pending := _pending([one.setting for one in tried if one.whole], context):  # embeddings were removed since
+        sweep(pending, context)
     return tried
 
 
@@ -168,7 +172,7 @@ def halving(num_parts: int) -> AsyncHyperBandScheduler:
 
 
 def _search_identity(
-    ranges: Mapping[str, Ranges], grid: Sequence[SettingScore], bench: Bench, config: SweepConfig
+    ranges: Mapping[str, Ranges], grid: Sequence[SettingScore], context: TrialContext, config: SweepConfig
 ) -> str:
     """Name a search by everything that it follows from; the grid's qualities stand for questions, prompt and head."""
     limits = {
@@ -179,9 +183,9 @@ def _search_identity(
         {
             "limits": limits,
             "grid": sorted((score.setting.setting_id, round(quality(score), 6)) for score in grid),
-            "clips": clips_identity(bench.eval_set.clips),
+            "clips": clips_identity(context.eval_set.clips),
             "config": [config.num_samples, config.seed, config.stop_after],
-            "held": bench.held,
+            "held": context.held,
         }
     )
 
@@ -197,9 +201,11 @@ class _Told(tune.Callback):
         tell("progress", {"stage": self.stage, "done": self.ended})
 
 
-def _fit(name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, Any] | None, bench: Bench) -> None:
+def _fit(
+    name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, Any] | None, context: TrialContext
+) -> None:
     """Run an experiment, or go on with it where it was killed, and write what it tried."""
-    root = bench.embedding.store.root / "tune"
+    root = context.embedding.store.root / "tune"
     where = ray_storage(root)
     address = f"{where.path}/{name}"
     if _was_killed(root / name) and tune.Tuner.can_restore(address, storage_filesystem=where.filesystem):
@@ -237,9 +243,9 @@ def _fit(name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, An
     write_tried(root / name / TRIED, results)
     now = [last["embed_s"] for _, last in results if last["timestamp"] >= started]
     if now:
-        overhead_s = overhead_per_trial(wall_s, now, bench.num_at_once)
+        overhead_s = overhead_per_trial(wall_s, now, context.num_at_once)
         print(
-            f"  {name}: {len(now)} trials in {wall_s:.0f} s, {bench.num_at_once} at once, {overhead_s:.2f} s a trial "
+            f"  {name}: {len(now)} trials in {wall_s:.0f} s, {context.num_at_once} at once, {overhead_s:.2f} s a trial "
             f"beside their own work; tensorboard --logdir {shlex.quote(str(root / name))}",
             flush=True,
         )

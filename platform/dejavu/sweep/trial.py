@@ -24,16 +24,16 @@ WORTHLESS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Yardstick:
+class GridBaseline:
     """What a grid reached on some clips: GFLOPs per frame and quality of its settings, by method."""
 
     reached: Mapping[str, tuple[tuple[float, float], ...]]
 
     @staticmethod
-    def of(scores: Sequence[SettingScore]) -> Yardstick:
+    def of(scores: Sequence[SettingScore]) -> GridBaseline:
         """Take it from scores on the same clips."""
         methods = {score.setting.method for score in scores}
-        return Yardstick(
+        return GridBaseline(
             {
                 method: tuple((s.gflops_per_frame, quality(s)) for s in scores if s.setting.method == method)
                 for method in sorted(methods)
@@ -62,10 +62,10 @@ class Part:
     eval_set: EvalSet
     share: float
     """Of all clips; 1 for the last part, which is all of them."""
-    yardstick: Yardstick | None = None
+    baseline: GridBaseline | None = None
 
 
-def cut_exam(eval_set: EvalSet, shares: Sequence[float]) -> list[tuple[float, EvalSet]]:
+def cut_eval_set(eval_set: EvalSet, shares: Sequence[float]) -> list[tuple[float, EvalSet]]:
     """Cut an evaluation set into growing parts by content id, each within the next; the last one is all of it."""
     clips = sorted(eval_set.clips, key=lambda clip: (clip.content_id, clip.clip_id))
     counts = {math.ceil(share * len(clips)): share for share in (*sorted(shares), 1.0)}
@@ -97,8 +97,8 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embeddin
         embedding.store.write_failures(STAGE, dict.fromkeys(failures), part=setting.setting_id)
         score = score_settings([setting], Setting.from_row(original), part.eval_set, embedding)[0]
         metrics = validation_metrics(score) | {"clips_share": part.share, "rung": 2.0**index}
-        if part.yardstick is not None:
-            metrics["shortfall"] = part.yardstick.shortfall(score)
+        if part.baseline is not None:
+            metrics["shortfall"] = part.baseline.shortfall(score)
         tune.report({**metrics, "embed_s": time.monotonic() - start})
 
 

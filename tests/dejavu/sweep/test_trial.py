@@ -9,7 +9,7 @@ import pytest
 from dejavu.records import AnswerScore, Question, Transcoded
 from dejavu.stages.score import EvalSet, SettingScore
 from dejavu.storage.setting import Setting
-from dejavu.sweep.trial import Yardstick, cut_exam, quality, validation_metrics
+from dejavu.sweep.trial import GridBaseline, cut_eval_set, quality, validation_metrics
 from dejavu.tasks.fidelity import Fidelity
 from dejavu.tasks.neighbours import Agreement
 from reuse_models.baselines.cmc import CmcConfig
@@ -75,7 +75,7 @@ def eval_set(num_clips: int) -> EvalSet:
 
 @pytest.mark.parametrize("num_clips", [1, 2, 3, 7, 8])
 def test_parts_grow_within_each_other_up_to_all_clips(num_clips: int) -> None:
-    parts = cut_exam(eval_set(num_clips), (0.5, 0.25))
+    parts = cut_eval_set(eval_set(num_clips), (0.5, 0.25))
     clips = [[one.content_id for one in part.clips] for _, part in parts]
     assert clips[-1] == sorted(one.content_id for one in eval_set(num_clips).clips)
     assert all(fewer == more[: len(fewer)] and len(fewer) < len(more) for fewer, more in pairwise(clips))
@@ -84,12 +84,12 @@ def test_parts_grow_within_each_other_up_to_all_clips(num_clips: int) -> None:
 
 
 def test_a_part_asks_about_its_own_clips_alone() -> None:
-    for _, part in cut_exam(eval_set(8), (0.25, 0.5)):
+    for _, part in cut_eval_set(eval_set(8), (0.25, 0.5)):
         assert {one.clip_id for one in part.questions} == {one.clip_id for one in part.clips}
 
 
 def test_without_shares_there_is_one_part() -> None:
-    assert [share for share, _ in cut_exam(eval_set(5), ())] == [1]
+    assert [share for share, _ in cut_eval_set(eval_set(5), ())] == [1]
 
 
 GRID = [
@@ -113,10 +113,10 @@ GRID = [
 def test_a_shortfall_is_the_gap_to_what_the_grid_reaches_at_that_cost(
     gflops: float, cosine: float, shortfall: float
 ) -> None:
-    found = Yardstick.of(GRID).shortfall(score(EventfulConfig(refreshed_tokens=9), gflops, cosine))
+    found = GridBaseline.of(GRID).shortfall(score(EventfulConfig(refreshed_tokens=9), gflops, cosine))
     assert found == pytest.approx(shortfall)
 
 
 def test_nothing_falls_short_of_a_grid_that_is_worth_nothing() -> None:
-    yardstick = Yardstick.of([score(CmcConfig(threshold=3.0), 1.0, 0.0)])
-    assert yardstick.shortfall(score(CmcConfig(threshold=9.0), 2.0, 0.0)) == 0
+    baseline = GridBaseline.of([score(CmcConfig(threshold=3.0), 1.0, 0.0)])
+    assert baseline.shortfall(score(CmcConfig(threshold=9.0), 2.0, 0.0)) == 0
