@@ -25,7 +25,7 @@ from dejavu.report.comparison import (
     write_differences_csv,
 )
 from dejavu.storage.given_place import GivenPlace
-from dejavu.report.looks import looks_of
+from dejavu.report.style import styles_of
 from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.storage.place import Place, storage_errors
 
@@ -99,7 +99,7 @@ def lines(found: list[Difference], *, scale: float) -> list[str]:
         pace = one.ms_per_frame_a / one.ms_per_frame_b if one.ms_per_frame_a and one.ms_per_frame_b else None
         rows.append(
             (
-                looks_of([one.method])[one.method].name,
+                styles_of([one.method])[one.method].name,
                 one.setting,
                 _text(one.quality_a, scale, 2),
                 _text(one.quality_b, scale, 2),

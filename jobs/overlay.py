@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.report.frontier import MAX_LOSS, best_within, quality_of
 from dejavu.storage.given_place import GivenPlace
-from dejavu.report.looks import looks_of
+from dejavu.report.style import styles_of
 from dejavu.report.overlay import draw_overlay
 from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.storage.place import Place, is_file, place, storage_errors
@@ -93,7 +93,7 @@ def run(job: Overlay) -> None:
     method = with_local_weights(config).build(backbone.vit)
     given = TranscodeConfig(**resolved["transcode"])
     wanted = given if job.fps is None else replace(given, fps=job.fps)
-    title = f"{looks_of([config.method])[config.method].name}: {config.setting}"
+    title = f"{styles_of([config.method])[config.method].name}: {config.setting}"
     rates: list[float] = []
 
     def pictures(path: Path) -> Iterator[NDArray[np.uint8]]:

@@ -23,7 +23,7 @@ import tyro
 
 from dejavu.cluster.cluster import hardware
 from dejavu.records import ParetoPoint
-from dejavu.report.looks import looks_of
+from dejavu.report.style import styles_of
 from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.storage.store import write_text
 
@@ -120,7 +120,7 @@ def _with_interval(value: float | None, low: float | None, high: float | None) -
 
 
 COLUMNS: dict[str, Callable[[ParetoPoint], str]] = {
-    "setting": lambda p: f"{looks_of([p.method])[p.method].name} {p.setting}".strip(),
+    "setting": lambda p: f"{styles_of([p.method])[p.method].name} {p.setting}".strip(),
     "by the clock": lambda p: _number(2, p.speedup),
     "with decoding": lambda p: _number(2, with_decoding(p)),
     "fewer FLOPs": lambda p: _number(2, p.flops_reduction),

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from dejavu.records import ParetoPoint
 from dejavu.report.frontier import ORIGINAL, QUALITIES, Gain, Quality, QualityWords, words_of
-from dejavu.report.looks import FAINT, INK, MUTED, looks_of
+from dejavu.report.style import FAINT, INK, MUTED, styles_of
 from dejavu.storage.store import atomic, write_text
 
 GAIN_NAMES: dict[Gain, str] = {
@@ -162,9 +162,10 @@ def plot_comparison(first: Run, second: Run, quality: Quality, path: Path) -> No
         _panel(axes, first, second, quality, gain)
     scale = "" if quality == "cosine_to_dense" else " (%)"
     every_axes[0].set_ylabel(f"{common_words(first, second, quality).name}{scale}", color=INK, fontsize=10)
-    looks = looks_of(point.method for run in (first, second) for point in run.points)
+    styles = styles_of(point.method for run in (first, second) for point in run.points)
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, label=look.name, linewidth=1.4) for look in looks.values()
+        Line2D([], [], color=style.colour, marker=style.marker, label=style.name, linewidth=1.4)
+        for style in styles.values()
     ]
     runs = [
         Line2D([], [], color=INK, marker="o", linestyle="-", label=f"A: {first.name}"),
@@ -187,17 +188,17 @@ def _placed(run: Run, gain: Gain) -> list[ParetoPoint]:
 def _panel(axes: Axes, first: Run, second: Run, quality: Quality, gain: Gain) -> None:
     scale = 1 if quality == "cosine_to_dense" else 100
     places = []
-    for run, style, is_open in ((first, "-", False), (second, "--", True)):
+    for run, dashes, is_open in ((first, "-", False), (second, "--", True)):
         place: dict[tuple[str, str], tuple[float, float]] = {}
-        for method, look in looks_of(point.method for point in run.points).items():
+        for method, style in styles_of(point.method for point in run.points).items():
             some = sorted(
                 (point for point in _placed(run, gain) if point.method == method), key=lambda one: getattr(one, gain)
             )
             x = [float(getattr(point, gain)) for point in some]
             y = [scale * float(getattr(point, quality)) for point in some]
-            face = "white" if is_open else look.colour
+            face = "white" if is_open else style.colour
             axes.plot(
-                x, y, style, color=look.colour, marker=look.marker, markersize=6, markerfacecolor=face, linewidth=1.2
+                x, y, dashes, color=style.colour, marker=style.marker, markersize=6, markerfacecolor=face, linewidth=1.2
             )
             place |= {
                 (point.method, point.setting): spot for point, spot in zip(some, zip(x, y, strict=True), strict=True)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dejavu.report.looks import FAINT, INK, MUTED, looks_of
+from dejavu.report.style import FAINT, INK, MUTED, styles_of
 from dejavu.storage.place import Place
 from dejavu.storage.store import atomic, write_text
 from dejavu.tasks.bootstrap import clustered_interval
@@ -119,7 +119,7 @@ def plot_drift(curves: Sequence[Sequence[AgePoint]], path: Place) -> None:
         raise ValueError("drift: got no curve with a point, expected one or more; score a method that reuses frames")
     by_method = {
         method: [curve for curve in drawn if curve[0].method == method]
-        for method in looks_of(curve[0].method for curve in drawn)
+        for method in styles_of(curve[0].method for curve in drawn)
     }
     num_columns = min(PANELS_PER_ROW, len(by_method))
     num_rows = -(-len(by_method) // num_columns)
@@ -139,18 +139,20 @@ def plot_drift(curves: Sequence[Sequence[AgePoint]], path: Place) -> None:
 
 
 def _panel(axes: Axes, method: str, curves: Sequence[Sequence[AgePoint]], lowest: float) -> None:
-    look = looks_of([method])[method]
+    style = styles_of([method])[method]
     best_first = sorted(curves, key=lambda curve: -float(np.mean([point.cosine for point in curve])))
     for number, curve in enumerate(best_first):
         age = [point.age for point in curve]
         shade = SHADES[min(number, len(SHADES) - 1)]
-        style = ("-", "--", "-.", ":")[number % 4]
+        dashes = ("-", "--", "-.", ":")[number % 4]
         low, high = [point.ci_low for point in curve], [point.ci_high for point in curve]
-        axes.fill_between(age, low, high, color=look.colour, alpha=0.12 * shade + 0.03, linewidth=0)
+        axes.fill_between(age, low, high, color=style.colour, alpha=0.12 * shade + 0.03, linewidth=0)
         marker = "o" if len(age) < 10 else None
         mean = [point.cosine for point in curve]
-        axes.plot(age, mean, style, color=look.colour, alpha=shade, marker=marker, markersize=3, label=curve[0].setting)
-    axes.set_title(look.name, loc="left", fontsize=10.5, fontweight="bold", color=look.colour)
+        axes.plot(
+            age, mean, dashes, color=style.colour, alpha=shade, marker=marker, markersize=3, label=curve[0].setting
+        )
+    axes.set_title(style.name, loc="left", fontsize=10.5, fontweight="bold", color=style.colour)
     axes.set_ylim(lowest - 0.03 * (1 - lowest) - 0.002, 1 + 0.04 * (1 - lowest) + 0.002)
     axes.set_xlabel("frames since the last dense frame", fontsize=8.5, color=MUTED)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)

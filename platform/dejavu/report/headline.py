@@ -21,7 +21,7 @@ from dejavu.report.frontier import (
     original_quality,
     words_of,
 )
-from dejavu.report.looks import looks_of
+from dejavu.report.style import styles_of
 
 WORST = (1.0, 0.0)
 """Corner that the hypervolume is measured from: Original's computation, and no right answer."""
@@ -53,7 +53,7 @@ def headlines(points: Sequence[ParetoPoint], quality: Quality, max_loss: float =
     best, fastest = (best_within(points, quality, gain, max_loss=max_loss) for gain in GAINS)
     beaten = {id(point) for point, by in zip(points, dominators(points, quality), strict=True) if by}
     found = []
-    for method in looks_of(point.method for point in points):
+    for method in styles_of(point.method for point in points):
         members = [point for point in points if point.method == method]
         if method == ORIGINAL:
             continue
@@ -230,7 +230,7 @@ def _share(value: float, quality: Quality) -> str:
 
 
 def _name(point: ParetoPoint) -> str:
-    return f"{looks_of([point.method])[point.method].name} ({point.setting})"
+    return f"{styles_of([point.method])[point.method].name} ({point.setting})"
 
 
 def _largest(points: Sequence[ParetoPoint | None], gain: Gain) -> ParetoPoint | None:

@@ -29,7 +29,7 @@ from dejavu.report.headline import (
     summarise,
     verdict,
 )
-from dejavu.report.looks import looks_of
+from dejavu.report.style import styles_of
 from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
 
@@ -173,7 +173,7 @@ def _context(
         "pictures": pictures,
         "facts": facts,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "look": lambda method: looks_of([method])[method],
+        "style": lambda method: styles_of([method])[method],
         "value": lambda one: getattr(one, quality),
         "loss_interval": lambda one: loss_interval(one, quality),
         "own_interval": lambda one: _own_interval(one, quality),

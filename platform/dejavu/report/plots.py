@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from dejavu.records import ParetoPoint
 from dejavu.report.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, original_quality, quality_of, words_of
 from dejavu.report.label_placement import Box, Points, Room, place
-from dejavu.report.looks import FAINT, GOLD, INK, LOOKS, MUTED, Look, looks_of
 from dejavu.report.published_points import PUBLISHED
+from dejavu.report.style import FAINT, GOLD, INK, MUTED, STYLES, Style, styles_of
 from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
 
@@ -33,7 +33,7 @@ _KEY = "gold and ringed: the frontier, with its settings   ·   grey band: withi
 class _Series:
     """One method's line, cheapest setting last; x are reductions, y and the whiskers per cent."""
 
-    look: Look
+    style: Style
     x: Points
     y: Points
     whiskers: tuple[tuple[float, float, float], ...]
@@ -136,7 +136,7 @@ def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool)
     reference = _published_series() if published else ()
     series = _all_series(points, quality, "flops_reduction")
     same_formulas = _all_series(points, quality, "flops_reduction_published")
-    comparable = published and any(line.look.name != LOOKS[ORIGINAL].name for line in same_formulas)
+    comparable = published and any(line.style.name != STYLES[ORIGINAL].name for line in same_formulas)
     original = next(point for point in points if point.method == ORIGINAL)
     gflops = original.gflops_per_frame
     about = "" if gflops is None else f" (Original: {gflops:.3g} GFLOPs a frame)"
@@ -153,7 +153,7 @@ def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool)
 def _all_series(points: Sequence[ParetoPoint], quality: Quality, gain: str) -> tuple[_Series, ...]:
     dense, interval = original_quality(points, quality), _LOSS_INTERVALS.get(quality)
     every = []
-    for method, look in looks_of(point.method for point in points).items():
+    for method, style in styles_of(point.method for point in points).items():
         chosen = [point for point in points if point.method == method and getattr(point, gain) is not None]
         if not chosen:
             continue
@@ -165,7 +165,7 @@ def _all_series(points: Sequence[ParetoPoint], quality: Quality, gain: str) -> t
                 whiskers.append((float(getattr(point, gain)), 100 * (dense + low), 100 * (dense + high)))
         every.append(
             _Series(
-                look=look,
+                style=style,
                 x=np.array([float(getattr(point, gain)) for point in chosen]),
                 y=np.array([100 * float(getattr(point, quality)) for point in chosen]),
                 whiskers=tuple(whiskers),
@@ -179,11 +179,11 @@ def _all_series(points: Sequence[ParetoPoint], quality: Quality, gain: str) -> t
 
 def _published_series() -> tuple[_Series, ...]:
     series = []
-    for method, look in looks_of(point.method for point in PUBLISHED).items():
+    for method, style in styles_of(point.method for point in PUBLISHED).items():
         chosen = [point for point in PUBLISHED if point.method == method]
         series.append(
             _Series(
-                look=look,
+                style=style,
                 x=np.array([point.flops_reduction_published for point in chosen]),
                 y=np.array([100 * point.acc_gqa for point in chosen]),
                 whiskers=(),
@@ -242,18 +242,18 @@ def _draw(axes: Axes, panel: _Panel) -> None:
     axes.plot(*panel.stairs.T, color=GOLD, linewidth=3.5, zorder=1.2, solid_joinstyle="miter")
     for line in panel.published:
         axes.plot(line.x, line.y, color=MUTED, alpha=0.55, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
-        axes.scatter(line.x, line.y, marker=line.look.marker, s=26, color="white", edgecolor=MUTED, zorder=1.6)
+        axes.scatter(line.x, line.y, marker=line.style.marker, s=26, color="white", edgecolor=MUTED, zorder=1.6)
     for line in panel.series:
-        colour, style = line.look.colour, "--" if line.untrained else "-"
-        axes.plot(line.x, line.y, color=colour, linewidth=1.5, alpha=0.75, linestyle=style, zorder=3)
+        colour, dashes = line.style.colour, "--" if line.untrained else "-"
+        axes.plot(line.x, line.y, color=colour, linewidth=1.5, alpha=0.75, linestyle=dashes, zorder=3)
         for x, low, high in line.whiskers:
             axes.plot([x, x], [low, high], color=colour, linewidth=1.1, alpha=0.38, zorder=2)
         for x, y, ringed in zip(line.x, line.y, line.on_frontier, strict=True):
             axes.scatter(
                 [x],
                 [y],
-                marker=line.look.marker,
-                s=210 if line.look == LOOKS[ORIGINAL] else 74 if ringed else 40,
+                marker=line.style.marker,
+                s=210 if line.style == STYLES[ORIGINAL] else 74 if ringed else 40,
                 color="white" if line.untrained else colour,
                 edgecolor=colour if line.untrained else INK if ringed else "white",
                 linewidth=1.8 if line.untrained else 1.3 if ringed else 0.8,
@@ -277,13 +277,13 @@ def _labels(axes: Axes, panel: _Panel) -> list[_Label]:
     """List the texts: what the reference is, method names, published names, the settings of the frontier."""
     right = np.array([[axes.get_xlim()[1], panel.dense]])
     labels = [_Label(f"Original {panel.dense:.1f} %", right, INK, 9.5, "bold")]
-    methods = [line for line in panel.series if line.look != LOOKS[ORIGINAL]]
+    methods = [line for line in panel.series if line.style != STYLES[ORIGINAL]]
     for line in sorted(methods, key=lambda line: float(line.x[-1])):
-        name = line.look.name + (" (untrained)" if line.untrained else "")
-        labels.append(_Label(name, line.corners[::-1], line.look.colour, 11, "bold"))
+        name = line.style.name + (" (untrained)" if line.untrained else "")
+        labels.append(_Label(name, line.corners[::-1], line.style.colour, 11, "bold"))
     for line in panel.published:
-        if line.look != LOOKS[ORIGINAL]:
-            labels.append(_Label(f"{line.look.name}, published", line.corners[::-1], MUTED, 8.5, "normal"))
+        if line.style != STYLES[ORIGINAL]:
+            labels.append(_Label(f"{line.style.name}, published", line.corners[::-1], MUTED, 8.5, "normal"))
     if len(panel.stairs):
         for line in methods:
             for corner, setting, on in zip(line.corners, line.settings, line.on_frontier, strict=True):

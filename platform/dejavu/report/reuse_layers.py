@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dejavu.report.looks import INK, MUTED, looks_of
+from dejavu.report.style import INK, MUTED, styles_of
 from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
 
@@ -57,10 +57,10 @@ def plot_layer_rates(settings: Sequence[LayerRates], path: Place) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     picture = axes.imshow(rate_SL, aspect="auto", cmap="YlGnBu", vmin=0, vmax=1)
-    looks = looks_of(one.method for one in settings)
-    axes.set_yticks(range(len(settings)), [f"{looks[one.method].name}  {one.setting}" for one in settings])
+    styles = styles_of(one.method for one in settings)
+    axes.set_yticks(range(len(settings)), [f"{styles[one.method].name}  {one.setting}" for one in settings])
     for label, one in zip(axes.get_yticklabels(), settings, strict=True):
-        label.set_color(looks[one.method].colour)
+        label.set_color(styles[one.method].colour)
     if num_layers <= CELL_TEXT_LIMIT:
         axes.set_xticks(range(num_layers), [f"{layer} → {layer + 1}" for layer in range(1, num_layers + 1)])
         for (row, column), rate in np.ndenumerate(rate_SL):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from dejavu.report.looks import INK, MUTED
+from dejavu.report.style import INK, MUTED
 from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dejavu.report.looks import INK, MUTED
+from dejavu.report.style import INK, MUTED
 from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
 

@@ -17,10 +17,10 @@ from dejavu.report.breakdown import agreement_columns
 from dejavu.report.equal_flops import Item, Lead, Scored, leads
 from dejavu.report.frontier import GAINS, MAX_LOSS, Quality, best_within, mark_frontier, quality_of, words_of
 from dejavu.report.headline import headlines
-from dejavu.report.looks import looks_of
 from dejavu.report.pareto_csv import write_pareto_csv
 from dejavu.report.pareto_view import VIEW_ID, VIEW_NAME, saved_view
 from dejavu.report.plots import plot_pareto
+from dejavu.report.style import styles_of
 from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.storage.place import Place, is_file
@@ -285,7 +285,7 @@ def describe(points: Sequence[ParetoPoint], quality: Quality, view_path: str, ma
     for method, best in rows:
         speed = "" if best.speedup is None else f"{best.speedup:.2f}x"
         cost = f"{speed} | {best.flops_reduction:.2f}x fewer"
-        lines.append(f"| {looks_of([method])[method].name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
+        lines.append(f"| {styles_of([method])[method].name} | {best.setting} | {getattr(best, quality):.3f} | {cost} |")
     return "\n".join(lines)
 
 
@@ -293,7 +293,7 @@ def _child(point: ParetoPoint, tags: Mapping[str, str]) -> Run:
     names = [field.name for field in fields(point) if field.name not in PARAMETER_FIELDS + TAG_FIELDS]
     names.sort(key=lambda name: FIRST_METRICS.index(name) if name in FIRST_METRICS else len(FIRST_METRICS))
     notes = {name: str(getattr(point, name)).lower() for name in TAG_FIELDS if getattr(point, name) is not None}
-    colour = {"mlflow.runColor": looks_of([point.method])[point.method].colour}
+    colour = {"mlflow.runColor": styles_of([point.method])[point.method].colour}
     return Run(
         name=f"{point.method} {point.setting}",
         params={name: getattr(point, name) for name in PARAMETER_FIELDS},

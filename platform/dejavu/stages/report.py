@@ -15,12 +15,12 @@ from dejavu.report.breakdown import Answered, break_down, by_question_type, by_t
 from dejavu.report.drift import drift_curve, plot_drift, write_drift_csv
 from dejavu.report.equal_flops import write_leads_csv
 from dejavu.report.frontier import original_quality, quality_of
-from dejavu.report.looks import looks_of
 from dejavu.report.motion import measure_motion
 from dejavu.report.observe import observe_reuse
 from dejavu.report.page import Picture, RunFacts, Tables, write_report
 from dejavu.report.reuse_layers import LayerRates, layer_rates, plot_layer_rates
 from dejavu.report.reuse_map import plot_reuse_map
+from dejavu.report.style import styles_of
 from dejavu.stages.frontier import Evidence, compare
 from dejavu.stages.score import EvalSet
 from dejavu.storage.place import Place
@@ -170,7 +170,7 @@ def _draw_reuse(scored: Scored, clips: Sequence[Transcoded], max_loss: float) ->
             frames = decode_all(path, count=len(reuse_FLN))
         plot_reuse_map(frames.rgb_FHWC, reuse_FLN, folder / "map.png", class_FPP=frames.codec_F4PP[:, 0])
         caption = MAP_CAPTION.format(
-            method=looks_of([point.method])[point.method].name,
+            method=styles_of([point.method])[point.method].name,
             setting=point.setting,
             clip=clips[middle].clip_id,
             frames=len(reuse_FLN),
