@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dejavu.backbones import text
 from dejavu.backbones.load import Backbone
-from dejavu.observability.events import Work, telling
+from dejavu.observability.events import Work, stage_span
 from dejavu.storage.code_version import closure_version
 from dejavu.storage.store import Store, identity
 
@@ -35,7 +35,7 @@ def embed_texts(texts: Sequence[str], backbone: Backbone, store: Store) -> Tenso
     name = identity(parts)
     kept = store.read_texts(name)
     if kept is None:
-        with telling(Work(stage="texts", total=len(texts), unit="texts")) as so_far:
+        with stage_span(Work(stage="texts", total=len(texts), unit="texts")) as so_far:
             kept = backbone.embed_texts(texts).numpy()
             so_far(len(texts))
         store.write_texts(name, texts, kept)

@@ -3,7 +3,7 @@
     <results>/logs/<start in UTC>-<host>-<process>.jsonl
 
 Every line that is about a clip names it, so that looking for its id in this folder shows its way. The driver begins a
-log with `keep_log` and names the folder to its workers by LOGS_VARIABLE; where neither is so, `tell` does nothing.
+log with `keep_log` and names the folder to its workers by LOGS_VARIABLE; where neither is so, `log_event` does nothing.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ class Work:
     """Units that were in the store already."""
 
 
-def tell(event: str, fields: Mapping[str, Any]) -> None:
+def log_event(event: str, fields: Mapping[str, Any]) -> None:
     """Log one event. Fields are plain values; a clip is named in `clip_id`, several in `clip_ids`."""
     _logger().info(event, extra={"fields": fields})
 
 
 @contextmanager
-def telling(work: Work) -> Iterator[Callable[[int], None]]:
+def stage_span(work: Work) -> Iterator[Callable[[int], None]]:
     """Tell when a stage begins and that it has ended, and by what this yields how many units are done meanwhile.
 
     A stage that breaks off has not ended.
     """
-    tell("stage begins", asdict(work))
+    log_event("stage begins", asdict(work))
     start = time.monotonic()
-    yield lambda done: tell("progress", {"stage": work.stage, "done": done})
-    tell("stage ends", {"stage": work.stage, "seconds": round(time.monotonic() - start, 3)})
+    yield lambda done: log_event("progress", {"stage": work.stage, "done": done})
+    log_event("stage ends", {"stage": work.stage, "seconds": round(time.monotonic() - start, 3)})
 
 
-def told(results: Iterable[_Row], work: Work, count: Callable[[_Row], int] = lambda _: 1) -> Iterator[_Row]:
+def track_progress(results: Iterable[_Row], work: Work, count: Callable[[_Row], int] = lambda _: 1) -> Iterator[_Row]:
     """Pass a stage's results on, telling how far it is.
 
     Args:
@@ -73,7 +73,7 @@ def told(results: Iterable[_Row], work: Work, count: Callable[[_Row], int] = lam
         work: How many units they are in all.
         count: Units that are done with one result.
     """
-    with telling(work) as so_far:
+    with stage_span(work) as so_far:
         done, last = 0, time.monotonic()
         for result in results:
             yield result

@@ -22,7 +22,7 @@ import psutil
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from dejavu.observability.events import Work, tell, told
+from dejavu.observability.events import Work, log_event, track_progress
 from dejavu.records import Failure
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -57,11 +57,11 @@ class Done:
 def metered(step: Step) -> Iterator[Done]:
     """Time a step; set `num_frames` before its end. A step that raises has begun and has not ended."""
     names = {name: value for name, value in asdict(step).items() if value and name != "step"}
-    tell(f"{step.step} begins", names)
+    log_event(f"{step.step} begins", names)
     done, start = Done(), time.perf_counter()
     yield done
     seconds = time.perf_counter() - start
-    tell(f"{step.step} ends", {**names, "num_frames": done.num_frames, "seconds": round(seconds, 4)})
+    log_event(f"{step.step} ends", {**names, "num_frames": done.num_frames, "seconds": round(seconds, 4)})
     if ray.is_initialized():
         metrics, tags = _metrics(), {"stage": step.stage, "step": step.step, "method": step.method}
         metrics.seconds.observe(seconds, tags)
@@ -73,7 +73,7 @@ def metered(step: Step) -> Iterator[Done]:
 def failed(failures: Iterable[Failure]) -> None:
     """Tell of clips that could not be done; call it where they are counted once, however often they were tried."""
     for failure in failures:
-        tell("clip failed", asdict(failure))
+        log_event("clip failed", asdict(failure))
         if ray.is_initialized():
             _metrics().failed.inc(1, {"stage": failure.stage})
 
@@ -92,7 +92,7 @@ def watched(results: Iterable[_Row], work: Work, count: Callable[[_Row], int] = 
             _metrics().waiting.set(left, {"stage": work.stage})
         return ended
 
-    return told(results, work, counted)
+    return track_progress(results, work, counted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import psutil
 
-from dejavu.observability.events import add_handler, keep_log, tell
+from dejavu.observability.events import add_handler, keep_log, log_event
 from dejavu.storage.place import Place, is_file, storage_errors
 from dejavu.storage.results_folder import submitted_job
 from dejavu.storage.store import write_json
@@ -109,12 +109,12 @@ def keep_status(results: Place, recipe: str, logs: Path) -> None:
     """Begin the record and the log of a run in this process, which is its driver."""
     keep_log(logs)
     add_handler(StatusFile(results, recipe, logs))
-    tell("run begins", {"recipe": recipe})
+    log_event("run begins", {"recipe": recipe})
 
 
 def end_status(state: State, error: str = "") -> None:
     """Tell how the run ended; nothing where none has begun."""
-    tell("run ends", {"state": state, "error": error.partition("\n")[0]})
+    log_event("run ends", {"state": state, "error": error.partition("\n")[0]})
 
 
 def read_status(results: Place) -> RunStatus | None:

@@ -12,7 +12,7 @@ from dejavu.cluster import cluster
 from dejavu.embedding.memory import fit_memory
 from dejavu.embedding.texts import embed_texts
 from dejavu.embedding.windows import num_windows
-from dejavu.observability.events import Work, tell, telling
+from dejavu.observability.events import Work, log_event, stage_span
 from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.observability.tracking import LoggedAddon, Run
 from dejavu.pipeline.job import Job, tags
@@ -43,7 +43,7 @@ def fit_addons(job: Job) -> None:
         job.say(f"{len(clips['train'])} training clips give {windows} windows: ReuseViT is not trained")
         return
     embed_dense(job)
-    with telling(Work(stage="train", total=experiment.train.visits(windows), unit="epochs")):
+    with stage_span(Work(stage="train", total=experiment.train.visits(windows), unit="epochs")):
         result = train_addons(clips, job.original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
@@ -77,7 +77,7 @@ def live_curves(job: Job, folders: Mapping[str, Place]) -> See:
     live = LiveCurves(job.tracking, runs, folders, events)
 
     def see(curves: Mapping[str, Curve]) -> None:
-        tell("progress", {"stage": "train", "done": max(map(len, curves.values()), default=0)})
+        log_event("progress", {"stage": "train", "done": max(map(len, curves.values()), default=0)})
         live.see(curves)
 
     return see

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dejavu.cluster import cluster
 from dejavu.embedding.memory import fit_memory
-from dejavu.observability.events import Work, telling
+from dejavu.observability.events import Work, stage_span
 from dejavu.pipeline.job import Job, tags
 from dejavu.report.page import RunFacts
 from dejavu.report.pareto_view import VIEW_ID
@@ -41,7 +41,7 @@ def score(job: Job, settings: Sequence[Setting], timings: Mapping[str, Timing]) 
     """Score all settings on the test clips, and write plot, tables, report and MLflow's runs."""
     experiment = job.experiment
     eval_set = job.eval_set("test", job.of_split("test"))
-    with telling(Work(stage="score", total=len(settings), unit="settings")) as so_far:
+    with stage_span(Work(stage="score", total=len(settings), unit="settings")) as so_far:
         scores = score_settings(settings, job.original, eval_set, job.embedding)
         so_far(len(scores))
     write_task_scores(job.results / "task_scores.csv", scores)

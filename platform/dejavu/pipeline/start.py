@@ -10,7 +10,7 @@ from dejavu.datasets.class_folders import load_class_folders
 from dejavu.embedding.batch import Embedding
 from dejavu.embedding.precision import choose_precision
 from dejavu.experiment import Experiment
-from dejavu.observability.events import LOGS, tell
+from dejavu.observability.events import LOGS, log_event
 from dejavu.observability.status import keep_status
 from dejavu.observability.tracking import Tracking
 from dejavu.pipeline.job import Job
@@ -42,7 +42,7 @@ def start(experiment: Experiment) -> Job:
     tracking = Tracking.open(here)
     if here != results and tracking.uri.startswith("sqlite"):
         print(f"MLflow: {here / 'mlflow.db'}, since no database can lie in {results}; or set MLFLOW_TRACKING_URI")
-    tell("tracking", {"command": tracking.ui_command})
+    log_event("tracking", {"command": tracking.ui_command})
     cluster.connect(logs=here / LOGS)
     cluster.handle_preemption()
     dataset = load_dataset(experiment, results)

@@ -28,7 +28,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.cluster.cluster import cluster_hardware, hardware
 from dejavu.embedding.batch import PRECISIONS, Embedding, Precision, Segment, cut, decode_batch
 from dejavu.embedding.encode import cut_chunk, load_encoder
-from dejavu.observability.events import Work, told
+from dejavu.observability.events import Work, track_progress
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
 from dejavu.storage.place import Place, is_file
@@ -125,7 +125,7 @@ def measure_settings(
         )(_Stopwatch)
         stopwatch = actor.remote(embedding, [asdict(clip) for clip in chosen], asdict(config))
         work = Work(stage=STAGE, total=len(pending), unit="settings", kept=len(settings) - len(pending))
-        for setting in told(pending, work):
+        for setting in track_progress(pending, work):
             row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
             known[setting.setting_id] = Timing(**row)
             write_json(path, {name: asdict(timing) for name, timing in known.items()})

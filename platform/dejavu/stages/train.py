@@ -40,7 +40,7 @@ from dejavu.stages.train_task import FitTask, FitTower, TrainConfig, TrainError
 from dejavu.stages.train_worker import curves_of, fit_worker
 from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting, kernel_version
-from dejavu.storage.store import atomic, identity, patiently, write_json
+from dejavu.storage.store import atomic, identity, retry_io, write_json
 from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, Order
 from reuse_models.reusevit.method import ReuseVitConfig
@@ -225,7 +225,7 @@ def _fit(task: FitTask, ids: Mapping[float, str], see: See | None) -> tuple[Fail
     with shown, run_fit(fit_worker, {"task": task, "plan": plan, "tower": tower}, run) as (folder, progress):
         for target in task.targets:
             note = progress["targets"][f"{target:g}"]
-            patiently(partial(_keep, folder, _folder(task.embedding, ids[target]), target, note))
+            retry_io(partial(_keep, folder, _folder(task.embedding, ids[target]), target, note))
     failures = tuple(Failure(**row) for row in progress["failures"])
     task.embedding.store.write_failures(STAGE, failures)
     failed(failures)

@@ -10,7 +10,7 @@ from dejavu.cluster.ray_map import Row, spread
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.storage.place import place, side_by_side
-from dejavu.storage.store import Store, atomic, file_sha256, identity, list_names, local_copy, patiently, write_json
+from dejavu.storage.store import Store, atomic, file_sha256, identity, list_names, local_copy, retry_io, write_json
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.transcode_apart import transcode_apart
 
@@ -75,7 +75,7 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
             with atomic(target) as unfinished:
                 return encode(source, unfinished, frame_px=frame_px, config=config, view=view)
 
-        info = patiently(write)
+        info = retry_io(write)
     record = Transcoded(
         clip_id=clip.clip_id,
         content_id=content_id,
@@ -83,7 +83,7 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
         source=str(place(clip.path).absolute()),
         **asdict(info),
     )
-    patiently(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
+    retry_io(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
     return record
 
 

@@ -93,7 +93,7 @@ def atomic(target: Place) -> Iterator[Path]:
             temporary.unlink()
 
 
-def patiently(write: Callable[[], _Written]) -> _Written:
+def retry_io(write: Callable[[], _Written]) -> _Written:
     """Do a write again while storage answers with errors; it must be one that may be done twice.
 
     Raises:
@@ -152,7 +152,7 @@ def fetch(path: UPath, target: Path) -> None:
             return False
         return True
 
-    if not patiently(get):
+    if not retry_io(get):
         raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
 
 
@@ -224,7 +224,7 @@ class Store:
         facts = _read_index(target)
         if facts.keys() & forgotten:
             kept = {name: fact for name, fact in facts.items() if name not in forgotten}
-            patiently(lambda: _write_index(target, kept))
+            retry_io(lambda: _write_index(target, kept))
 
     # ------------------------------------------------------------------------------------------------------ embeddings
     def embeddings_dir(self, setting_id: str) -> Place:
@@ -242,7 +242,7 @@ class Store:
                 pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
             return target
 
-        return patiently(write)
+        return retry_io(write)
 
     def done(self, setting_id: str) -> dict[str, Place]:
         """Index what is embedded under one setting: identity -> shard, from the footers of new shards alone."""
@@ -254,7 +254,7 @@ class Store:
 
     def describe(self, setting_id: str, note: Mapping[str, Any]) -> None:
         """Say what a setting's id, which is a hash, stands for, so that later versions of the code can find it."""
-        patiently(lambda: write_json(self.embeddings_dir(setting_id) / "setting.json", dict(note)))
+        retry_io(lambda: write_json(self.embeddings_dir(setting_id) / "setting.json", dict(note)))
 
     def described(self) -> dict[str, dict[str, Any]]:
         """List what `describe` wrote: setting id -> note."""
@@ -271,7 +271,7 @@ class Store:
             with atomic(self._texts_path(name)) as temporary:
                 pq.write_table(pa.table(rows), temporary, compression="zstd")
 
-        patiently(write)
+        retry_io(write)
 
     def read_texts(self, name: str) -> NDArray[np.float32] | None:
         """Return what was kept, [T, E]; None where nothing was."""
@@ -310,7 +310,7 @@ class Store:
     def write_failures(self, stage: str, failures: Iterable[Failure], *, part: str = "all") -> None:
         """Replace what is known to have failed in one part of a stage: every run tries failed clips again."""
         rows = [asdict(failure) for failure in failures]
-        patiently(lambda: write_json(self.root / "failures" / stage / f"{part}.json", rows))
+        retry_io(lambda: write_json(self.root / "failures" / stage / f"{part}.json", rows))
 
     def failures(self) -> list[Failure]:
         """List what could not be done, by stage and clip, each once."""

@@ -25,7 +25,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from dejavu.cluster.cluster import Pool
 from dejavu.embedding.batch import Embedding, plan
 from dejavu.embedding.stored import clips_identity
-from dejavu.observability.events import Work, tell, telling
+from dejavu.observability.events import Work, log_event, stage_span
 from dejavu.stages.score import EvalSet, SettingScore, score_settings
 from dejavu.storage.place import Place, is_file, listed, ray_storage
 from dejavu.storage.setting import Setting
@@ -85,7 +85,7 @@ def sweep(settings: Sequence[Setting], context: TrialContext) -> int:
         SweepError: A trial failed, or was lost more often than it is begun again.
     """
     pending = _pending(settings, context)
-    with telling(Work(stage="sweep", total=len(pending), unit="settings", kept=len(settings) - len(pending))):
+    with stage_span(Work(stage="sweep", total=len(pending), unit="settings", kept=len(settings) - len(pending))):
         if pending:
             _sweep(settings, pending, context)
     return len(pending)
@@ -141,7 +141,7 @@ def search(
             for share, eval_set in cut_eval_set(context.eval_set, config.stop_after)
         ]
         searcher = MethodSearch(ranges, grid, name, num_samples=config.num_samples, seed=config.seed)
-        with telling(Work(stage="search", total=config.num_samples * len(ranges), unit="settings")):
+        with stage_span(Work(stage="search", total=config.num_samples * len(ranges), unit="settings")):
             _fit(
                 folder,
                 context.trainable(parts),
@@ -198,7 +198,7 @@ class _Told(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.ended += 1
-        tell("progress", {"stage": self.stage, "done": self.ended})
+        log_event("progress", {"stage": self.stage, "done": self.ended})
 
 
 def _fit(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dejavu.observability import status as module
-from dejavu.observability.events import Work, telling, told
-from dejavu.observability.events import tell as tell_event
+from dejavu.observability.events import Work, stage_span, track_progress
+from dejavu.observability.events import log_event as tell_event
 from dejavu.observability.status import RunStatus, StageStatus, describe, end_status, keep_status, read_status
 from dejavu.storage.store import write_json
 
@@ -39,8 +39,8 @@ def known(results: Path) -> RunStatus:
 def test_a_run_is_seen_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     keep_status(tmp_path, "tiny", tmp_path / "logs")
     assert (known(tmp_path).judged(time.time()), known(tmp_path).recipe) == ("running", "tiny")
-    list(told(range(3), Work(stage="transcode", total=3, unit="clips", kept=19)))
-    with telling(Work(stage="sweep", total=4, unit="settings")) as so_far:
+    list(track_progress(range(3), Work(stage="transcode", total=3, unit="clips", kept=19)))
+    with stage_span(Work(stage="sweep", total=4, unit="settings")) as so_far:
         so_far(4)
     tell_event("clip failed", {"clip_id": "a", "stage": "transcode", "reason": "VideoError: torn"})
     end_status("finished")

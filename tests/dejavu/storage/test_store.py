@@ -20,8 +20,8 @@ from dejavu.storage.store import (
     identity,
     list_names,
     local_copy,
-    patiently,
     read_parquet,
+    retry_io,
     write_json,
 )
 
@@ -205,7 +205,7 @@ def test_an_object_store_that_is_away_for_a_while_is_waited_for(
             real(*words)  # type: ignore[operator]
 
         monkeypatch.setattr(away.fs, name, sometimes)
-    patiently(lambda: write_json(target, 1))
+    retry_io(lambda: write_json(target, 1))
     with local_copy(target) as here:
         assert here.read_text() == "1\n"
     assert waits == [1, 2, 1, 2]
