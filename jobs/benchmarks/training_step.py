@@ -33,7 +33,7 @@ from reuse_models.reusevit.gate import Features, Gate
 from reuse_models.training.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.reusevit.engines.masked import MaskedOutput
 from reuse_models.reusevit.restore import Restoration
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.training.fit import Batch, Fit, FitConfig
 from reuse_models.tower.vit import Vit
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
@@ -101,8 +101,8 @@ class PlainFit(Fit):
         teacher = dense_teacher(self.teacher, batch.pixels_CF3HW)
         codec_XPP = self.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1))
         codec_CFA = codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]).flatten(2)
-        rules = Rules(self.addon, gate, self.config.semantics)
-        output = plain_forward(self.vit, rules, batch.pixels_CF3HW, codec_CFA)
+        policy = ReusePolicy(self.addon, gate, self.config.semantics)
+        output = plain_forward(self.vit, policy, batch.pixels_CF3HW, codec_CFA)
         return reuse_loss(output, teacher, self.loss), output.reuse_CFbN[:, -3:].detach().mean(dim=(0, 1, 3))
 
 
@@ -130,7 +130,7 @@ class Left:
     group: int
 
 
-def plain_forward(vit: Vit, rules: Rules, pixels_CF3HW: Tensor, codec_CFA: Tensor) -> MaskedOutput:
+def plain_forward(vit: Vit, policy: ReusePolicy, pixels_CF3HW: Tensor, codec_CFA: Tensor) -> MaskedOutput:
     """Compute every token of every frame, and mix as the method says; autograd keeps what it likes."""
     num_clips, num_frames = pixels_CF3HW.shape[:2]
     h_XND = vit.embed(pixels_CF3HW.flatten(0, 1))
@@ -144,7 +144,7 @@ def plain_forward(vit: Vit, rules: Rules, pixels_CF3HW: Tensor, codec_CFA: Tenso
         second_last_XND = h_XND
         computed = (pre_proj_XND, attention_XhNN.sum((1, 2)), h_XND, vit.qkv(boundary + 1, h_XND))
         per_frame = [x.unflatten(0, (num_clips, num_frames)) for x in computed]
-        used, g_CFA = plain_mix(rules, boundary, per_frame, codec_CFA)
+        used, g_CFA = plain_mix(policy, boundary, per_frame, codec_CFA)
         h_XND, qkv_XNC = (torch.stack(frames, dim=1).flatten(0, 1) for frames in zip(*used, strict=True))
         rates.append(F.pad(g_CFA, (1, 0)))
     q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
@@ -156,7 +156,7 @@ def plain_forward(vit: Vit, rules: Rules, pixels_CF3HW: Tensor, codec_CFA: Tenso
 
 
 def plain_mix(
-    rules: Rules, boundary: int, per_frame: Sequence[Tensor], codec_CFA: Tensor
+    policy: ReusePolicy, boundary: int, per_frame: Sequence[Tensor], codec_CFA: Tensor
 ) -> tuple[list[States], Tensor]:
     """Return what the next layer works with, frame by frame, and g_CFA."""
     pre_proj_CFND, importance_CFN, h_CFND, qkv_CFNC = per_frame
@@ -169,12 +169,12 @@ def plain_mix(
         mixed = Left(pre_proj_CAD, own, own, step.group)
         if step.candidates:
             similarity_CA, anchor_CAD, state = nearest(
-                pre_proj_CAD, [left[one] for one in step.candidates], rules, step
+                pre_proj_CAD, [left[one] for one in step.candidates], policy, step
             )
             features = Features(importance_CFN[:, index, 1:], similarity_CA, codec_CFA[:, index], step.kind)
-            g_CA = rules.gate(boundary, features)
+            g_CA = policy.gate(boundary, features)
             g_CA1 = g_CA[..., None]
-            corrections = rules.addon.restoration(boundary)(pre_proj_CAD - anchor_CAD)
+            corrections = policy.addon.restoration(boundary)(pre_proj_CAD - anchor_CAD)
             restored = (state[0] + corrections[0], state[1] + corrections[1])
             mixed = Left(
                 g_CA1 * anchor_CAD + (1 - g_CA1) * pre_proj_CAD,
@@ -190,24 +190,24 @@ def plain_mix(
 
 
 def nearest(
-    pre_proj_CAD: Tensor, candidates: Sequence[Left], rules: Rules, step: FrameStep
+    pre_proj_CAD: Tensor, candidates: Sequence[Left], policy: ReusePolicy, step: FrameStep
 ) -> tuple[Tensor, Tensor, States]:
     """Return the largest cosine, and the pre_proj and the states it was found at."""
     found = [(F.cosine_similarity(pre_proj_CAD, one.pre_proj_CAD, dim=-1), one) for one in candidates]
     similarity_CA, first = found[0]
-    anchor_CAD, state = first.pre_proj_CAD, referred(first, rules, step.group)
+    anchor_CAD, state = first.pre_proj_CAD, referred(first, policy, step.group)
     for cosine_CA, other in found[1:]:
         nearer_CA1 = (cosine_CA > similarity_CA)[..., None]
         similarity_CA = torch.where(nearer_CA1[..., 0], cosine_CA, similarity_CA)
         anchor_CAD = torch.where(nearer_CA1, other.pre_proj_CAD, anchor_CAD)
-        h_CAD, qkv_CAC = referred(other, rules, step.group)
+        h_CAD, qkv_CAC = referred(other, policy, step.group)
         state = (torch.where(nearer_CA1, h_CAD, state[0]), torch.where(nearer_CA1, qkv_CAC, state[1]))
     return similarity_CA, anchor_CAD, state
 
 
-def referred(left: Left, rules: Rules, group: int) -> States:
+def referred(left: Left, policy: ReusePolicy, group: int) -> States:
     """Return what a frame of `group` finds: by the semantics."""
-    restored = rules.semantics == "chained" or (rules.semantics == "grouped" and group != left.group)
+    restored = policy.semantics == "chained" or (policy.semantics == "grouped" and group != left.group)
     return left.used if restored else left.remembered
 
 

@@ -37,7 +37,7 @@ from reuse_models.reusevit.frame_order import GROUPS, Order, check_refresh, grou
 from reuse_models.reusevit.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.refresh import AdaptiveRefresh, ErrorMeter, Over
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.reusevit.skipping import Skipping
 from reuse_models.streams import check_chunk
 from reuse_models.tower.vit import Vit
@@ -238,11 +238,11 @@ class ReuseVit:
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
         self.meter = None if self.adaptive.error is None else ErrorMeter(gate)
-        rules = Rules(addon, self.meter or gate, config.semantics)
-        self.engine = Compacted(vit, rules)
+        policy = ReusePolicy(addon, self.meter or gate, config.semantics)
+        self.engine = Compacted(vit, policy)
         on_gpu = vit.position.device.type == "cuda"
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
-        self.fixed = fixed_engine(vit, rules) if is_fixed else None
+        self.fixed = fixed_engine(vit, policy) if is_fixed else None
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
@@ -484,7 +484,7 @@ class ReuseVit:
         }
 
 
-def fixed_engine(vit: Vit, rules: Rules) -> GivenRows[Any]:
+def fixed_engine(vit: Vit, policy: ReusePolicy) -> GivenRows[Any]:
     """Return the engine for a GPU: of Triton's kernels where there is Triton and they serve, of plain steps elsewhere.
 
     On a CPU, kernels run in Triton's interpreter alone, which is for tests.
@@ -493,9 +493,9 @@ def fixed_engine(vit: Vit, rules: Rules) -> GivenRows[Any]:
         # Not everywhere is there a Triton.
         from reuse_models.reusevit.engines.fused_capacity import FusedCapacity, can_fuse  # noqa: PLC0415
 
-        if can_fuse(vit, rules):
-            return FusedCapacity(vit, rules)
-    return FixedCapacity(vit, rules)
+        if can_fuse(vit, policy):
+            return FusedCapacity(vit, policy)
+    return FixedCapacity(vit, policy)
 
 
 def _drop(place: StreamPlace, num_frames: int) -> None:

@@ -33,7 +33,7 @@ from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, Wanted, ma
 from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import Order, training_pattern
 from reuse_models.reusevit.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.training.loss import Loss, LossConfig, Teacher, counted_rate, mean_over_clips, reuse_loss, whole_loss
 
@@ -199,7 +199,7 @@ class Fit:
             codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
             steps=training_pattern(self.config.order),
         )
-        return masked_forward(self.vit, Rules(self.addon, gate, self.config.semantics), clips, wanted)
+        return masked_forward(self.vit, ReusePolicy(self.addon, gate, self.config.semantics), clips, wanted)
 
     def step(self, batch: Batch, average: Callable[[Sequence[Tensor]], None] | None = None) -> Report:
         """Take one optimiser step.

@@ -18,7 +18,7 @@ from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.frame_order import schedule
 from reuse_models.reusevit.gate import ForcedGate
 from reuse_models.reusevit.method import Inference, ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.golden import Row, compare
@@ -97,7 +97,7 @@ def _plain(semantics: Semantics) -> Tensor:
             clips = Clips(
                 pixels_F3HW[frames].expand(copies, -1, -1, -1, -1), scores[frames].expand(copies, -1, -1, -1), order
             )
-            output = masked_forward(vit, Rules(addon, _gate(rate), semantics), clips)
+            output = masked_forward(vit, ReusePolicy(addon, _gate(rate), semantics), clips)
             embeddings.append(output.embeddings_CFE[stream][torch.tensor(frames).argsort()])
     return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
 

@@ -32,7 +32,7 @@ from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_for
 from reuse_models.reusevit.frame_order import FrameStep, schedule
 from reuse_models.reusevit.gate import HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.hugging_face import from_hf
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -170,7 +170,9 @@ class Golden:
             steps.append(FrameStep(frame, tuple(frames[one] for one in allowed), kind, index))
         addon = self.addon("as_trained")
         clips = Clips(self.train["pixels"][frames][None], self.codec_scores[frames][None], steps)
-        return masked_forward(self.vit, Rules(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",))
+        return masked_forward(
+            self.vit, ReusePolicy(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",)
+        )
 
     def _training_forward(self) -> Iterable[Row]:
         train, file = self.train, "train_forward.safetensors"

@@ -28,7 +28,7 @@ from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.gate import ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops
 from tests.reuse_models.families import FAMILIES
@@ -57,7 +57,7 @@ def test_both_engines_equal_computing_every_token(vit: Vit, addon: Addon, semant
     ]
     for gate in (*gates, HardGate(addon.decisions)):
         expected = [
-            oracle(vit, Rules(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
+            oracle(vit, ReusePolicy(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
             for stream in range(len(lengths))
         ]
         for inference in ("compacted", "fixed"):
@@ -261,7 +261,7 @@ def test_training_goes_through_every_family(vit: Vit) -> None:
     pixels, codec = streams_of([6])
     scores_FPP = addon.codec_net(codec[0][:, :, None].expand(-1, -1, 4, -1, -1))
     clip = Clips(pixels[0][None], scores_FPP[None], steps)
-    output = masked_forward(vit, Rules(addon, StraightGate(addon.decisions)), clip)
+    output = masked_forward(vit, ReusePolicy(addon, StraightGate(addon.decisions)), clip)
     (1 - F.cosine_similarity(output.embeddings_CFE, vit(pixels[0])[None].roll(1, 1), dim=-1)).sum().backward()
     lacking = [name for name, weight in addon.named_parameters() if weight.grad is None]
     assert not lacking

@@ -1,1 +1,1 @@
-"""Ways to run the same rules: the masked oracle, the compacted one for CPUs, those of given rows for GPUs."""
+"""Ways to run the same policy: the masked oracle, the compacted one for CPUs, those of given rows for GPUs."""

@@ -30,7 +30,7 @@ from reuse_models.reusevit.engines.group_layout import ANCHOR, GroupLayout, grou
 from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
 from reuse_models.reusevit.gate import FrameId
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 RESTORE_ALL_FROM = 0.5
@@ -75,8 +75,8 @@ class PassResult:
 class Compacted:
     """The engine: a tower and how reuse goes in it."""
 
-    def __init__(self, vit: Vit, rules: Rules) -> None:
-        self.vit, self.rules = vit, rules
+    def __init__(self, vit: Vit, policy: ReusePolicy) -> None:
+        self.vit, self.policy = vit, policy
 
     def dense(self, anchors: tuple[BoundaryAnchors, ...], streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
         """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
@@ -104,7 +104,7 @@ class Compacted:
     def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, work: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on."""
         layout = group_layout(work.sizes, self.vit.position.device)
-        return _GroupRun(self.vit, self.rules, anchors, workspace, _Frames(layout, work)).run()
+        return _GroupRun(self.vit, self.policy, anchors, workspace, _Frames(layout, work)).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +165,19 @@ class _GroupRun:
     def __init__(
         self,
         vit: Vit,
-        rules: Rules,
+        policy: ReusePolicy,
         anchors: tuple[BoundaryAnchors, ...],
         workspace: Workspace,
         frames: _Frames,
     ) -> None:
-        self.vit, self.rules, self.anchors, self.workspace = vit, rules, anchors, workspace
+        self.vit, self.policy, self.anchors, self.workspace = vit, policy, anchors, workspace
         self.layout, self.work = frames.layout, frames.work
-        self.codec_FA = rules.addon.codec_net(self.work.history_F4TPP).flatten(1)
+        self.codec_FA = policy.addon.codec_net(self.work.history_F4TPP).flatten(1)
         self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
         self.num_frames = self.layout.num_frames
         self.num_rows = self.num_frames * self.num_tokens
         self.last = vit.shape.num_layers - 1
-        self.rank = rules.addon.shape.restoration_rank
+        self.rank = policy.addon.shape.restoration_rank
         device = vit.position.device
         self.stream_F = torch.tensor(self.work.streams, device=device)[self.layout.slot_F]
         token_N = torch.arange(self.num_tokens, device=device)
@@ -186,7 +186,7 @@ class _GroupRun:
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
         # A frame that others build upon, restored rows and all: every frame of `chained`, the handed-on of `grouped`.
-        self.keeps_frames = rules.semantics != "anchor"
+        self.keeps_frames = policy.semantics != "anchor"
         block_frames = 1 if self.keeps_frames else workspace.block_frames
         self.blocks = list(self._blocks(block_frames))
         start_F = torch.tensor([block.start for block in self.blocks for _ in range(block.num_frames)], device=device)
@@ -245,7 +245,7 @@ class _GroupRun:
             return
         anchors = self.anchors[held.boundary].projected_BNC.unbind()
         parts = anchors[0].shape[-1] // self.width
-        ups_pRD = self.rules.addon.restoration(held.boundary).up_4DR[len(CORRECTED) - parts :].mT
+        ups_pRD = self.policy.addon.restoration(held.boundary).up_4DR[len(CORRECTED) - parts :].mT
         hidden_pXR = self._by_part(held.boundary, held.hidden_XQ)
         computed_X = self._split(self.place_in_block_X[held.computed_X], held.computed_ends)
         computed_XC = self._split(held.stored_projected_XC[: len(held.computed_X)], held.computed_ends)
@@ -287,7 +287,7 @@ class _GroupRun:
         if len(rows_X):
             base_pXD = base_XC.unflatten(1, (-1, self.width)).transpose(0, 1)
             hidden_pXR = self._by_part(held.boundary, held.hidden_XQ.index_select(0, rows_X))
-            ups_4DR = self.rules.addon.restoration(held.boundary).up_4DR
+            ups_4DR = self.policy.addon.restoration(held.boundary).up_4DR
             base_pXD.baddbmm_(hidden_pXR, ups_4DR[len(CORRECTED) - len(base_pXD) :].mT)
             out_XC.index_copy_(0, self.place_in_block_X[rows_X], base_XC)
 
@@ -303,7 +303,7 @@ class _GroupRun:
         rows_X = torch.arange(rows.start, rows.start + num_h, device=projected_XC.device)
         held.stored_h_XD[first : first + num_h] = self._h_of(held, rows_X)
         held.stored_projected_XC[kept] = projected_XC
-        if self.rules.semantics == "chained":
+        if self.policy.semantics == "chained":
             held.place_X[rows] = torch.arange(kept.start, kept.stop, device=projected_XC.device)
 
     def _attend(self, boundary: int, held: _Held) -> None:
@@ -361,7 +361,7 @@ class _GroupRun:
             self.codec_FA,
             self.work.frames,
         )
-        return choose(boundary, seen, self.layout, self.rules.gate, self.rules.semantics == "chained")
+        return choose(boundary, seen, self.layout, self.policy.gate, self.policy.semantics == "chained")
 
     # Step 3: compute.
 
@@ -454,7 +454,7 @@ class _GroupRun:
         (inside,) = (base_X != ANCHOR).nonzero(as_tuple=True)
         if len(inside):
             base_XD.index_copy_(0, inside, held.stored_h_XD.index_select(0, held.place_X[base_X[inside]]))
-        restoration = self.rules.addon.restoration(held.boundary)
+        restoration = self.policy.addon.restoration(held.boundary)
         difference_XD = self._difference(held.boundary, held.choice, lacking_X)
         hidden_XR = torch.relu_(difference_XD @ restoration.down_QD[: self.rank].mT)
         base_XD.addmm_(hidden_XR, restoration.up_4DR[0].mT)
@@ -487,7 +487,7 @@ class _GroupRun:
 
     def _down(self, boundary: int) -> Tensor:
         """First layers of the corrections of q, k, v; before the last layer, q of patches leads nowhere."""
-        return self.rules.addon.restoration(boundary).down_QD[-self._projected_ranks(boundary) :]
+        return self.policy.addon.restoration(boundary).down_QD[-self._projected_ranks(boundary) :]
 
     def _hidden(self, boundary: int) -> Tensor:
         return self.workspace.hidden_2XQ[boundary % 2][: self.num_rows, : self._projected_ranks(boundary)]

@@ -46,7 +46,7 @@ from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.gate import Features, FrameId
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 BLOCK_BYTES = 24 * 2**20
@@ -56,22 +56,22 @@ BLOCK_BYTES = 24 * 2**20
 class FixedPlaces(Places):
     """The memory that the steps of passes of up to `num_streams` streams work in, and their recordings."""
 
-    def __init__(self, vit: Vit, rules: Rules, num_streams: int, records: bool) -> None:
+    def __init__(self, vit: Vit, policy: ReusePolicy, num_streams: int, records: bool) -> None:
         super().__init__(vit, num_streams, records)
         shape, like = vit.shape, vit.position
         num_tokens, width = shape.num_tokens, shape.width
-        whole = rules.semantics == "chained"
+        whole = policy.semantics == "chained"
         pool_rows = num_streams * num_tokens + self.num_rows * (2 if whole else 1)
         self.pool_h_XD = like.new_zeros(pool_rows, width)
         self.pool_projected_XC = like.new_zeros(pool_rows, 3 * width)
         self.block_frames = self.num_frames
-        if rules.semantics == "anchor":
+        if policy.semantics == "anchor":
             frame_bytes = 3 * num_tokens * width * like.element_size()
             self.block_frames = min(self.num_frames, max(1, BLOCK_BYTES // frame_bytes))
         # `chained` fills the end of the pool itself, since later frames refer to what earlier ones were filled with.
         self.filled_XC = like.new_zeros(0 if whole else self.block_frames * num_tokens, 3 * width)
         self.base_X = torch.zeros(self.num_rows, dtype=torch.int64, device=like.device)
-        self.hidden_XQ = like.new_zeros(self.num_rows, len(CORRECTED) * rules.addon.shape.restoration_rank)
+        self.hidden_XQ = like.new_zeros(self.num_rows, len(CORRECTED) * policy.addon.shape.restoration_rank)
         self.saved: list[Tensor] = []
         """Anchors as they were before a call that may have to be done again."""
 
@@ -83,8 +83,8 @@ class FixedPlaces(Places):
 class FixedCapacity(GivenRows[FixedPlaces]):
     """The engine of plain steps."""
 
-    def __init__(self, vit: Vit, rules: Rules) -> None:
-        super().__init__(vit, rules)
+    def __init__(self, vit: Vit, policy: ReusePolicy) -> None:
+        super().__init__(vit, policy)
         device = vit.position.device
         on_gpu = device.type == "cuda"
         self.similarities = Fused(similarities, compiled=on_gpu)
@@ -95,7 +95,7 @@ class FixedCapacity(GivenRows[FixedPlaces]):
 
     def new_places(self, num_streams: int, streams_per_pass: int) -> FixedPlaces:
         """Return memory for `num_streams` streams, of which so many go together."""
-        return FixedPlaces(self.vit, self.rules, min(num_streams, streams_per_pass), self.records)
+        return FixedPlaces(self.vit, self.policy, min(num_streams, streams_per_pass), self.records)
 
     def save(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
         """Keep the anchors as they are, for `restore`."""
@@ -309,7 +309,7 @@ class FixedRun(GivenRun[FixedPlaces]):
             kind=wave.kind,
             frames=[self.frames[index] for index in wave.frames] if self.frames else (),
         )
-        return self.engine.rules.gate(boundary, features)
+        return self.engine.policy.gate(boundary, features)
 
     # Compute.
 

@@ -29,7 +29,7 @@ from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.frame_order import GROUPS, PREVIOUS
 from reuse_models.reusevit.gate import LEAST_CHANGE, Decision, ForcedGate, HardGate
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -43,14 +43,14 @@ FILL_ROWS, FILL_COLUMNS = 128, 128
 QUERIES_AT_ONCE, KEYS_AT_ONCE, ATTENTION_WARPS, ATTENTION_STAGES = 128, 64, 4, 3
 
 
-def can_fuse(vit: Vit, rules: Rules) -> bool:
-    """Say whether the kernels serve this tower and these rules."""
-    gate = rules.gate
+def can_fuse(vit: Vit, policy: ReusePolicy) -> bool:
+    """Say whether the kernels serve this tower and these policy."""
+    gate = policy.gate
     sees_one_token = isinstance(gate, HardGate) or (isinstance(gate, ForcedGate) and gate.choice == "random")
     shape = vit.shape
     return (
         sees_one_token
-        and rules.semantics == "anchor"
+        and policy.semantics == "anchor"
         and vit.position.dtype in HALVES
         and shape.rope_theta is None
         and shape.num_prefix <= PREFIX_ROWS
@@ -61,11 +61,11 @@ def can_fuse(vit: Vit, rules: Rules) -> bool:
 class FusedPlaces(Places):
     """The memory that the steps of passes of up to `num_streams` streams work in, and their recordings."""
 
-    def __init__(self, vit: Vit, rules: Rules, num_streams: int, streams_per_pass: int, records: bool) -> None:
+    def __init__(self, vit: Vit, policy: ReusePolicy, num_streams: int, streams_per_pass: int, records: bool) -> None:
         super().__init__(vit, min(num_streams, streams_per_pass), records)
         shape, like, num_frames, num_rows = vit.shape, vit.position, self.num_frames, self.num_rows
         num_tokens, width, last = shape.num_tokens, shape.width, shape.num_layers - 1
-        units = len(CORRECTED) * rules.addon.shape.restoration_rank
+        units = len(CORRECTED) * policy.addon.shape.restoration_rank
         whole = partial(torch.zeros, device=like.device)
         self.stream_F = whole(num_frames, dtype=torch.int32)
         self.stored_h_XD = like.new_zeros(num_rows, width)
@@ -101,8 +101,8 @@ class FusedCapacity(GivenRows[FusedPlaces]):
 
     one_size = True
 
-    def __init__(self, vit: Vit, rules: Rules) -> None:
-        super().__init__(vit, rules)
+    def __init__(self, vit: Vit, policy: ReusePolicy) -> None:
+        super().__init__(vit, policy)
         self._side = torch.cuda.Stream(vit.position.device) if vit.position.is_cuda else None
 
     @contextlib.contextmanager
@@ -121,7 +121,7 @@ class FusedCapacity(GivenRows[FusedPlaces]):
             torch.cuda.current_stream(self._side.device).wait_stream(self._side)
 
     def new_places(self, num_streams: int, streams_per_pass: int) -> FusedPlaces:
-        return FusedPlaces(self.vit, self.rules, num_streams, streams_per_pass, self.records)
+        return FusedPlaces(self.vit, self.policy, num_streams, streams_per_pass, self.records)
 
     def save(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces) -> None:
         """From here on, keep what is overwritten, for `restore`."""
@@ -287,7 +287,7 @@ class FusedRun(GivenRun[FusedPlaces]):
         )  # fmt: skip
 
     def _choose(self, boundary: int, num_given: int) -> None:
-        shape, places, at, gate = self.vit.shape, self.places, self.anchors[boundary], self.engine.rules.gate
+        shape, places, at, gate = self.vit.shape, self.places, self.anchors[boundary], self.engine.policy.gate
         decision = self.addon.decisions[boundary]
         assert isinstance(decision, Decision)
         is_log = decision.numbers == "log"

@@ -27,7 +27,7 @@ from reuse_models.reusevit.engines.fixed_choice import Plan
 from reuse_models.reusevit.frame_order import GROUP_SIZE
 from reuse_models.reusevit.gate import ForcedGate, FrameId, HardGate
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 
@@ -67,15 +67,15 @@ class GivenRows(ABC, Generic[P]):
     one_size: ClassVar[bool] = False
     """Whether the groups of a pass must have one size."""
 
-    def __init__(self, vit: Vit, rules: Rules) -> None:
-        self.vit, self.rules = vit, rules
+    def __init__(self, vit: Vit, policy: ReusePolicy) -> None:
+        self.vit, self.policy = vit, policy
         device = vit.position.device
         self.capacities = Capacities(vit.shape.num_layers - 1)
         # Other gates may keep notes on the host, which a replay would not.
-        self.records = device.type == "cuda" and isinstance(rules.gate, HardGate | ForcedGate)
+        self.records = device.type == "cuda" and isinstance(policy.gate, HardGate | ForcedGate)
         self.masks_RbA: Tensor | None = None
-        if isinstance(rules.gate, ForcedGate) and rules.gate.choice == "random":
-            self.masks_RbA = rules.gate.masks_RbA.to(device)
+        if isinstance(policy.gate, ForcedGate) and policy.gate.choice == "random":
+            self.masks_RbA = policy.gate.masks_RbA.to(device)
         self.work_of: dict[tuple[int, ...], KnownWork] = {}
         self._free: dict[int, list[tuple[tuple[BoundaryAnchors, ...], P]]] = {}
 
@@ -133,8 +133,8 @@ class GivenRows(ABC, Generic[P]):
         places.history_F4TPP[:num_frames].copy_(work.history_F4TPP)
         put(work.streams, places.streams_S)
         if self.masks_RbA is not None:
-            assert isinstance(self.rules.gate, ForcedGate)
-            put(self.rules.gate.draws(work.frames), places.draws_F)
+            assert isinstance(self.policy.gate, ForcedGate)
+            put(self.policy.gate.draws(work.frames), places.draws_F)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class GivenRun(ABC, Generic[P]):
         frames: Sequence[FrameId],
     ) -> None:
         self.engine, self.anchors, self.places, self.plan, self.frames = engine, anchors, places, plan, frames
-        self.vit, self.addon, self.semantics = engine.vit, engine.rules.addon, engine.rules.semantics
+        self.vit, self.addon, self.semantics = engine.vit, engine.policy.addon, engine.policy.semantics
         shape = self.vit.shape
         self.num_tokens, self.width, self.last = shape.num_tokens, shape.width, shape.num_layers - 1
         self.prefix = shape.num_prefix

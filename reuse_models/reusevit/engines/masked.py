@@ -21,7 +21,7 @@ from reuse_models.reusevit.engines.mixing import mix
 from reuse_models.reusevit.engines.token_memory import State, Trace, choose_reference
 from reuse_models.reusevit.frame_order import FrameStep, check_steps
 from reuse_models.reusevit.gate import Features
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 RECOMPUTED_SHARE = 1 / 3
@@ -60,12 +60,12 @@ Wanted = Literal["last", "inputs"]
 """What a loss may ask for beyond embeddings, rates and the second-to-last layer: `last_CFND`, `inputs_CFLND`."""
 
 
-def masked_forward(vit: Vit, rules: Rules, clips: Clips, wanted: Sequence[Wanted] = ()) -> MaskedOutput:
+def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, wanted: Sequence[Wanted] = ()) -> MaskedOutput:
     """Run clips through the tower with reuse.
 
     Args:
         vit: The frozen tower; gradients flow through it, not into it.
-        rules: The add-on, the gate (soft for training) and the semantics.
+        policy: The add-on, the gate (soft for training) and the semantics.
         clips: Frames, codec scores and their order.
         wanted: What else is kept: the last layer's output for all tokens, the inputs of all layers.
 
@@ -94,7 +94,7 @@ def masked_forward(vit: Vit, rules: Rules, clips: Clips, wanted: Sequence[Wanted
             if state is not None:
                 with torch.set_grad_enabled(recording):
                     frames += _layer(vit, boundary, state, num_clips)
-        used_F, g_FCA = _mix(rules, boundary, frames, codec_FCA, clips.steps)
+        used_F, g_FCA = _mix(policy, boundary, frames, codec_FCA, clips.steps)
         if boundary == last - 1:
             second_last = torch.cat([one.state.h_CAD for one in frames])
         del frames, state  # not needed beside what joins below: less at the peak
@@ -174,7 +174,7 @@ def _whole(states: Sequence[State | None]) -> State:
 
 
 def _mix(
-    rules: Rules, boundary: int, frames: Sequence[_Computed], codec_FCA: Tensor, steps: Sequence[FrameStep]
+    policy: ReusePolicy, boundary: int, frames: Sequence[_Computed], codec_FCA: Tensor, steps: Sequence[FrameStep]
 ) -> tuple[list[State], Tensor]:
     """Return the state used by the next layer, frame by frame, and g_FCA."""
     traces: dict[int, Trace] = {}
@@ -185,16 +185,16 @@ def _mix(
         g_CA = frame.pre_proj_CND.new_zeros(codec_CA.shape)
         if step.candidates:
             candidates = tuple(traces[frame] for frame in step.candidates)
-            reference = choose_reference(frame.pre_proj_CND, candidates, rules.semantics, step.group)
+            reference = choose_reference(frame.pre_proj_CND, candidates, policy.semantics, step.group)
             clip_ids = [(clip, step.frame) for clip in range(len(codec_CA))]
             prefix = frame.importance_CN.shape[1] - codec_CA.shape[1]
             similarity_CA, importance_CA = reference.similarity_CA[:, prefix:], frame.importance_CN[:, prefix:]
             features = Features(importance_CA, similarity_CA, codec_CA, step.kind, clip_ids)
-            g_CA = rules.gate(boundary, features).to(frame.pre_proj_CND.dtype)
+            g_CA = policy.gate(boundary, features).to(frame.pre_proj_CND.dtype)
             # The prefix is mixed as well, none of it reused: patches would have to be cut out and put back otherwise.
             g_CN = torch.nn.functional.pad(g_CA, (prefix, 0))
-            remembers = rules.semantics != "chained" and step.frame in referred
-            trace = mix(g_CN, trace, reference, rules.addon.restoration(boundary), remembers=remembers)
+            remembers = policy.semantics != "chained" and step.frame in referred
+            trace = mix(g_CN, trace, reference, policy.addon.restoration(boundary), remembers=remembers)
         traces[step.frame] = trace
         gates.append(g_CA)
         used.append(trace.used)

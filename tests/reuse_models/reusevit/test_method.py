@@ -19,7 +19,7 @@ from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.frame_order import Order, schedule
 from reuse_models.reusevit.gate import Choice, Features, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -44,20 +44,24 @@ def streams_of(lengths: list[int], seed: int = 3) -> tuple[list[Tensor], list[Te
 
 
 def oracle(
-    vit: Vit, rules: Rules, stream: tuple[int, Tensor, Tensor], refresh: int | None, frame_order: Order = "nested"
+    vit: Vit,
+    policy: ReusePolicy,
+    stream: tuple[int, Tensor, Tensor],
+    refresh: int | None,
+    frame_order: Order = "nested",
 ) -> MaskedOutput:
     number, pixels_F3HW, codec_F4PP = stream
     order = schedule(len(pixels_F3HW), refresh, frame_order)
     frames = torch.tensor([step.frame for step in order])
-    scores = rules.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 6, 6), codec_F4PP))
+    scores = policy.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 6, 6), codec_F4PP))
     clips = Clips(pixels_F3HW[frames][None], scores[frames][None], order)
 
     def of_stream(boundary: int, features: Features) -> Tensor:
         ids = [(number, frame) for _, frame in features.frames]
-        return rules.gate(boundary, dataclasses.replace(features, frames=ids))
+        return policy.gate(boundary, dataclasses.replace(features, frames=ids))
 
     with torch.no_grad():
-        output = masked_forward(vit, Rules(rules.addon, of_stream, rules.semantics), clips)
+        output = masked_forward(vit, ReusePolicy(policy.addon, of_stream, policy.semantics), clips)
     back = frames.argsort()
     return MaskedOutput(output.embeddings_CFE[:, back], output.reuse_CFbN[:, back], output.second_last_CFND, None)
 
@@ -97,7 +101,7 @@ def test_compacted_inference_equals_computing_every_token(
     method = ReuseVit(ReuseVitConfig(semantics=semantics), vit, addon, gate)
     encoded = encode_in_chunks(method, pixels, codec, [3, 9, 1, 10])
     for stream in range(len(lengths)):
-        expected = oracle(vit, Rules(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
+        expected = oracle(vit, ReusePolicy(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
         embeddings, reuse = of_stream(encoded, stream)
         assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
         torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
@@ -110,7 +114,7 @@ def test_segments_begin_again_with_a_dense_frame(vit: Vit, addon: Addon, refresh
     method = ReuseVit(ReuseVitConfig(refresh=refresh), vit, addon, gate)
     encoded = encode_in_chunks(method, pixels, codec, [5, 20])
     for stream in range(2):
-        expected = oracle(vit, Rules(addon, gate), (stream, pixels[stream], codec[stream]), refresh)
+        expected = oracle(vit, ReusePolicy(addon, gate), (stream, pixels[stream], codec[stream]), refresh)
         embeddings, reuse = of_stream(encoded, stream)
         dense = [index for index, one in enumerate(reuse) if not one.any()]
         assert dense == list(range(0, len(reuse), refresh + 1))
@@ -125,7 +129,7 @@ def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, semanti
         method = ReuseVit(ReuseVitConfig(semantics=semantics, decision_bias=bias), vit, addon)
         encoded = encode_in_chunks(method, pixels, codec, [4, 9])
         for stream in range(2):
-            expected = oracle(vit, Rules(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
+            expected = oracle(vit, ReusePolicy(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
             embeddings, reuse = of_stream(encoded, stream)
             assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
             torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
@@ -139,9 +143,9 @@ def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, 
     pixels, codec = streams_of([9, 6])
     config = ReuseVitConfig(semantics=semantics, order="sequential", refresh=3)
     encoded = encode_in_chunks(ReuseVit(config, vit, addon), pixels, codec, [4, 9])
-    rules = Rules(addon, HardGate(addon.decisions), semantics)
+    policy = ReusePolicy(addon, HardGate(addon.decisions), semantics)
     for stream in range(2):
-        expected = oracle(vit, rules, (stream, pixels[stream], codec[stream]), 3, "sequential")
+        expected = oracle(vit, policy, (stream, pixels[stream], codec[stream]), 3, "sequential")
         embeddings, reuse = of_stream(encoded, stream)
         assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
         torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
@@ -154,7 +158,7 @@ def test_an_addon_without_codec_net_and_restoration_is_the_same_in_both_forms(vi
     gate = ForcedGate(rate, "similar", SHAPE)
     encoded = encode_in_chunks(ReuseVit(ReuseVitConfig(), vit, bare, gate), pixels, codec, [4, 9])
     for stream in range(2):
-        expected = oracle(vit, Rules(bare, gate), (stream, pixels[stream], codec[stream]), None)
+        expected = oracle(vit, ReusePolicy(bare, gate), (stream, pixels[stream], codec[stream]), None)
         torch.testing.assert_close(
             of_stream(encoded, stream)[0], expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6
         )

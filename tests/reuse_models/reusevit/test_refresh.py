@@ -17,7 +17,7 @@ from reuse_models.reusevit.frame_order import segment_frames, segment_steps
 from reuse_models.reusevit.gate import Features, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.refresh import AdaptiveRefresh
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
@@ -45,11 +45,11 @@ def streams() -> tuple[list[Tensor], list[Tensor]]:
     return pixels, codec
 
 
-def by_definition(vit: Vit, rules: Rules, stream: tuple[Tensor, Tensor], rule: ReuseVitConfig) -> list[range]:
+def by_definition(vit: Vit, policy: ReusePolicy, stream: tuple[Tensor, Tensor], rule: ReuseVitConfig) -> list[range]:
     """Find the segments one by one with the masked forward, which runs on past the end and is cut there."""
     pixels_F3HW, codec_F4PP = stream
     num_frames = len(pixels_F3HW)
-    scores = rules.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 4, 4), codec_F4PP))
+    scores = policy.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 4, 4), codec_F4PP))
     cuts = [frame for frame in range(num_frames) if (codec_F4PP[frame, 0] == 6).double().mean() >= 0.7]
     segments: list[range] = []
     while not segments or segments[-1].stop < num_frames:
@@ -62,14 +62,14 @@ def by_definition(vit: Vit, rules: Rules, stream: tuple[Tensor, Tensor], rule: R
         error: dict[int, float] = defaultdict(float)
 
         def noting(boundary: int, features: Features) -> Tensor:
-            g_CA = rules.gate(boundary, features)
+            g_CA = policy.gate(boundary, features)
             neglected = ((1 - features.similarity_XA) * (g_CA > 0.5)).mean() / (SHAPE.num_layers - 1)
             error[features.frames[0][1]] += float(neglected)  # noqa: B023  called before the loop goes on
             return g_CA
 
         masked_forward(
             vit,
-            Rules(rules.addon, noting, rules.semantics),
+            ReusePolicy(policy.addon, noting, policy.semantics),
             Clips(pixels_F3HW[frames][None], scores[frames][None], steps),
         )
         total = 0.0
@@ -112,8 +112,8 @@ def test_streams_refresh_each_at_its_own_time_and_equal_the_masked_forward(
         for stream in range(3):
             embeddings[stream].append(encoded.embeddings[stream])
             flops[stream].append(flops_per_frame(SHAPE, encoded.work[stream]))
-    rules = Rules(addon, HardGate(addon.decisions))
-    found = [by_definition(vit, rules, stream, rule) for stream in zip(pixels, codec, strict=True)]
+    policy = ReusePolicy(addon, HardGate(addon.decisions))
+    found = [by_definition(vit, policy, stream, rule) for stream in zip(pixels, codec, strict=True)]
     fixed = [list(segment_frames(len(one), rule.refresh)) for one in pixels]
     assert found != fixed, "the rule never applied: the test would show nothing"
     for stream, segments in enumerate(found):
@@ -124,16 +124,16 @@ def test_streams_refresh_each_at_its_own_time_and_equal_the_masked_forward(
         frames = torch.tensor([step.frame for step in steps])
         scores = addon.codec_net(codec_history(codec[stream].new_zeros(3, 4, 4, 4), codec[stream]))
         clips = Clips(pixels[stream][frames][None], scores[frames][None], steps)
-        expected_FE = masked_forward(vit, rules, clips).embeddings_CFE[0, frames.argsort()]
+        expected_FE = masked_forward(vit, policy, clips).embeddings_CFE[0, frames.argsort()]
         torch.testing.assert_close(torch.cat(embeddings[stream]), expected_FE.float(), atol=1e-6, rtol=1e-6)
 
 
 def test_streams_did_refresh_at_different_times(vit: Vit, addon: Addon) -> None:
     pixels, codec = streams()
-    rules = Rules(addon, HardGate(addon.decisions))
+    policy = ReusePolicy(addon, HardGate(addon.decisions))
     rule = ReuseVitConfig(refresh_error=0.02)
     starts = [
-        [segment.start for segment in by_definition(vit, rules, stream, rule)]
+        [segment.start for segment in by_definition(vit, policy, stream, rule)]
         for stream in zip(pixels, codec, strict=True)
     ]
     assert len({tuple(one) for one in starts}) == 3

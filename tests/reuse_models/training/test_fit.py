@@ -17,7 +17,7 @@ from reuse_models.reusevit.engines.masked import Clips, masked_forward
 from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import HardGate
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.training.fit import RATE_BAND, Batch, Fit, FitConfig, NotFiniteError
 from reuse_models.training.loss import LossConfig, Teacher
@@ -254,7 +254,7 @@ def _least_cosine(vit: Vit, fit: Fit, batch: Batch) -> torch.Tensor:
     """Mean over clips of the least cosine of the last three frames, everything reused."""
     scores = fit.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1)).unflatten(0, (4, 6))
     clips = Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN)
-    output = masked_forward(vit, Rules(fit.addon, HardGate(fit.addon.decisions, bias=100.0)), clips)
+    output = masked_forward(vit, ReusePolicy(fit.addon, HardGate(fit.addon.decisions, bias=100.0)), clips)
     cosine_CF = torch.cosine_similarity(output.embeddings_CFE, batch.teacher.embeddings_CFE, dim=-1)
     return cosine_CF[:, 3:].min(dim=1).values.mean()
 
@@ -262,8 +262,8 @@ def _least_cosine(vit: Vit, fit: Fit, batch: Batch) -> torch.Tensor:
 def test_the_inputs_of_layers_are_the_towers_where_nothing_is_reused(clip_vit: Vit, batch: Batch) -> None:
     fit = Fit(clip_vit, LOSS, FitConfig())
     scores = fit.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1)).unflatten(0, (4, 6))
-    rules = Rules(fit.addon, HardGate(fit.addon.decisions, bias=-100.0))
-    output = masked_forward(clip_vit, rules, Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN), ("inputs",))
+    policy = ReusePolicy(fit.addon, HardGate(fit.addon.decisions, bias=-100.0))
+    output = masked_forward(clip_vit, policy, Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN), ("inputs",))
     assert output.inputs_CFLND is not None
     h_XND = clip_vit.embed(batch.pixels_CF3HW.flatten(0, 1))
     for layer in range(clip_vit.shape.num_layers):

@@ -18,7 +18,7 @@ from reuse_models.reusevit.engines.fixed_choice import plan_of
 from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.gate import ForcedGate, Gate, HardGate
 from reuse_models.reusevit.method import INFERENCES, Inference, ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops
@@ -214,7 +214,7 @@ def test_steps_have_shapes_that_no_value_decides(semantics: Semantics) -> None:
     meta = torch.device("meta")
     with meta:
         vit, addon = Vit(SHAPE), Addon(addon_shape(SHAPE))
-    engine = FixedCapacity(vit, Rules(addon, HardGate(addon.decisions), semantics))
+    engine = FixedCapacity(vit, ReusePolicy(addon, HardGate(addon.decisions), semantics))
     plan = plan_of((4, 3), SHAPE.num_tokens, meta)
     run = FixedRun(engine, *engine.take(2, 2), plan, [])
     with torch.no_grad():

@@ -63,8 +63,8 @@ def both(shape: VitShape, gate: Gate | None, addon: Addon, **config: Any) -> tup
     ]
     compacted, fused = methods
     assert fused.fixed is not None
-    assert fused_capacity.can_fuse(vit, fused.fixed.rules)
-    fused.fixed = FusedCapacity(vit, fused.fixed.rules)
+    assert fused_capacity.can_fuse(vit, fused.fixed.policy)
+    fused.fixed = FusedCapacity(vit, fused.fixed.policy)
     return compacted, fused
 
 
@@ -153,8 +153,8 @@ def test_what_kernels_do_not_serve_is_left_to_plain_steps(changes: dict[str, Any
     vit = Vit.random(small("clip"))
     method = ReuseVit(ReuseVitConfig(inference="fixed", **changes), vit, addon_of(vit.shape))
     assert method.fixed is not None
-    assert fused_capacity.can_fuse(vit, method.fixed.rules) == serves
-    assert not fused_capacity.can_fuse(Vit.random(FAMILIES["dinov3"]), method.fixed.rules)
+    assert fused_capacity.can_fuse(vit, method.fixed.policy) == serves
+    assert not fused_capacity.can_fuse(Vit.random(FAMILIES["dinov3"]), method.fixed.policy)
 
 
 @pytest.mark.parametrize(("prefix", "last"), [(1, 0), (0, 0), (5, 1)])

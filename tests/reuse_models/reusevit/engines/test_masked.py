@@ -15,7 +15,7 @@ from reuse_models.reusevit.codec_net import codec_history
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN, FrameStep, schedule
 from reuse_models.reusevit.gate import HardGate
-from reuse_models.reusevit.rules import Rules
+from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.training.loss import LossConfig, Teacher, reuse_loss
 
@@ -52,7 +52,7 @@ def published(vit: Vit, state: dict[str, Tensor], train: dict[str, Tensor]) -> M
     with torch.no_grad():
         scores = scores_of(addon, train["codec"])
         clips = Clips(train["pixels"][pattern][None], scores[pattern][None], PUBLISHED_PATTERN)
-        return masked_forward(vit, Rules(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",))
+        return masked_forward(vit, ReusePolicy(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",))
 
 
 def test_codec_scores_equal_the_published_ones(vit: Vit, state: dict[str, Tensor], train: dict[str, Tensor]) -> None:
@@ -115,7 +115,7 @@ def test_grouped_reuse_equals_the_published_evaluation(
     frames = torch.tensor([step.frame for step in order])
     with torch.no_grad():
         clips = Clips(train["pixels"][frames][None], train["blobnet_map"][frames, 0][None], order)
-        output = masked_forward(vit, Rules(addon, HardGate(addon.decisions), "grouped"), clips)
+        output = masked_forward(vit, ReusePolicy(addon, HardGate(addon.decisions), "grouped"), clips)
     embeds, maps = expected[f"{variant}_embeds"], expected[f"{variant}_reuse_map"]
     torch.testing.assert_close(output.embeddings_CFE[0, 1:], embeds[1:].flatten(0, 1), atol=1e-4, rtol=0)
     torch.testing.assert_close(output.embeddings_CFE[0, 0], embeds[0, 0], atol=1e-4, rtol=0)
@@ -129,4 +129,4 @@ def test_a_reference_that_was_not_computed_is_refused(vit: Vit) -> None:
     side, patches = vit.shape.image_px, vit.shape.patches_per_side
     clips = Clips(torch.zeros(1, 2, 3, side, side), torch.zeros(1, 2, patches, patches), steps)
     with pytest.raises(ValueError, match="reference to frame 1"):
-        masked_forward(vit, Rules(addon, HardGate(addon.decisions)), clips)
+        masked_forward(vit, ReusePolicy(addon, HardGate(addon.decisions)), clips)

@@ -10,7 +10,7 @@ from reuse_models.reusevit.gate import Gate
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class ReusePolicy:
     """What a layer step needs beside the tower."""
 
     addon: Addon
