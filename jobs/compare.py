@@ -24,10 +24,10 @@ from dejavu.report.comparison import (
     two_towers,
     write_differences_csv,
 )
-from dejavu.storage.given_place import GivenPlace
+from dejavu.storage.given_path import GivenPath
 from dejavu.report.style import styles_of
 from dejavu.report.pareto_csv import read_pareto_csv
-from dejavu.storage.place import Place, storage_errors
+from dejavu.storage.store_path import StorePath, storage_errors
 
 ONE_LINE_ERRORS = (ValueError,)
 NEEDED = ("method", "setting", "split", "num_clips")
@@ -38,9 +38,9 @@ NEEDED = ("method", "setting", "split", "num_clips")
 class Compare:
     """Draw two runs in one plot and list where they differ."""
 
-    first: tyro.conf.Positional[GivenPlace]
+    first: tyro.conf.Positional[GivenPath]
     """pareto.csv of run A."""
-    second: tyro.conf.Positional[GivenPlace]
+    second: tyro.conf.Positional[GivenPath]
     """pareto.csv of run B."""
     out: Path
     """The PNG to write; the table goes beside it as CSV."""
@@ -84,7 +84,7 @@ def run(job: Compare) -> None:
     print(f"\nplot   {job.out}\ntable  {table}")
 
 
-def run_names(first: Place, second: Place) -> tuple[str, str]:
+def run_names(first: StorePath, second: StorePath) -> tuple[str, str]:
     """Return the names of the folders that the files lie in, or the files' own where those are the same."""
     names = tuple(path.absolute().parent.name for path in (first, second))
     return (names[0], names[1]) if names[0] != names[1] else (str(first), str(second))

@@ -37,7 +37,7 @@ from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.retrieval.collect import StoredSetting
 from dejavu.stages.embed_videos import Source, embed_videos
 from dejavu.storage.failed import write_failures_csv
-from dejavu.storage.place import Place, is_file, place, storage_errors
+from dejavu.storage.store_path import StorePath, is_file, storage_errors, store_path
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store, atomic, write_json, write_text
 from dejavu.video.mp4 import TranscodeConfig
@@ -56,7 +56,7 @@ NOTE = "embed.json"
 class Plan:
     """What is embedded how, and where it goes."""
 
-    out: Place
+    out: StorePath
     setting: Setting
     backbone: Backbone
     embedding: Embedding
@@ -69,7 +69,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     Raises:
         ValueError: The setting is unknown or not one of the run's, or OUT holds embeddings made otherwise.
     """
-    out: Place = arguments.out
+    out: StorePath = arguments.out
     recipe = RECIPES["folder"][1]
     transcode, embed, image_px = recipe.transcode, recipe.embed, arguments.image_px
     backbone_name = arguments.backbone or EMBEDDED
@@ -120,7 +120,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
     return Plan(out, setting, backbone, Embedding(backbone_name, store, embed, image_px), transcode)
 
 
-def fastest(results: Place, allowed_loss: float | None) -> str:
+def fastest(results: StorePath, allowed_loss: float | None) -> str:
     """Name the setting that a run's report leads with: the fastest by the clock within the loss allowed, else Original.
 
     Args:
@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(result.failures))
 
 
-def write_table(target: Place, names: Mapping[str, str], clips: Mapping[str, Transcoded], what: Plan) -> int:
+def write_table(target: StorePath, names: Mapping[str, str], clips: Mapping[str, Transcoded], what: Plan) -> int:
     """Write [video, seconds, embedding] of all frames, whole or not at all; return how many.
 
     Args:
@@ -203,15 +203,17 @@ def _plain(value: Any) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Embed; say in one line what ended it early; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--videos", type=place, required=True, help="folder of videos, searched with its folders")
-    parser.add_argument("--out", type=place, required=True, help="where the embeddings go; the same again to go on")
+    parser.add_argument("--videos", type=store_path, required=True, help="folder of videos, searched with its folders")
+    parser.add_argument(
+        "--out", type=store_path, required=True, help="where the embeddings go; the same again to go on"
+    )
     parser.add_argument(
         "--setting",
         help="method and fields, or a setting as in pareto.csv; unless given, the fastest by the clock of --like "
         "within --allowed-loss, else original",
     )
     parser.add_argument("--allowed-loss", type=float, help="share of Original's quality; that of --like unless given")
-    parser.add_argument("--like", type=place, help="results folder whose backbone, rate and settings are taken")
+    parser.add_argument("--like", type=store_path, help="results folder whose backbone, rate and settings are taken")
     parser.add_argument("--backbone", help="embedded unless given, or that of --like")
     parser.add_argument("--image-px", type=int, help="side of the frames that the tower sees")
     parser.add_argument(

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.report.frontier import MAX_LOSS, best_within, quality_of
-from dejavu.storage.given_place import GivenPlace
+from dejavu.storage.given_path import GivenPath
 from dejavu.report.style import styles_of
 from dejavu.report.overlay import draw_overlay
 from dejavu.report.pareto_csv import read_pareto_csv
-from dejavu.storage.place import Place, is_file, place, storage_errors
+from dejavu.storage.store_path import StorePath, is_file, store_path, storage_errors
 from dejavu.report.reuse_stream import follow
 from dejavu.storage.setting import with_local_weights
 from dejavu.video.decode import decode
@@ -55,7 +55,7 @@ class Overlay:
 
     video: tyro.conf.Positional[Path]
     """Any video that FFmpeg reads."""
-    results: GivenPlace
+    results: GivenPath
     """Results folder of a pipeline run: its backbone, its way of transcoding and its settings are used."""
     out: Path
     """The MP4 to write."""
@@ -110,7 +110,7 @@ def run(job: Overlay) -> None:
     print(f"{title}: {num_frames} frames, {100 * np.mean(rates):.1f} % of patches reused\n{job.out}")
 
 
-def read_config(results: Place) -> dict[str, Any]:
+def read_config(results: StorePath) -> dict[str, Any]:
     """Return the configuration of the run.
 
     Raises:
@@ -123,7 +123,7 @@ def read_config(results: Place) -> dict[str, Any]:
     return resolved
 
 
-def reusing_configs(results: Place) -> list[MethodConfig]:
+def reusing_configs(results: StorePath) -> list[MethodConfig]:
     """Return the settings that the run chose and that reuse between frames, ReuseViT's first.
 
     Raises:
@@ -141,16 +141,18 @@ def reusing_configs(results: Place) -> list[MethodConfig]:
     return found
 
 
-def at_home(row: dict[str, Any], results: Place) -> dict[str, Any]:
+def at_home(row: dict[str, Any], results: StorePath) -> dict[str, Any]:
     """Point add-on weights into this results folder where it has been moved since the run."""
-    weights = place(row["weights"]) if row.get("weights") else None
+    weights = store_path(row["weights"]) if row.get("weights") else None
     if weights is None or is_file(weights):
         return row
     moved = results / "store" / "addons" / weights.parent.name / weights.name
     return row | {"weights": str(moved)} if is_file(moved) else row
 
 
-def choose(results: Place, configs: list[MethodConfig], wanted: str | None, max_loss: float = MAX_LOSS) -> MethodConfig:
+def choose(
+    results: StorePath, configs: list[MethodConfig], wanted: str | None, max_loss: float = MAX_LOSS
+) -> MethodConfig:
     """Return the setting that was asked for, else the headline's of the first method.
 
     Raises:

@@ -28,7 +28,7 @@ from dejavu.pipeline.start import start
 from dejavu.pipeline.videos import transcode
 from dejavu.stages.train_task import TrainError
 from dejavu.storage.failed import TooManyFailures
-from dejavu.storage.place import storage_errors
+from dejavu.storage.store_path import storage_errors
 from dejavu.storage.store import StoreError
 from dejavu.sweep.sweep import SweepError
 

@@ -23,7 +23,7 @@ from dejavu.backbones.locate import locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
 from dejavu.datasets.video_folder import load_video_folder, passed_over
 from dejavu.experiment import RECIPES, ExperimentError
-from dejavu.storage.place import Place, is_file, is_folder, listed, place, storage_errors
+from dejavu.storage.store_path import StorePath, is_file, is_folder, listed, store_path, storage_errors
 from dejavu.records import Failure, Transcoded
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting, name_setting
@@ -54,7 +54,7 @@ class SearchError(ValueError):
 class Collection:
     """A results folder, or one that is about to become one, and how its clips are cut and embedded."""
 
-    results: Place
+    results: StorePath
     store: Store
     backbone: str
     transcode: TranscodeConfig
@@ -73,7 +73,7 @@ def say(text: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the collection
-def open_collection(folder: Place, backbone: str | None, videos: Place | None) -> Collection:
+def open_collection(folder: StorePath, backbone: str | None, videos: StorePath | None) -> Collection:
     """Open a results folder (or the `store` inside it) as its own config.yaml says; begin one where videos are given.
 
     Raises:
@@ -142,7 +142,7 @@ def stored_settings(collection: Collection, backbone: Backbone) -> list[StoredSe
         StoredSetting(name(config, collection, backbone), backbone.name)
         for config in configs
         # A name needs the weights' content.
-        if not (weights := getattr(config, "weights", None)) or is_file(place(weights))
+        if not (weights := getattr(config, "weights", None)) or is_file(store_path(weights))
     ]
     found = list_settings(collection.store, named)
     return [stored for stored in found if stored.setting.backbone_identity == backbone.identity]
@@ -181,7 +181,7 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
 
 
 # ---------------------------------------------------------------------------------------------------- new videos
-def add_videos(videos: Place, collection: Collection, settings: Sequence[Setting]) -> None:
+def add_videos(videos: StorePath, collection: Collection, settings: Sequence[Setting]) -> None:
     """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
     clips = load_video_folder(videos).clips
     backbone = load_backbone(collection.backbone, collection.image_px)
@@ -321,10 +321,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         prog="python jobs/search.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("query", help="what is to be seen, in words")
-    parser.add_argument("--store", type=place, required=True, help="a results folder; begun with --videos if not there")
+    parser.add_argument(
+        "--store", type=store_path, required=True, help="a results folder; begun with --videos if not there"
+    )
     parser.add_argument("--top", type=int, default=10, help="hits wanted (default 10)")
     parser.add_argument("--setting", default="original", help="method, and its setting if it has several stored")
-    parser.add_argument("--videos", type=place, help="folder of videos: new ones are embedded first")
+    parser.add_argument("--videos", type=store_path, help="folder of videos: new ones are embedded first")
     parser.add_argument("--backbone", help="as the pipeline takes it; the store's own unless given")
     parser.add_argument("--merge-s", type=float, default=5.0, help="hits of one video so close are one (default 5 s)")
     parser.add_argument(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dejavu.storage.place import place, storage_errors
+from dejavu.storage.store_path import store_path, storage_errors
 from dejavu.storage.results_folder import results_folder
 from dejavu.observability.status import describe, read_status
 from dejavu.storage.store import StoreError
@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     recipe = words[0] if words and not words[0].startswith("-") else "demo"
     now = time.time()
     try:
-        results = results_folder(recipe, options.results and place(options.results))
+        results = results_folder(recipe, options.results and store_path(options.results))
         if (status := read_status(results)) is None:
             print(f"status: got no run in {results}, expected status.json there; check --results", file=sys.stderr)
             return NO_RUN

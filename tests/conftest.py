@@ -90,10 +90,10 @@ def s3_server(s3_variables: dict[str, str]) -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_server: str) -> Any:
     """An empty bucket, as a place."""
-    from dejavu.storage.place import place
+    from dejavu.storage.store_path import store_path
 
     name = f"bucket-{uuid.uuid4().hex[:8]}"
-    root = place(f"s3://{name}/")
+    root = store_path(f"s3://{name}/")
     root.fs.mkdir(name)  # type: ignore[union-attr]
     return root
 

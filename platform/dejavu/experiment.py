@@ -22,8 +22,8 @@ from dejavu.stages.prepare import OWN_VIDEOS, DatasetName
 from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train_task import TrainConfig
-from dejavu.storage.given_place import GivenPlace
-from dejavu.storage.place import Place, is_folder, listed
+from dejavu.storage.given_path import GivenPath
+from dejavu.storage.store_path import StorePath, is_folder, listed
 from dejavu.sweep.study import SweepConfig
 from dejavu.tasks.temp_clip.fit import TempClipFitConfig
 from dejavu.video.mp4 import TranscodeConfig
@@ -71,17 +71,17 @@ class Experiment:
 
     recipe: tyro.conf.Suppress[str] = "demo"
     dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
-    videos: GivenPlace | None = None
+    videos: GivenPath | None = None
     """Folder of videos (every recipe but demo and tiny)."""
-    train_on: GivenPlace | None = None
+    train_on: GivenPath | None = None
     """Folder of other videos to train on and to choose settings by; all of --videos is tested then (recipe folder)."""
     group_by: GroupBy = "auto"
     """Videos that are never divided between splits (recipes folder and classes): those of a folder (`parent`), those
     whose names differ in a number at the end (`stem-prefix`), or `none`; `auto` takes stem-prefix where enough groups
     are left."""
-    annotations: GivenPlace | None = None
+    annotations: GivenPath | None = None
     """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
-    published_checkpoints: GivenPlace | None = None
+    published_checkpoints: GivenPath | None = None
     """Folder of published ReuseViT checkpoints (*.ckpt): each is measured at R = 4, 8, 32 and none (recipe nextqa)."""
     variant: Variant = "as_trained"
     """How the decisions of a published checkpoint are laid to boundaries."""
@@ -90,7 +90,7 @@ class Experiment:
     image_px: int | None = None
     """Side in pixels of the frames that the tower sees, a multiple of its patches (positions are interpolated); that of
     its image processor unless given."""
-    results: GivenPlace | None = None
+    results: GivenPath | None = None
     """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
     submitted job."""
     stages: Stages = STAGES
@@ -187,7 +187,7 @@ class Experiment:
                 "published checkpoints; see docs/nextqa.md"
             )
         for name in needed:
-            folder: Place | None = getattr(self, name)
+            folder: StorePath | None = getattr(self, name)
             if folder is None or not is_folder(folder):
                 got = "nothing" if folder is None else f"{folder}, which is no folder"
                 raise ExperimentError(f"--{name}: got {got}, expected a folder; recipe {self.recipe} reads it")
@@ -229,10 +229,20 @@ DEMO_HEAD = TaskConfig(
 """A head that fits in a minute, on the backbone's own text tower."""
 
 OWN_TRAINING = TrainConfig(
-    targets=(0.85,), min_steps=200, validation_windows=24, fit=FitConfig(restoration_rank=4, rate="held")
+    targets=(0.85,),
+    min_steps=200,
+    validation_windows=24,
+    fit=FitConfig(
+        codec_learning_rate=5e-4,
+        restoration_learning_rate=1e-4,
+        decision_learning_rate=5e-4,
+        restoration_rank=4,
+        rate="held",
+    ),
 )
-"""What two cores can do for a small real tower: one fit, whose biases give the other rates, and a restoration of a rank
-that costs little; of the rank that the tower's width gives, more is not explained (docs/training.md)."""
+"""What two cores can do for a small real tower: one fit, whose biases give the other rates, a restoration of a rank that
+costs little (of the rank that the tower's width gives, more is not explained), and a fifth of the published rates: with
+two windows a step, decisions of whole layers ran to all or nothing at those (docs/training.md)."""
 
 OWN_SWEEP = SweepConfig(num_frames=400, chosen_per_method=3)
 """Enough frames to tell settings apart; fifty settings on all validation clips would take longer than the training."""

@@ -10,13 +10,13 @@ from pathlib import PurePosixPath
 from dejavu.datasets.splits import SPLITS, GroupBy, Splitting, split_folder, split_parts
 from dejavu.datasets.video_folder import clips_by_name
 from dejavu.records import Clip, Dataset, Question, Split
-from dejavu.storage.place import Place, is_folder
+from dejavu.storage.store_path import StorePath, is_folder
 
 ONE_OF_EACH = 3
 """Videos that a class needs where no folders say the splits: one to learn from, one to choose by, one to be asked."""
 
 
-def load_class_folders(root: Place, group_by: GroupBy = "auto") -> tuple[Dataset, Splitting]:
+def load_class_folders(root: StorePath, group_by: GroupBy = "auto") -> tuple[Dataset, Splitting]:
     """Find the videos of each class; which class a video is of becomes a question, whose `kind` is the class.
 
     Args:
@@ -78,7 +78,7 @@ def _class_of(name: str, laid_out: bool) -> str:
     return parts[0]
 
 
-def _check_folders(root: Place, class_of: Mapping[str, str]) -> None:
+def _check_folders(root: StorePath, class_of: Mapping[str, str]) -> None:
     """Refuse splits that a person laid out, and that do not hold the same classes."""
     found: dict[Split, set[str]] = {split: set() for split in SPLITS if split != "val" or is_folder(root / split)}
     for name, its_class in class_of.items():

@@ -16,7 +16,7 @@ from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import parse_json, read_text
 from dejavu.records import Clip, Dataset, Question, Split
-from dejavu.storage.place import Place, is_file
+from dejavu.storage.store_path import StorePath, is_file
 
 SPLIT_NAMES: dict[Split, str] = {"train": "train", "val": "val", "test": "test_public"}
 CELLS = ("video", "[start:end]", "wrong answer", "wrong answer", "wrong answer", "question", "right answer")
@@ -26,7 +26,7 @@ CLIP_S = 60
 KIND = "MC"
 
 
-def load_how2qa(videos: Place, annotations: Place, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+def load_how2qa(videos: StorePath, annotations: StorePath, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
     """Join questions with the videos that are there.
 
     Args:
@@ -68,7 +68,7 @@ def load_how2qa(videos: Place, annotations: Place, *, splits: Sequence[Split] = 
     return Dataset(name="how2qa", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
 
 
-def load_questions(annotations: Place, splits: Sequence[Split] = ("val", "test")) -> tuple[Question, ...]:
+def load_questions(annotations: StorePath, splits: Sequence[Split] = ("val", "test")) -> tuple[Question, ...]:
     """Read the questions of some splits without looking for videos.
 
     Raises:
@@ -91,7 +91,7 @@ def load_questions(annotations: Place, splits: Sequence[Split] = ("val", "test")
     return tuple(found)
 
 
-def _file(annotations: Place, name: str) -> Place | None:
+def _file(annotations: StorePath, name: str) -> StorePath | None:
     candidates = [annotations / f"how2QA_{name}_release.csv", annotations / f"how2qa_{name}_release.jsonl"]
     return next((path for path in candidates if is_file(path)), None)
 
@@ -122,7 +122,7 @@ def _check(where: str, clip_id: str, texts: Sequence[str]) -> None:
         raise ValueError(f"{where}: got an empty question or answer, expected texts; correct or remove the line")
 
 
-def _read_csv(path: Place, split: Split) -> Iterable[Question]:
+def _read_csv(path: StorePath, split: Split) -> Iterable[Question]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -155,7 +155,7 @@ def _start_s(text: str) -> float | None:
     return float(match.group(1)) if match else None
 
 
-def _read_jsonl(path: Place, split: Split) -> Iterable[Question]:
+def _read_jsonl(path: StorePath, split: Split) -> Iterable[Question]:
     seen: set[str] = set()
     for line, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():

@@ -14,7 +14,7 @@ from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import read_json
 from dejavu.records import CAPTION, Clip, Dataset, Question, Split
-from dejavu.storage.place import Place, is_file, listed
+from dejavu.storage.store_path import StorePath, is_file, listed
 
 TEST_CSV = "MSRVTT_JSFUSION_test.csv"
 COLUMNS = ("key", "vid_key", "video_id", "sentence")
@@ -22,7 +22,7 @@ WHOLE_JSON = "MSRVTT_data.json"
 SPLITS: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
 
 
-def load_msr_vtt(videos: Place, annotations: Place, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+def load_msr_vtt(videos: StorePath, annotations: StorePath, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
     """Join captions with the videos that are there.
 
     Args:
@@ -60,7 +60,7 @@ def load_msr_vtt(videos: Place, annotations: Place, *, splits: Sequence[Split] =
     return Dataset(name="msr_vtt", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
 
 
-def load_captions(annotations: Place) -> tuple[Question, ...]:
+def load_captions(annotations: StorePath) -> tuple[Question, ...]:
     """Read all captions without looking for videos; the 1k-A test split takes the full one's place.
 
     Raises:
@@ -108,7 +108,7 @@ def _caption(where: str, name: str, clip_id: str, split: Split, text: str) -> Qu
     )
 
 
-def _read_csv(path: Place) -> Iterable[Question]:
+def _read_csv(path: StorePath) -> Iterable[Question]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -127,7 +127,7 @@ def _read_csv(path: Place) -> Iterable[Question]:
         yield _caption(where, row["key"], row["video_id"], "test", row["sentence"])
 
 
-def _read_json(path: Place) -> Iterable[Question]:
+def _read_json(path: StorePath) -> Iterable[Question]:
     try:
         info = read_json(path)
         videos = [(str(one["video_id"]), str(one["split"])) for one in info["videos"]]
@@ -149,13 +149,13 @@ def _read_json(path: Place) -> Iterable[Question]:
         yield _caption(path.name, f"{clip_id}_{number}", clip_id, split_of[clip_id], text)
 
 
-def _whole(path: Place, number: object) -> int:
+def _whole(path: StorePath, number: object) -> int:
     if not isinstance(number, int):
         raise ValueError(f"{path.name}: got sen_id {str(number)[:30]!r}, expected a whole number; download it again")
     return number
 
 
-def _split_of(path: Place, videos: Iterable[tuple[str, str]]) -> dict[str, Split]:
+def _split_of(path: StorePath, videos: Iterable[tuple[str, str]]) -> dict[str, Split]:
     split_of: dict[str, Split] = {}
     for name, split in videos:
         if name in split_of or split not in SPLITS:

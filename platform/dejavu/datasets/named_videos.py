@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from dejavu.datasets.video_folder import load_video_folder
-from dejavu.storage.place import Place
+from dejavu.storage.store_path import StorePath
 
 
-def find_named_videos(root: Place) -> dict[str, str]:
+def find_named_videos(root: StorePath) -> dict[str, str]:
     """Return each video's path by its name without the ending.
 
     Raises:

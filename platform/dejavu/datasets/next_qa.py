@@ -19,7 +19,7 @@ from typing import Any
 from dejavu.datasets.strict_json import read_json
 from dejavu.datasets.video_folder import is_video
 from dejavu.records import Clip, Dataset, Question, Split
-from dejavu.storage.place import Place, is_file, is_folder, names_below
+from dejavu.storage.store_path import StorePath, is_file, is_folder, names_below
 
 ID_MAP = "map_vid_vidorID.json"
 LONGEST_NAME = 200
@@ -31,7 +31,7 @@ _Located = tuple[float, dict[str, tuple[tuple[float, float], ...]]]
 """A video's duration in seconds, and annotated spans by question number."""
 
 
-def load_next_qa(videos: Place, annotations: Place, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
+def load_next_qa(videos: StorePath, annotations: StorePath, *, splits: Sequence[Split] = ("val", "test")) -> Dataset:
     """Join annotations with the videos that are there.
 
     Args:
@@ -77,7 +77,7 @@ def load_next_qa(videos: Place, annotations: Place, *, splits: Sequence[Split] =
     return Dataset(name="next_qa", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
 
 
-def load_questions(annotations: Place, split: Split) -> tuple[Question, ...]:
+def load_questions(annotations: StorePath, split: Split) -> tuple[Question, ...]:
     """Read one split's questions without looking for videos.
 
     Args:
@@ -108,7 +108,7 @@ def load_questions(annotations: Place, split: Split) -> tuple[Question, ...]:
     return tuple(questions.values())
 
 
-def load_frame_times(annotations: Place, split: Split) -> dict[str, tuple[float, ...]]:
+def load_frame_times(annotations: StorePath, split: Split) -> dict[str, tuple[float, ...]]:
     """Read the seconds of each video's uniformly sampled frames, by video id.
 
     Raises:
@@ -161,7 +161,7 @@ def check_id(where: str, clip_id: str) -> None:
         )
 
 
-def _places(annotations: Place) -> dict[str, PurePosixPath]:
+def _places(annotations: StorePath) -> dict[str, PurePosixPath]:
     path = annotations / ID_MAP
     places = {}
     for clip_id, value in _object(path).items():
@@ -180,7 +180,7 @@ def _stays_inside(place: PurePosixPath) -> bool:
     return bool(place.parts) and not place.is_absolute() and plain and max(map(len, place.parts)) <= LONGEST_NAME
 
 
-def _finder(videos: Place) -> Callable[[str], str | None]:
+def _finder(videos: StorePath) -> Callable[[str], str | None]:
     """Return what finds a video below the folder by its path without the ending.
 
     Each folder is listed once, when it is first asked for; of an object store, all at once.
@@ -205,7 +205,7 @@ def _by_stem(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _spans(path: Place) -> dict[str, _Located]:
+def _spans(path: StorePath) -> dict[str, _Located]:
     """Read duration and annotated spans by question number, by video id."""
     spans = {}
     for clip_id, entry in _object(path).items():
@@ -232,7 +232,7 @@ def _spans(path: Place) -> dict[str, _Located]:
     return spans
 
 
-def _rows(path: Place) -> list[tuple[str, dict[str, str]]]:
+def _rows(path: StorePath) -> list[tuple[str, dict[str, str]]]:
     """Read a CSV with exactly NExT-GQA's columns: for each row where it stands, and its cells by column."""
     try:
         with _existing(path).open(newline="", encoding="utf-8-sig") as file:
@@ -257,14 +257,14 @@ def _rows(path: Place) -> list[tuple[str, dict[str, str]]]:
     return rows
 
 
-def _object(path: Place) -> dict[str, Any]:
+def _object(path: StorePath) -> dict[str, Any]:
     value = read_json(_existing(path))
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path.name}: got {str(value)[:40]}, expected an object by video id; download it again")
     return value
 
 
-def _existing(path: Place) -> Place:
+def _existing(path: StorePath) -> StorePath:
     if not is_file(path):
         raise FileNotFoundError(
             f"annotations: got no file {path.name} in {path.parent}, expected NExT-GQA's annotation files there; "

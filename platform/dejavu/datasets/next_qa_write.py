@@ -14,8 +14,8 @@ from typing import Any
 
 from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
 from dejavu.records import Split
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_json, write_text
+from dejavu.storage.store_path import StorePath
 
 NUM_FRAME_TIMES = 32
 """NExT-GQA's frame2time holds the times of 32 frames spread evenly over each video."""
@@ -25,7 +25,7 @@ Known = dict[str, Any]
 the five answers of each) and spans ([start, end] in seconds of each question)."""
 
 
-def write_next_qa(folder: Place, places: Mapping[str, str], known: Mapping[Split, Mapping[str, Known]]) -> None:
+def write_next_qa(folder: StorePath, places: Mapping[str, str], known: Mapping[Split, Mapping[str, Known]]) -> None:
     """Write all files.
 
     Args:

@@ -6,13 +6,13 @@ import json
 import math
 from typing import Any
 
-from dejavu.storage.place import Place
+from dejavu.storage.store_path import StorePath
 
 LONGEST_NUMBER = 18
 """Digits of a whole number; the longest in the published files has 11."""
 
 
-def read_json(path: Place) -> Any:
+def read_json(path: StorePath) -> Any:
     """Read a file of one value.
 
     Raises:
@@ -21,7 +21,7 @@ def read_json(path: Place) -> Any:
     return parse_json(read_text(path), path.name)
 
 
-def read_text(path: Place) -> str:
+def read_text(path: StorePath) -> str:
     """Read a file as UTF-8.
 
     Raises:

@@ -20,8 +20,8 @@ import numpy as np
 
 from dejavu.datasets.next_qa_write import write_next_qa
 from dejavu.records import Split
-from dejavu.storage.place import Place, is_file, side_by_side
 from dejavu.storage.store import atomic, write_json
+from dejavu.storage.store_path import StorePath, is_file, side_by_side
 from dejavu.synthetic.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
 from dejavu.video.write import write_video
 
@@ -122,7 +122,7 @@ def invent(spec: VideoSpec) -> tuple[Script, list[list[tuple[float, float]]]]:
     )
 
 
-def draw_video(spec: VideoSpec, path: Place) -> dict[str, Any]:
+def draw_video(spec: VideoSpec, path: StorePath) -> dict[str, Any]:
     """Draw and encode one video.
 
     Returns:
@@ -144,7 +144,7 @@ def draw_video(spec: VideoSpec, path: Place) -> dict[str, Any]:
     }
 
 
-def make_one(spec: VideoSpec, root: Place) -> bool:
+def make_one(spec: VideoSpec, root: StorePath) -> bool:
     """Draw one video and note its truth, unless both are there. Safe to repeat, and to kill at any moment.
 
     Returns:
@@ -156,7 +156,7 @@ def make_one(spec: VideoSpec, root: Place) -> bool:
     return True
 
 
-def is_made(spec: VideoSpec, root: Place) -> bool:
+def is_made(spec: VideoSpec, root: StorePath) -> bool:
     """Whether a video and its truth are there, drawn from this very spec."""
     note = _note_path(root, spec)
     if not is_file(note) or not is_file(video_path(root, spec)):
@@ -165,11 +165,11 @@ def is_made(spec: VideoSpec, root: Place) -> bool:
     return made
 
 
-def _note_path(root: Place, spec: VideoSpec) -> Place:
+def _note_path(root: StorePath, spec: VideoSpec) -> StorePath:
     return root / "truth" / f"{spec.video_id}.json"
 
 
-def video_path(root: Place, spec: VideoSpec) -> Place:
+def video_path(root: StorePath, spec: VideoSpec) -> StorePath:
     """Where a video lies."""
     return root / "videos" / spec.folder / f"{spec.video_id}.mp4"
 
@@ -197,7 +197,7 @@ def make_world(root: Path, config: SyntheticConfig, *, num_processes: int = 1) -
     return root
 
 
-def write_annotations(root: Place, config: SyntheticConfig) -> None:
+def write_annotations(root: StorePath, config: SyntheticConfig) -> None:
     """Join the truth of all videos into NExT-GQA's files. Every video must have been made."""
     folder = root / "annotations"
     specs = list_videos(config)

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from dejavu.records import Clip, Dataset
-from dejavu.storage.place import Place, is_folder, names_below
+from dejavu.storage.store_path import StorePath, is_folder, names_below
 
 # fmt: off
 EXTENSIONS = frozenset({
@@ -26,7 +26,7 @@ _LONGEST_ID = 100
 """Characters: an id becomes a file name, and file systems allow 255 bytes with suffixes."""
 
 
-def load_video_folder(root: Place) -> Dataset:
+def load_video_folder(root: StorePath) -> Dataset:
     """Find all videos below a folder, by extension; hidden files and folders are left out.
 
     Args:
@@ -44,7 +44,7 @@ def load_video_folder(root: Place) -> Dataset:
     return Dataset(name="video_folder", clips=tuple(clips_by_name(root).values()), questions=())
 
 
-def clips_by_name(root: Place) -> dict[str, Clip]:
+def clips_by_name(root: StorePath) -> dict[str, Clip]:
     """Return what `load_video_folder` finds, by the path within the folder."""
     if not is_folder(root):
         raise FileNotFoundError(f"videos: got {root}, no folder, expected one with videos; check --videos")
@@ -81,7 +81,7 @@ def clip_id_of(name: str) -> str:
     return f"{plain[:_LONGEST_ID]}-{digest}"
 
 
-def passed_over(root: Place) -> str:
+def passed_over(root: StorePath) -> str:
     """Say how many files below a folder are no videos to us, by ending: `3 (2 .txt, 1 .jpg)`; nothing where none is."""
     if isinstance(root, Path):
         found = [PurePosixPath(name) for folder, _, names in os.walk(root) for name in _below(root, folder, names)]
@@ -106,7 +106,7 @@ def is_video(name: str) -> bool:
     return PurePosixPath(name).suffix[1:].lower() in EXTENSIONS
 
 
-def _names(root: Place) -> list[str]:
+def _names(root: StorePath) -> list[str]:
     """List the videos below a folder: of each folder its files first, then those of the folders in it."""
     if isinstance(root, Path):
         return [path.relative_to(root).as_posix() for path in _videos(root)]

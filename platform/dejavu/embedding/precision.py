@@ -18,8 +18,8 @@ import torch
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster import cluster
 from dejavu.embedding.batch import EmbedConfig, Precision
-from dejavu.storage.place import is_file
 from dejavu.storage.store import Store, write_json
+from dejavu.storage.store_path import is_file
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import Chunk, Method, MethodConfig
 from reuse_models.reusevit.frame_order import GROUP_SIZE

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from dejavu.embedding.batch import Embedding, cut
 from dejavu.records import Transcoded, from_ranges
-from dejavu.storage.place import Place, side_by_side
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity, read_parquet
+from dejavu.storage.store_path import StorePath, side_by_side
 
 PART_FRAMES = 2**16
 """Frames of one setting in memory at once where settings are read beside Original: some 300 MB at ViT-L/14's width."""
@@ -74,7 +74,7 @@ def _parts(clips: Sequence[Transcoded]) -> Iterator[list[Transcoded]]:
 
 
 def _read(
-    embedding: Embedding, complete: Mapping[str, Iterable[Place]], clips: Sequence[Transcoded]
+    embedding: Embedding, complete: Mapping[str, Iterable[StorePath]], clips: Sequence[Transcoded]
 ) -> dict[str, ClipEmbeddings]:
     concealed = {clip.content_id: from_ranges(clip.concealed) for clip in clips}
     wanted = concealed.keys() & complete.keys()
@@ -112,7 +112,7 @@ def complete_clips(embedding: Embedding, setting: Setting, clips: Sequence[Trans
     return {clip.clip_id for clip in clips if clip.content_id in complete}
 
 
-def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, tuple[Place, ...]]:
+def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, tuple[StorePath, ...]]:
     """Return the shards of each content that is there from beginning to end."""
     done = embedding.store.done(setting.setting_id)
     units: dict[str, list[str]] = defaultdict(list)

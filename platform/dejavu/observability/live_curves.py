@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from dejavu.observability.tracking import Run, Tracking, TrackingError
-from dejavu.storage.place import Place, is_file, storage_errors
 from dejavu.storage.store import filled, write_json
+from dejavu.storage.store_path import StorePath, is_file, storage_errors
 
 POLL_S = 1.0
 NOTE = "live.json"
@@ -28,7 +28,7 @@ See = Callable[[Mapping[str, Curve]], None]
 
 
 @contextmanager
-def following(path: Place, see: See) -> Iterator[None]:
+def following(path: StorePath, see: See) -> Iterator[None]:
     """Call `see` with what the file holds, whenever it changes, and once more at the end, from a thread."""
     done = threading.Event()
 
@@ -63,9 +63,9 @@ class LiveCurves:
     tracking: Tracking
     runs: Mapping[str, Run]
     """What each fit's run is called and made from, by the fit's name."""
-    folders: Mapping[str, Place]
+    folders: Mapping[str, StorePath]
     """Where each fit's note lies."""
-    events: Place
+    events: StorePath
     """TensorBoard's folder; one run in it for each fit."""
     broken: str = ""
     """Why nothing more is logged; the fit itself goes on, and its end is logged as ever."""
@@ -111,7 +111,7 @@ class LiveCurves:
         )
 
 
-def read_note(folder: Place, tracking: Tracking) -> tuple[str | None, float]:
+def read_note(folder: StorePath, tracking: Tracking) -> tuple[str | None, float]:
     """Return the run that a fit's curves go to and the last step in it; None and -1 where there is none there."""
     note = folder / NOTE
     if not is_file(note):
@@ -120,7 +120,7 @@ def read_note(folder: Place, tracking: Tracking) -> tuple[str | None, float]:
     return (found["run_id"], found["last_step"]) if found["uri"] == tracking.uri else (None, -1.0)
 
 
-def ending(run: Run, folder: Place, tracking: Tracking) -> Run:
+def ending(run: Run, folder: StorePath, tracking: Tracking) -> Run:
     """Return a finished fit's run as what ends the open one: without the points that are in it."""
     run_id, last_step = read_note(folder, tracking)
     curves = {name: [point for point in curve if point[0] > last_step] for name, curve in run.curves.items()}

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import psutil
 
 from dejavu.observability.events import add_handler, keep_log, log_event
-from dejavu.storage.place import Place, is_file, storage_errors
 from dejavu.storage.results_folder import submitted_job
 from dejavu.storage.store import write_json
+from dejavu.storage.store_path import StorePath, is_file, storage_errors
 
 FILE = "status.json"
 PERIOD_S = 5.0
@@ -105,7 +105,7 @@ def _is_alive(pid: int, since: float) -> bool:
         return False
 
 
-def keep_status(results: Place, recipe: str, logs: Path) -> None:
+def keep_status(results: StorePath, recipe: str, logs: Path) -> None:
     """Begin the record and the log of a run in this process, which is its driver."""
     keep_log(logs)
     add_handler(StatusFile(results, recipe, logs))
@@ -117,7 +117,7 @@ def end_status(state: State, error: str = "") -> None:
     log_event("run ends", {"state": state, "error": error.partition("\n")[0]})
 
 
-def read_status(results: Place) -> RunStatus | None:
+def read_status(results: StorePath) -> RunStatus | None:
     """Return what the last run in a results folder told, None where none did.
 
     Raises:
@@ -138,7 +138,7 @@ def read_status(results: Place) -> RunStatus | None:
 class StatusFile(logging.Handler):
     """Folds the driver's events into `status.json`."""
 
-    def __init__(self, results: Place, recipe: str, logs: Path) -> None:
+    def __init__(self, results: StorePath, recipe: str, logs: Path) -> None:
         super().__init__()
         now = time.time()
         self.path = results / FILE
@@ -204,7 +204,7 @@ class StatusFile(logging.Handler):
 
 
 # ------------------------------------------------------------------------------------------------------ for people
-def describe(status: RunStatus, results: Place, now: float) -> str:
+def describe(status: RunStatus, results: StorePath, now: float) -> str:
     """Return what a person wants to know of a run."""
     state = status.judged(now)
     lines = [_headline(status, state, now), f"results    {results}"]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dejavu.storage.place import Place
 from dejavu.storage.store import local_copy
+from dejavu.storage.store_path import StorePath
 from dejavu.storage.working_directory import enter_again
 from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import Order
@@ -208,7 +208,7 @@ class Tracking:
 class LoggedAddon:
     """ReuseViT's trained weights, and the backbone that they fit."""
 
-    weights: Place
+    weights: StorePath
     """A .safetensors with its .json beside it."""
     backbone: str
     """As load_backbone takes it; likewise the size of frames."""
@@ -226,7 +226,7 @@ class Run:
     metrics: Mapping[str, float | None]
     """None is left out."""
     tags: Mapping[str, str]
-    artifacts: tuple[Place, ...] = ()
+    artifacts: tuple[StorePath, ...] = ()
     status: str = "FINISHED"
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """Metrics over steps."""

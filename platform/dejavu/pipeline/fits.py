@@ -29,8 +29,8 @@ from dejavu.stages.temp_clip import (
     open_head,
 )
 from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, long_enough, train_addons
-from dejavu.storage.place import Place, is_file
 from dejavu.storage.store import write_json
+from dejavu.storage.store_path import StorePath, is_file
 from dejavu.tasks.class_readers import ClassReaders
 
 
@@ -69,7 +69,7 @@ def embed_dense(job: Job) -> dict[Split, list[Transcoded]]:
     return clips
 
 
-def live_curves(job: Job, folders: Mapping[str, Place]) -> See:
+def live_curves(job: Job, folders: Mapping[str, StorePath]) -> See:
     """Open a run in MLflow and one in TensorBoard for each target, to be seen while the fits go on."""
     runs = {target: Run(name=f"fit target={target}", params={}, metrics={}, tags=tags(job)) for target in folders}
     events = job.results / "tensorboard"
@@ -83,7 +83,7 @@ def live_curves(job: Job, folders: Mapping[str, Place]) -> See:
     return see
 
 
-def log_once(job: Job, weights: Place, run: Run) -> None:
+def log_once(job: Job, weights: StorePath, run: Run) -> None:
     """Log what made these weights, unless that is done: a run may have ended between the fit and its logging."""
     note = weights.with_name("mlflow.json")
     if not is_file(note):

@@ -20,9 +20,9 @@ from dejavu.stages.frontier import git_commit
 from dejavu.stages.score import EvalSet, build_class_eval_set, build_eval_set
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.storage.failed import check_failures, write_failures_csv
-from dejavu.storage.place import Place
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store, identity
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.class_readers import ClassReaders
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import MethodConfig
@@ -33,7 +33,7 @@ class Job:
     """What a run has in hand between its stages."""
 
     experiment: Experiment
-    results: Place
+    results: StorePath
     store: Store
     tracking: Tracking
     backbone: Backbone

@@ -15,8 +15,8 @@ from dejavu.stages.residual_token import read_residual_token
 from dejavu.stages.score import score_settings
 from dejavu.stages.search_schedules import read_schedules
 from dejavu.stages.train import read_addons
-from dejavu.storage.place import listed
 from dejavu.storage.setting import Setting, name_setting, with_local_weights
+from dejavu.storage.store_path import listed
 from dejavu.sweep.study import choose, list_configs, list_ranges, look_at_tower, read_chosen, some_of, write_chosen
 from dejavu.sweep.sweep import TrialContext, search, sweep
 from dejavu.sweep.tried import Tried, tried_runs

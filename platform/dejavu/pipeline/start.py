@@ -21,9 +21,9 @@ from dejavu.stages.temp_clip import (
     check_head,
     check_training_set,
 )
-from dejavu.storage.place import Place
 from dejavu.storage.results_folder import local_folder, results_folder
 from dejavu.storage.store import Store, write_text
+from dejavu.storage.store_path import StorePath
 
 
 def start(experiment: Experiment) -> Job:
@@ -69,7 +69,7 @@ def with_precision(experiment: Experiment, store: Store, backbone: Backbone) -> 
     return replace(experiment, embed=replace(experiment.embed, precision=precision))
 
 
-def load_dataset(experiment: Experiment, results: Place) -> Dataset:
+def load_dataset(experiment: Experiment, results: StorePath) -> Dataset:
     """Load the clips and questions, drawing the synthetic world first where that is the dataset."""
     splits: tuple[Split, ...] = ("train", *SCORED) if experiment.needs_training_clips else SCORED
     if experiment.dataset == "synthetic":

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dejavu.records import EvalRow, Question
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import Metric, bootstrap, clustered_interval, paired_bootstrap
 from dejavu.tasks.neighbours import Agreement
 
@@ -204,7 +204,7 @@ def _metric(
     }
 
 
-def write_breakdown_csv(path: Place, rows: Sequence[BreakdownRow]) -> None:
+def write_breakdown_csv(path: StorePath, rows: Sequence[BreakdownRow]) -> None:
     """Write all rows, whole or not at all; an empty cell for None."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

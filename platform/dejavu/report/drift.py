@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dejavu.report.style import FAINT, INK, MUTED, styles_of
-from dejavu.storage.place import Place
 from dejavu.storage.store import atomic, write_text
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import clustered_interval
 
 MIN_CLIPS_SHARE = 1 / 3
@@ -95,7 +95,7 @@ def drift_curve(
     return curve
 
 
-def write_drift_csv(path: Place, curves: Sequence[Sequence[AgePoint]]) -> None:
+def write_drift_csv(path: StorePath, curves: Sequence[Sequence[AgePoint]]) -> None:
     """Write all curves, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -104,7 +104,7 @@ def write_drift_csv(path: Place, curves: Sequence[Sequence[AgePoint]]) -> None:
     write_text(path, text.getvalue())
 
 
-def plot_drift(curves: Sequence[Sequence[AgePoint]], path: Place) -> None:
+def plot_drift(curves: Sequence[Sequence[AgePoint]], path: StorePath) -> None:
     """Draw one panel per method with a line per setting, all at one scale.
 
     Args:

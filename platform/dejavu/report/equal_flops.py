@@ -16,8 +16,8 @@ import numpy as np
 
 from dejavu.records import Interval
 from dejavu.report.frontier import non_dominated
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import clustered_interval
 
 Item = tuple[str, str]
@@ -75,7 +75,7 @@ def leads(ours: Scored, others: Iterable[Scored], *, seed: int = 0) -> list[Lead
     return sorted(found, key=lambda lead: lead.difference.mean)
 
 
-def write_leads_csv(path: Place, rows: Iterable[Lead]) -> None:
+def write_leads_csv(path: StorePath, rows: Iterable[Lead]) -> None:
     """Write equal_flops.csv, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -11,8 +11,8 @@ import numpy as np
 from dejavu.cluster.ray_map import Row, spread
 from dejavu.observability.metrics import failed, first_line
 from dejavu.records import Failure, Transcoded
-from dejavu.storage.place import Place, is_file, place
 from dejavu.storage.store import Store, local_copy, write_json
+from dejavu.storage.store_path import StorePath, is_file, store_path
 from dejavu.video.decode import decode
 
 STAGE = "motion"
@@ -54,7 +54,7 @@ def measure_motion(clips: Sequence[Transcoded], store: Store) -> dict[str, float
     return {clip.clip_id: known[clip.content_id] for clip in told if clip.content_id in known}
 
 
-def motion_px(path: Place) -> float:
+def motion_px(path: StorePath) -> float:
     """Return the mean length of a clip's motion vectors in pixels a frame.
 
     Raises:
@@ -75,7 +75,7 @@ def _measure(row: Row) -> Row:
     measured = []
     for path, content_id, clip_id in zip(row["paths"], row["contents"], row["clips"], strict=True):
         try:
-            measured.append((clip_id, content_id, motion_px(place(path)), ""))
+            measured.append((clip_id, content_id, motion_px(store_path(path)), ""))
         except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
             measured.append((clip_id, content_id, math.nan, first_line(error)))
     return {"measured": json.dumps(measured)}

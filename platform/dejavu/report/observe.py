@@ -17,9 +17,9 @@ from dejavu.embedding.batch import Embedding
 from dejavu.embedding.encode import load_encoder
 from dejavu.records import Transcoded
 from dejavu.report.reuse_stream import follow
-from dejavu.storage.place import is_file
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import atomic, identity, local_copy
+from dejavu.storage.store_path import is_file
 from dejavu.video.decode import decode
 
 NUM_FRAMES = 32

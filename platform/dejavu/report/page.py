@@ -30,8 +30,8 @@ from dejavu.report.headline import (
     verdict,
 )
 from dejavu.report.style import styles_of
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
+from dejavu.storage.store_path import StorePath
 
 TEMPLATE = "report.html.jinja"
 NONE = "—"
@@ -59,7 +59,7 @@ MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 class Picture:
     """A picture that goes into the page."""
 
-    path: Place
+    path: StorePath
     """A PNG or SVG."""
     heading: str
     caption: str
@@ -114,7 +114,7 @@ class Tables:
 
 
 def write_report(
-    path: Place,
+    path: StorePath,
     points: Sequence[ParetoPoint],
     tables: Tables,
     pictures: Mapping[str, Sequence[Picture]],

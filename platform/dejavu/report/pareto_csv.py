@@ -9,8 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from dejavu.records import ParetoPoint
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
+from dejavu.storage.store_path import StorePath
 
 COLUMNS = tuple(field.name for field in fields(ParetoPoint))
 _TEXT = ("method", "setting", "split")
@@ -19,7 +19,7 @@ _WORDS = ("dense_precision",)
 _FLAGS = ("trained", "on_frontier")
 
 
-def write_pareto_csv(path: Place, points: Sequence[ParetoPoint]) -> None:
+def write_pareto_csv(path: StorePath, points: Sequence[ParetoPoint]) -> None:
     """Write all points, whole or not at all; numbers are written so that they read back equal."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -29,7 +29,7 @@ def write_pareto_csv(path: Place, points: Sequence[ParetoPoint]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_pareto_csv(path: Place, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
+def read_pareto_csv(path: StorePath, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
     """Read what write_pareto_csv wrote.
 
     Args:

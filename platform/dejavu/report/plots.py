@@ -18,8 +18,8 @@ from dejavu.report.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, o
 from dejavu.report.label_placement import Box, Points, Room, place
 from dejavu.report.published_points import PUBLISHED
 from dejavu.report.style import FAINT, GOLD, INK, MUTED, STYLES, Style, styles_of
-from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
+from dejavu.storage.store_path import StorePath
 
 _LOSS_INTERVALS: dict[Quality, tuple[str, str]] = {
     "acc_gqa": ("acc_gqa_loss_ci_low", "acc_gqa_loss_ci_high"),
@@ -75,8 +75,8 @@ class _Label:
 
 def plot_pareto(  # noqa: PLR0913  two files and what stands in them
     points: Sequence[ParetoPoint],
-    path_png: Place,
-    path_svg: Place | None = None,
+    path_png: StorePath,
+    path_svg: StorePath | None = None,
     *,
     published: bool = False,
     title: str = "Quality against computation",

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dejavu.report.style import INK, MUTED, styles_of
-from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
+from dejavu.storage.store_path import StorePath
 
 CELL_TEXT_LIMIT = 16
 """Boundaries up to which each cell holds its number."""
@@ -35,7 +35,7 @@ def layer_rates(reuse_FLN: NDArray[np.bool_], num_prefix: int) -> NDArray[np.flo
     return rate_L
 
 
-def plot_layer_rates(settings: Sequence[LayerRates], path: Place) -> None:
+def plot_layer_rates(settings: Sequence[LayerRates], path: StorePath) -> None:
     """Draw settings in the order given, bright where everything is computed and dark where everything is reused.
 
     Args:

@@ -16,8 +16,8 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from dejavu.report.style import INK, MUTED
-from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
+from dejavu.storage.store_path import StorePath
 
 CLASS_NAMES = {1: "skip", 2: "16×16", 3: "16×8", 4: "8×8", 6: "intra"}
 CLASS_COLOURS = ListedColormap(["#e9edf2", "#a9cbe8", "#5b9bd0", "#2a5d9c", "#e0803a"])
@@ -27,7 +27,7 @@ CLASS_NORM = BoundaryNorm([0.5, 1.5, 2.5, 3.5, 4.5, 6.5], 5)
 def plot_reuse_map(
     rgb_FHWC: NDArray[np.uint8],
     reuse_FLN: NDArray[np.bool_],
-    path: Place,
+    path: StorePath,
     *,
     class_FPP: NDArray[np.floating] | None = None,
     num_columns: int = 8,

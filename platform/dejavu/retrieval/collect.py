@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike
 from dejavu.records import Transcoded, from_ranges
 from dejavu.retrieval.frame_index import LikelyClips, shard_name
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
-from dejavu.storage.place import Place, is_file, listed, place, side_by_side, storage_errors
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store
+from dejavu.storage.store_path import StorePath, is_file, listed, side_by_side, storage_errors, store_path
 from reuse_models.registry import config_from_dict
 
 _CONTENT = re.compile(r'"content_id": "([^"]+)"')
@@ -93,12 +93,12 @@ def find_kept(frames: Frames, query_E: ArrayLike, config: MomentConfig, store: S
 
 def _is_there(source: str) -> bool:
     try:
-        return is_file(place(source))
+        return is_file(store_path(source))
     except storage_errors():
         return True
 
 
-def _read(shard: Place, chosen: pc.Expression | None) -> pa.Table:
+def _read(shard: StorePath, chosen: pc.Expression | None) -> pa.Table:
     with shard.open("rb") as file:
         return pq.read_table(file, columns=list(COLUMNS), filters=chosen)
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dejavu.report.style import INK, MUTED
-from dejavu.storage.place import Place
 from dejavu.storage.store import atomic
+from dejavu.storage.store_path import StorePath
 
 TILE_IN = 2.1
 CAPTION_IN = 0.5
@@ -31,7 +31,7 @@ class Tile:
     caption: str
 
 
-def draw_contact_sheet(tiles: Sequence[Tile], path: Place, *, title: str, num_columns: int = 5) -> None:
+def draw_contact_sheet(tiles: Sequence[Tile], path: StorePath, *, title: str, num_columns: int = 5) -> None:
     """Draw pictures in rows, each with a line in ink and one in grey below it.
 
     Args:

@@ -26,9 +26,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from dejavu.storage.place import Place, is_file, listed
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store, atomic, identity, local_copy, read_parquet, write_json
+from dejavu.storage.store_path import StorePath, is_file, listed
 
 INDEX_FROM_FRAMES = 1_000_000
 """Exact search reads all frames at each call, and takes a second for so many."""
@@ -114,7 +114,7 @@ def has_faiss() -> bool:
     return importlib.util.find_spec("faiss") is not None
 
 
-def shard_name(path: Place) -> str:
+def shard_name(path: StorePath) -> str:
     """Name a shard within its store: setting id and file."""
     return f"{path.parent.name}/{path.name}"
 
@@ -175,7 +175,7 @@ def _make_lists(rows: Mapping[str, int], store: Store, usual_share: float) -> An
 
 
 def _write(
-    folder: Place, lists: Any, covers: Covers | None, rows: Mapping[str, int], source: tuple[Store, float]
+    folder: StorePath, lists: Any, covers: Covers | None, rows: Mapping[str, int], source: tuple[Store, float]
 ) -> Covers:
     """Add shards to lists and write both, the new file before the note that names it; the old file goes last."""
     contents = {name: list(shards) for name, shards in covers.contents.items()} if covers else {}
@@ -222,16 +222,16 @@ def _vectors(
         yield unit_RE - np.float32(usual_share) * mean_CE[code_R], [str(names[code]) for code in code_R]
 
 
-def _shards(store: Store, settings: Sequence[Setting]) -> list[Place]:
+def _shards(store: Store, settings: Sequence[Setting]) -> list[StorePath]:
     return [path for setting in settings for path in listed(store.embeddings_dir(setting.setting_id), "*.parquet")]
 
 
-def _num_rows(path: Place) -> int:
+def _num_rows(path: StorePath) -> int:
     with path.open("rb") as file:
         return int(pq.read_metadata(file).num_rows)
 
 
-def _read_covers(path: Place) -> Covers | None:
+def _read_covers(path: StorePath) -> Covers | None:
     """Return the note of an index, or None where there is none or its file is gone."""
     if not is_file(path):
         return None

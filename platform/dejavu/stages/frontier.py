@@ -23,7 +23,7 @@ from dejavu.report.plots import plot_pareto
 from dejavu.report.style import styles_of
 from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
-from dejavu.storage.place import Place, is_file
+from dejavu.storage.store_path import StorePath, is_file
 from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
 from dejavu.tasks.class_readers import Reader
 from reuse_models.artifact import flops as flops_published
@@ -216,7 +216,7 @@ def _intervals(
 
 
 def draw_frontier(
-    points: Sequence[ParetoPoint], results: Place, *, title: str, published: bool, max_loss: float = MAX_LOSS
+    points: Sequence[ParetoPoint], results: StorePath, *, title: str, published: bool, max_loss: float = MAX_LOSS
 ) -> None:
     """Write pareto.csv, pareto.png and pareto.svg."""
     write_pareto_csv(results / "pareto.csv", points)
@@ -235,7 +235,9 @@ class Journal:
     """Children for what was tried on validation clips."""
 
 
-def log_frontier(points: Sequence[ParetoPoint], journal: Journal, results: Place, max_loss: float = MAX_LOSS) -> str:
+def log_frontier(
+    points: Sequence[ParetoPoint], journal: Journal, results: StorePath, max_loss: float = MAX_LOSS
+) -> str:
     """Log one parent run with the plot and the summary, and one child for each point; return the parent's id.
 
     Args:

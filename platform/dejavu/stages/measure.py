@@ -31,9 +31,9 @@ from dejavu.embedding.encode import cut_chunk, load_encoder
 from dejavu.observability.events import Work, track_progress
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
-from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity, local_copy, write_json
+from dejavu.storage.store_path import StorePath, is_file
 from dejavu.video.decode import DecodedFrames, decode
 from dejavu.video.plain import decode_plain
 from reuse_models.method import Method, MethodConfig
@@ -143,7 +143,7 @@ def rounds_within(limit_s: float, round_s: float, num_rounds: int) -> int:
     return min(num_rounds, max(FEWEST_ROUNDS, math.ceil(limit_s / round_s)))
 
 
-def _read(path: Place) -> dict[str, Timing]:
+def _read(path: StorePath) -> dict[str, Timing]:
     """Return the timings in a file; those of another version, which say other things, are measured again."""
     if not is_file(path):
         return {}

@@ -17,8 +17,8 @@ from dejavu.datasets.splits import GroupBy, Splitting, add_training, split_folde
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
 from dejavu.datasets.video_folder import clips_by_name
 from dejavu.records import Clip, Dataset, Split
-from dejavu.storage.place import Place, place, side_by_side
 from dejavu.storage.store import write_text
+from dejavu.storage.store_path import StorePath, side_by_side, store_path
 
 DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder", "class_folders"]
 OWN_VIDEOS: tuple[DatasetName, ...] = ("video_folder", "class_folders")
@@ -28,7 +28,7 @@ SCORED: tuple[Split, ...] = ("val", "test")
 
 
 def load_folder(
-    name: DatasetName, videos: Place, annotations: Place | None, splits: Sequence[Split] = SCORED
+    name: DatasetName, videos: StorePath, annotations: StorePath | None, splits: Sequence[Split] = SCORED
 ) -> Dataset:
     """Load a dataset with annotations.
 
@@ -41,7 +41,7 @@ def load_folder(
     return ANNOTATED[name](videos, annotations, splits=tuple(splits))
 
 
-def load_videos(videos: Place, train_on: Place | None, group_by: GroupBy) -> Splitting:
+def load_videos(videos: StorePath, train_on: StorePath | None, group_by: GroupBy) -> Splitting:
     """Load a folder of videos without annotations, and say what each is for.
 
     Args:
@@ -60,7 +60,7 @@ def load_videos(videos: Place, train_on: Place | None, group_by: GroupBy) -> Spl
     return add_training(tested, clips_by_name(train_on), group_by)
 
 
-def write_splits(path: Place, clips: Sequence[Clip]) -> None:
+def write_splits(path: StorePath, clips: Sequence[Clip]) -> None:
     """Write which split each clip is in, one row each."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -69,7 +69,7 @@ def write_splits(path: Place, clips: Sequence[Clip]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def draw_world(root: Place, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:
+def draw_world(root: StorePath, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:
     """Draw what is lacking of the synthetic world; return it, and how many videos were drawn now."""
     specs = list_videos(config)
     made = side_by_side(root, lambda spec: is_made(spec, root), specs)
@@ -85,4 +85,4 @@ def draw_world(root: Place, config: SyntheticConfig, splits: Sequence[Split] = S
 def _draw(row: Row, root: str) -> Row:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     spec = VideoSpec(**values)
-    return {"video_id": spec.video_id, "made": make_one(spec, place(root))}
+    return {"video_id": spec.video_id, "made": make_one(spec, store_path(root))}

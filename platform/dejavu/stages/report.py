@@ -23,9 +23,9 @@ from dejavu.report.reuse_map import plot_reuse_map
 from dejavu.report.style import styles_of
 from dejavu.stages.frontier import Evidence, compare
 from dejavu.stages.score import EvalSet
-from dejavu.storage.place import Place
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import local_copy
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.video.decode import decode_all
 from reuse_models.reusevit.method import ReuseVitConfig
@@ -62,7 +62,7 @@ class Scored:
     embedding: Embedding
 
 
-def write_page(scored: Scored, facts: RunFacts, results: Place) -> Place:
+def write_page(scored: Scored, facts: RunFacts, results: StorePath) -> StorePath:
     """Write breakdown.csv, drift.csv, equal_flops.csv and report.html beside pareto.csv; return the page's path."""
     settings = [score.setting for score in scored.evidence.scores]
     frames = _frames(settings, scored)
@@ -112,7 +112,7 @@ def _frames(settings: Sequence[Setting], scored: Scored) -> dict[Setting, dict[s
     return {setting: dict(sorted(by_clip.items())) for setting, by_clip in found.items()}
 
 
-def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], results: Place) -> list[Picture]:
+def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], results: StorePath) -> list[Picture]:
     """Draw the curves of settings that reuse anything; merging methods and Original compute each frame by itself."""
     curves = [
         drift_curve((score.setting.method, score.setting.label), frames[score.setting], seed=scored.evidence.seed)

@@ -25,9 +25,9 @@ from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Failure, Transcoded
 from dejavu.stages.train import long_enough
 from dejavu.stages.train_task import TrainError
-from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, write_json
+from dejavu.storage.store_path import StorePath, is_file
 from reuse_models.baselines.residual_vit.fit import Pairs, TokenFit, TokenFitConfig, fit_tokenizer
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig, num_kept
 from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, save_tokenizer
@@ -47,7 +47,7 @@ KEPT_INPUTS = 24
 class TokenResult:
     """What the stage leaves."""
 
-    weights: Place
+    weights: StorePath
     cosine: float | None
     """Of frames of validation clips to dense, mean over shares of patches; None without such clips."""
     cosine_without: float | None
@@ -117,12 +117,12 @@ def read_residual_token(embedding: Embedding, backbone: Backbone) -> TokenResult
     return _read(latest.with_name(json.loads(latest.read_text(encoding="utf-8")))) if is_file(latest) else None
 
 
-def _read(weights: Place, *, is_new: bool = False) -> TokenResult:
+def _read(weights: StorePath, *, is_new: bool = False) -> TokenResult:
     note = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     return TokenResult(weights, note["cosine"], note["cosine_without"], is_new)
 
 
-def _folder(embedding: Embedding, backbone: Backbone) -> Place:
+def _folder(embedding: Embedding, backbone: Backbone) -> StorePath:
     return embedding.store.root.resolve() / "tokens" / backbone.identity[:12]
 
 

@@ -18,7 +18,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from dejavu.stages.train_task import TrainError
-from dejavu.storage.place import Place, ray_storage
+from dejavu.storage.store_path import StorePath, ray_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class FitRun:
 
     name: str
     """A run of the same name goes on from its last checkpoint, with as many workers as there are now."""
-    folder: Place
+    folder: StorePath
     """Of all fits."""
     num_workers: int
     """With a CPU each, or a GPU."""

@@ -28,9 +28,9 @@ from dejavu.observability.events import Work
 from dejavu.observability.metrics import Step, failed, first_line, metered, watched
 from dejavu.records import Failure, Transcoded
 from dejavu.stages.train_task import TrainError
-from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import kernel_version
 from dejavu.storage.store import identity, local_copy, write_json
+from dejavu.storage.store_path import StorePath, is_file
 from reuse_models.baselines.diffrate.memory import plan_turns, search_bytes
 from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
 from reuse_models.baselines.diffrate.search import SearchConfig, SearchResult, search_schedule
@@ -123,7 +123,7 @@ def read_schedules(embedding: Embedding, backbone: Backbone) -> tuple[Schedule, 
     return tuple(_read_schedule(folder / name, backbone) for name in names)
 
 
-def _read_schedule(path: Place, backbone: Backbone) -> Schedule:
+def _read_schedule(path: StorePath, backbone: Backbone) -> Schedule:
     with local_copy(path) as here:
         return read_schedule(here, backbone.vit.shape)
 
@@ -184,7 +184,7 @@ def check_memory(backbone: Backbone, config: SchedulesConfig) -> int:
     return needed
 
 
-def _folder(embedding: Embedding, backbone: Backbone) -> Place:
+def _folder(embedding: Embedding, backbone: Backbone) -> StorePath:
     return embedding.store.root / "schedules" / backbone.identity[:12]
 
 

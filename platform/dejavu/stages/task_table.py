@@ -9,15 +9,15 @@ from dataclasses import fields
 
 from dejavu.records import TaskScore
 from dejavu.stages.score import SettingScore
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_text
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.grounded_qa import TYPE_GROUPS
 
 METRICS = tuple(field.name for field in fields(TaskScore) if field.name not in ("by_type", "rows"))
 COLUMNS = ("method", "setting", "span", *METRICS, *(f"acc_qa_{kind}" for kind in TYPE_GROUPS))
 
 
-def write_task_scores(path: Place, scores: Sequence[SettingScore]) -> None:
+def write_task_scores(path: StorePath, scores: Sequence[SettingScore]) -> None:
     """Write one row per setting and kind of span; nothing where no question was scored.
 
     A question type that nobody asked is an empty cell; all other values are counts or shares of 1.

@@ -34,9 +34,9 @@ from dejavu.embedding.worker_memory import head_fit_bytes
 from dejavu.records import Question, TaskScore, Transcoded
 from dejavu.stages.run_fit import FitRun, quieten, run_fit
 from dejavu.stages.train_task import TrainError
-from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import atomic, fetch, file_sha256, identity, local_copy, write_json
+from dejavu.storage.store_path import StorePath, is_file
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.temp_clip import fit as temp_clip_fit
 from dejavu.tasks.temp_clip import head as temp_clip
@@ -122,7 +122,7 @@ class TrainedHead:
 class HeadFit:
     """What training a head leaves."""
 
-    weights: Place
+    weights: StorePath
     curve: tuple[Mapping[str, float], ...]
     """One entry per epoch."""
     is_new: bool
@@ -142,7 +142,7 @@ class _Task:
     original: Setting
 
 
-def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Place | None = None) -> TrainedHead:
+def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: StorePath | None = None) -> TrainedHead:
     """Read a head and its text encoder; everything that could not be used is refused here, before any work.
 
     Args:
@@ -171,7 +171,7 @@ def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: Plac
     return TrainedHead(found.head, sentences, prompt_of(config, prompt), config.span)
 
 
-def _load(path: Place, num_heads: int | None) -> TempClipWeights:
+def _load(path: StorePath, num_heads: int | None) -> TempClipWeights:
     if isinstance(path, Path):
         return load_temp_clip(path, num_heads)
     with local_copy(path) as here:
@@ -289,7 +289,7 @@ def check_fit_memory(config: TaskConfig, backbone: Backbone, num_clips: int) -> 
         )
 
 
-def _run_fit(task: _Task, folder: Place) -> None:
+def _run_fit(task: _Task, folder: StorePath) -> None:
     on_gpu = bool(ray.cluster_resources().get("GPU", 0))
     # One worker: a head of this size learns faster than several would agree on its gradients.
     run = FitRun(f"head-{folder.name}", task.embedding.store.root / "train", 1, on_gpu, task.config.max_failures)

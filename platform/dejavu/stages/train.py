@@ -38,9 +38,9 @@ from dejavu.stages.fit_plan import Machine, plan_fit
 from dejavu.stages.run_fit import FitRun, run_fit
 from dejavu.stages.train_task import FitTask, FitTower, TrainConfig, TrainError
 from dejavu.stages.train_worker import curves_of, fit_worker
-from dejavu.storage.place import Place, is_file
 from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, retry_io, write_json
+from dejavu.storage.store_path import StorePath, is_file
 from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, Order
 from reuse_models.reusevit.method import ReuseVitConfig
@@ -54,7 +54,7 @@ MIN_WINDOWS = 8
 """What is learned from less holds for nothing else; steps that are made for less are taken at their word."""
 
 
-Watch = Callable[[Mapping[str, Place]], See]
+Watch = Callable[[Mapping[str, StorePath]], See]
 """Begins to show fits, given the folder of each by target."""
 
 
@@ -63,7 +63,7 @@ class TrainedAddon:
     """One finished fit."""
 
     target: float
-    weights: Place
+    weights: StorePath
     curve: tuple[Mapping[str, float], ...]
     """One entry per epoch: step, loss and rate on training and validation clips."""
     biases: Mapping[float, float]
@@ -141,7 +141,7 @@ def read_addons(embedding: Embedding) -> tuple[TrainedAddon, ...]:
     return tuple(addon for addon in found if addon)
 
 
-def _latest(embedding: Embedding) -> Place:
+def _latest(embedding: Embedding) -> StorePath:
     return embedding.store.root / "addons" / "latest.json"
 
 
@@ -154,7 +154,7 @@ def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, con
     return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__, best_share.__module__)})
 
 
-def _folder(embedding: Embedding, addon_id: str) -> Place:
+def _folder(embedding: Embedding, addon_id: str) -> StorePath:
     return embedding.store.root.resolve() / "addons" / addon_id
 
 
@@ -266,7 +266,7 @@ def _gpu_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def _keep(checkpoint: Path, folder: Place, target: float, progress: Mapping[str, Any]) -> None:
+def _keep(checkpoint: Path, folder: StorePath, target: float, progress: Mapping[str, Any]) -> None:
     """Copy one target's weights out of a checkpoint; the note that makes them count comes last."""
     for suffix in ("json", "safetensors"):
         with atomic(folder / f"target={target:g}.{suffix}") as temporary:

@@ -31,8 +31,8 @@ from dejavu.records import Failure
 from dejavu.stages.fit_plan import FitPlan
 from dejavu.stages.run_fit import quieten
 from dejavu.stages.train_task import FitTask, FitTower
-from dejavu.storage.place import Place
 from dejavu.storage.store import write_json
+from dejavu.storage.store_path import StorePath
 from reuse_models.reusevit.addon import load_addon, save_addon
 from reuse_models.reusevit.frame_order import training_pattern
 from reuse_models.reusevit.gate import bias_for
@@ -47,7 +47,7 @@ SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embeddi
 """Of an epoch's numbers, those that are printed."""
 
 
-def curves_of(embedding: Embedding, run_id: str) -> Place:
+def curves_of(embedding: Embedding, run_id: str) -> StorePath:
     """Return where the curves so far lie while a fit runs."""
     return embedding.store.root.resolve() / "train" / run_id / "curves.json"
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from dejavu.cluster.ray_map import Row, spread
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Clip, Failure, Transcoded
-from dejavu.storage.place import place, side_by_side
 from dejavu.storage.store import Store, atomic, file_sha256, identity, list_names, local_copy, retry_io, write_json
+from dejavu.storage.store_path import side_by_side, store_path
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.transcode_apart import transcode_apart
 
@@ -40,7 +40,7 @@ def source_key(clip: Clip, config: TranscodeConfig, frame_px: int, view: float =
     Raises:
         OSError: The file is gone or cannot be looked at.
     """
-    stat = place(clip.path).stat()
+    stat = store_path(clip.path).stat()
     named = {"clip": clip.clip_id, "bytes": stat.st_size, "ns": stat.st_mtime_ns}
     return identity({**named, **geometry(frame_px, view), "config": config.shaping()})
 
@@ -58,7 +58,7 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
     clip = Clip(**row["clip"])
     try:
         with metered(Step(stage=STAGE, step="transcode", clip_ids=[clip.clip_id])) as done:
-            record = _transcode(clip, Store(place(row["store"])), TranscodeConfig(**row["config"]), row, encode)
+            record = _transcode(clip, Store(store_path(row["store"])), TranscodeConfig(**row["config"]), row, encode)
             done.num_frames = record.num_frames
     except Exception as error:  # any clip may be broken in any way; the run goes on and the table says so
         return {"clip_id": clip.clip_id, "record": "", "error": first_line(error)}
@@ -66,7 +66,7 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
 
 
 def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, encode: Encode) -> Transcoded:
-    with local_copy(place(clip.path)) as source:
+    with local_copy(store_path(clip.path)) as source:
         frame_px, view = row["px"], row.get("view", 1.0)
         content_id = identity({"sha256": file_sha256(source), "config": config.shaping(), **geometry(frame_px, view)})
         target = store.mp4_path(content_id)
@@ -80,7 +80,7 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
         clip_id=clip.clip_id,
         content_id=content_id,
         path=f"{target.parent.name}/{target.name}",
-        source=str(place(clip.path).absolute()),
+        source=str(store_path(clip.path).absolute()),
         **asdict(info),
     )
     retry_io(lambda: write_json(store.transcoded_path(row["key"]), asdict(record)))
@@ -114,7 +114,7 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
         except OSError as error:
             return error
 
-    at = place(clips[0].path) if clips else store.root
+    at = store_path(clips[0].path) if clips else store.root
     for clip, key in zip(clips, side_by_side(at, name, clips), strict=True):
         if isinstance(key, OSError):
             failures.append(Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {key.strerror or key}"))

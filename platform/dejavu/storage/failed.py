@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 from dejavu.records import Failure, Transcoded
-from dejavu.storage.place import Place
 from dejavu.storage.store import Store, write_text
+from dejavu.storage.store_path import StorePath
 
 SHOWN = 5
 """Clips whose remarks are printed; all stand in the table."""
@@ -18,7 +18,7 @@ class TooManyFailures(RuntimeError):  # noqa: N818  it is what happened, not wha
     """More clips failed than the run allows; the message ends in the table."""
 
 
-def write_failures_csv(store: Store, path: Place) -> list[Failure]:
+def write_failures_csv(store: Store, path: StorePath) -> list[Failure]:
     """Write what every stage could not do, one row per clip and stage, and return it."""
     failures = store.failures()
     rows = ([failure.clip_id, failure.stage, failure.reason] for failure in failures)
@@ -26,7 +26,7 @@ def write_failures_csv(store: Store, path: Place) -> list[Failure]:
     return failures
 
 
-def write_odd_csv(clips: Iterable[Transcoded], results: Place) -> list[Transcoded]:
+def write_odd_csv(clips: Iterable[Transcoded], results: StorePath) -> list[Transcoded]:
     """Write damaged.csv and remarks.csv, a row for each clip that has damage or remarks; return these clips."""
     odd = sorted((clip for clip in clips if clip.is_odd), key=lambda clip: clip.clip_id)
     damaged = (
@@ -40,7 +40,7 @@ def write_odd_csv(clips: Iterable[Transcoded], results: Place) -> list[Transcode
     return odd
 
 
-def _write(path: Place, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def _write(path: StorePath, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)

@@ -6,11 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from dejavu.storage.place import Place, place
 from dejavu.storage.store import StoreError
+from dejavu.storage.store_path import StorePath, store_path
 
 
-def results_folder(recipe: str, given: Place | None) -> Place:
+def results_folder(recipe: str, given: StorePath | None) -> StorePath:
     """Return where this recipe's run writes: an absolute path, or an address in an object store.
 
     A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
@@ -33,12 +33,12 @@ def results_folder(recipe: str, given: Place | None) -> Place:
             )
         return given.absolute()
     if configured := os.environ.get("DEJAVU_RESULTS"):
-        folder = place(configured)
+        folder = store_path(configured)
         return (folder.expanduser().absolute() if isinstance(folder, Path) else folder) / recipe
     return _default_folder(recipe)
 
 
-def local_folder(recipe: str, results: Place) -> Path:
+def local_folder(recipe: str, results: StorePath) -> Path:
     """Return where that lies which an object store cannot hold, such as a database: in the results folder if it can."""
     return results if isinstance(results, Path) else _default_folder(recipe)
 

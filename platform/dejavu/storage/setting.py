@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dejavu.storage.code_version import closure_version
-from dejavu.storage.place import Place, is_file, listed, place
 from dejavu.storage.store import fetch, file_sha256, identity
+from dejavu.storage.store_path import StorePath, is_file, listed, store_path
 
 if TYPE_CHECKING:  # they need torch, which readers, who import this module, do without
     from reuse_models.method import MethodConfig
@@ -63,7 +63,7 @@ def name_setting(config: MethodConfig, backbone_identity: str, embedding: dict[s
     row = config_to_dict(config)
     weights = row.get("weights")
     if weights:
-        path = place(weights)
+        path = store_path(weights)
         row["weights"] = file_sha256(path) if is_file(path) else _folder_sha256(path)
     parts = {"config": row, "backbone": backbone_identity, "embedding": embedding}
     parts["code"] = kernel_version(type(config).__module__)
@@ -93,7 +93,7 @@ def with_local_weights(config: MethodConfig) -> MethodConfig:
 
     if not isinstance(config, ReuseVitConfig | ResidualVitConfig) or config.weights is None:
         return config
-    if isinstance(place(config.weights), Path):
+    if isinstance(store_path(config.weights), Path):
         return config
     return replace(config, weights=_fetched(config.weights))
 
@@ -103,12 +103,12 @@ def _fetched(weights: str) -> str:
     """Copy weights, and the JSON beside them that names their shape, for as long as this process lives."""
     folder = tempfile.TemporaryDirectory(prefix="dejavu-weights-")
     atexit.register(folder.cleanup)
-    source = place(weights)
+    source = store_path(weights)
     for path in (source, source.with_suffix(".json")):
         if not isinstance(path, Path) and is_file(path):
             fetch(path, Path(folder.name) / path.name)
     return str(Path(folder.name) / source.name)
 
 
-def _folder_sha256(folder: Place) -> str:
+def _folder_sha256(folder: StorePath) -> str:
     return identity({path.name: file_sha256(path) for path in listed(folder, "*") if is_file(path)})

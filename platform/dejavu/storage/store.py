@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from dejavu.records import Failure
-from dejavu.storage.place import Place, is_file, listed, names_below, storage_errors
+from dejavu.storage.store_path import StorePath, is_file, listed, names_below, storage_errors
 
 IDENTITIES_KEY = b"dejavu.identities"
 """Parquet footer entry: JSON list of the identities that a shard holds completely."""
@@ -66,14 +66,14 @@ def identity(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def file_sha256(path: Place) -> str:
+def file_sha256(path: StorePath) -> str:
     """Return the SHA-256 of a file's bytes as hex."""
     with local_copy(path) as here, here.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def atomic(target: Place) -> Iterator[Path]:
+def atomic(target: StorePath) -> Iterator[Path]:
     """Yield a temporary path; on success what lies there is synced and moved to `target`, else nothing is left."""
     if not isinstance(target, Path):
         with tempfile.TemporaryDirectory(prefix="dejavu-") as folder:
@@ -109,7 +109,7 @@ def retry_io(write: Callable[[], _Written]) -> _Written:
 
 
 @contextmanager
-def local_copy(path: Place) -> Iterator[Path]:
+def local_copy(path: StorePath) -> Iterator[Path]:
     """Yield a local file of the same content and name: a local path itself, else a copy that is removed afterwards.
 
     Raises:
@@ -126,7 +126,7 @@ def local_copy(path: Place) -> Iterator[Path]:
 
 
 @contextmanager
-def filled(folder: Place) -> Iterator[Path]:
+def filled(folder: StorePath) -> Iterator[Path]:
     """Yield a local folder whose new files are in `folder` afterwards: a local one itself."""
     if isinstance(folder, Path):
         yield folder
@@ -156,13 +156,13 @@ def fetch(path: UPath, target: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
 
 
-def write_text(target: Place, text: str) -> None:
+def write_text(target: StorePath, text: str) -> None:
     """Write a small text file atomically, UTF-8."""
     with atomic(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(target: Place, value: Any) -> None:
+def write_json(target: StorePath, value: Any) -> None:
     """Write JSON atomically, keys in the order given."""
     write_text(target, json.dumps(value, indent=2) + "\n")
 
@@ -171,10 +171,10 @@ def write_json(target: Place, value: Any) -> None:
 class Store:
     """The artifacts of one results folder. Holds only a path, so that it travels to any worker."""
 
-    root: Place
+    root: StorePath
 
     @staticmethod
-    def open(root: Place) -> Store:
+    def open(root: StorePath) -> Store:
         """Create the folder, or say in one line why it cannot be used.
 
         Raises:
@@ -198,15 +198,15 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------ transcoded clips
     @property
-    def mp4_dir(self) -> Place:
+    def mp4_dir(self) -> StorePath:
         """Transcoded clips."""
         return self.root / "mp4"
 
-    def mp4_path(self, content_id: str) -> Place:
+    def mp4_path(self, content_id: str) -> StorePath:
         """Where the transcoded clip of this content lies."""
         return self.mp4_dir / f"{content_id}.mp4"
 
-    def transcoded_path(self, source_key: str) -> Place:
+    def transcoded_path(self, source_key: str) -> StorePath:
         """Where the record of a transcoded source lies; written after the mp4, so it exists only when both do."""
         return self.root / "transcoded" / f"{source_key}.json"
 
@@ -227,27 +227,27 @@ class Store:
             retry_io(lambda: _write_index(target, kept))
 
     # ------------------------------------------------------------------------------------------------------ embeddings
-    def embeddings_dir(self, setting_id: str) -> Place:
+    def embeddings_dir(self, setting_id: str) -> StorePath:
         """Shards of one method setting."""
         return self.root / "embeddings" / setting_id
 
-    def write_embeddings(self, setting_id: str, table: pa.Table, identities: Iterable[str]) -> Place:
+    def write_embeddings(self, setting_id: str, table: pa.Table, identities: Iterable[str]) -> StorePath:
         """Write one shard; its name follows from the identities inside, so writing it again replaces it."""
         names = sorted(identities)
         target = self.embeddings_dir(setting_id) / f"{identity({'shard': names})}.parquet"
         metadata = {**(table.schema.metadata or {}), IDENTITIES_KEY: json.dumps(names).encode()}
 
-        def write() -> Place:
+        def write() -> StorePath:
             with atomic(target) as temporary:
                 pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
             return target
 
         return retry_io(write)
 
-    def done(self, setting_id: str) -> dict[str, Place]:
+    def done(self, setting_id: str) -> dict[str, StorePath]:
         """Index what is embedded under one setting: identity -> shard, from the footers of new shards alone."""
         folder = self.embeddings_dir(setting_id)
-        index: dict[str, Place] = {}
+        index: dict[str, StorePath] = {}
         for name, held in sorted(self._facts(setting_id, folder, ".parquet", _read_identities).items()):
             index.update(dict.fromkeys(json.loads(held), folder / name))
         return index
@@ -281,14 +281,14 @@ class Store:
         column = read_parquet(path, ["embedding"])["embedding"].combine_chunks()
         return np.array(column.flatten()).reshape(len(column), -1)
 
-    def _texts_path(self, name: str) -> Place:
+    def _texts_path(self, name: str) -> StorePath:
         return self.root / "texts" / f"{name}.parquet"
 
     # ----------------------------------------------------------------------------------------------------------- index
-    def _index_path(self, name: str) -> Place:
+    def _index_path(self, name: str) -> StorePath:
         return self.root / "index" / f"{name}.parquet"
 
-    def _facts(self, index: str, folder: Place, suffix: str, read: Callable[[Place], str]) -> dict[str, str]:
+    def _facts(self, index: str, folder: StorePath, suffix: str, read: Callable[[StorePath], str]) -> dict[str, str]:
         """Return what each file of a folder says: file name -> text, opening only files that the index lacks.
 
         A file that is gone says nothing, so an index may be old, or absent: it saves time and decides nothing.
@@ -319,13 +319,13 @@ class Store:
         return sorted(found, key=lambda failure: (failure.stage, failure.clip_id, failure.reason))
 
 
-def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: StorePath, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some columns of it."""
     with path.open("rb") as file:
         return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
-def list_names(folder: Place, suffix: str) -> set[str]:
+def list_names(folder: StorePath, suffix: str) -> set[str]:
     """List the names in a folder that end so: one question, not one for each file.
 
     There are none where there is no folder, or a file in its place: whoever writes there will hear of it.
@@ -337,23 +337,23 @@ def list_names(folder: Place, suffix: str) -> set[str]:
     return set()
 
 
-def _read_text(path: Place) -> str:
+def _read_text(path: StorePath) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _read_identities(path: Place) -> str:
+def _read_identities(path: StorePath) -> str:
     with path.open("rb") as file:
         metadata = pq.read_schema(file).metadata or {}
     return str(metadata.get(IDENTITIES_KEY, b"[]"), "utf-8")
 
 
-def _read_index(path: Place) -> dict[str, str]:
+def _read_index(path: StorePath) -> dict[str, str]:
     if not is_file(path):
         return {}
     table = read_parquet(path)
     return dict(zip(table["file"].to_pylist(), table["says"].to_pylist(), strict=True))
 
 
-def _write_index(target: Place, facts: Mapping[str, str]) -> None:
+def _write_index(target: StorePath, facts: Mapping[str, str]) -> None:
     with atomic(target) as temporary:
         pq.write_table(pa.table({"file": list(facts), "says": list(facts.values())}), temporary, compression="zstd")

@@ -17,9 +17,9 @@ from dejavu.embedding.batch import Embedding, cut, decode_batch
 from dejavu.records import Transcoded
 from dejavu.report.frontier import hypervolume
 from dejavu.stages.score import SettingScore
-from dejavu.storage.place import is_file
 from dejavu.storage.setting import Setting, with_local_weights
 from dejavu.storage.store import Store, write_json
+from dejavu.storage.store_path import is_file
 from dejavu.sweep.trial import WORTHLESS, quality
 from reuse_models.baselines.adaptive_skip import thresholds_for
 from reuse_models.baselines.cmc import distance_quantiles

@@ -27,9 +27,9 @@ from dejavu.embedding.batch import Embedding, plan
 from dejavu.embedding.stored import clips_identity
 from dejavu.observability.events import Work, log_event, stage_span
 from dejavu.stages.score import EvalSet, SettingScore, score_settings
-from dejavu.storage.place import Place, is_file, listed, ray_storage
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity
+from dejavu.storage.store_path import StorePath, is_file, listed, ray_storage
 from dejavu.sweep.method_search import MethodSearch, Name
 from dejavu.sweep.study import SweepConfig
 from dejavu.sweep.trial import GridBaseline, Part, cut_eval_set, quality, run_trial
@@ -262,7 +262,7 @@ def overhead_per_trial(wall_s: float, own_s: Sequence[float], num_at_once: int) 
     return (wall_s - sum(own_s) / min(num_at_once, len(own_s))) / len(own_s)
 
 
-def _was_killed(folder: Place) -> bool:
+def _was_killed(folder: StorePath) -> bool:
     """Whether an experiment began there and did not end; one whose newest record was torn begins anew."""
     records = listed(folder, "experiment_state-*.json")
     if is_file(folder / TRIED) or not records:
@@ -274,7 +274,7 @@ def _was_killed(folder: Place) -> bool:
     return True
 
 
-def _remove(folder: Place) -> None:
+def _remove(folder: StorePath) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():

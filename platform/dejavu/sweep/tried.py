@@ -9,9 +9,9 @@ from typing import Any
 
 from dejavu.observability.tracking import Run
 from dejavu.stages.score import SettingScore
-from dejavu.storage.place import Place
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import write_json
+from dejavu.storage.store_path import StorePath
 from dejavu.sweep.trial import validation_metrics
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict
@@ -41,7 +41,7 @@ class Tried:
         return self.metrics["clips_share"] == 1
 
 
-def write_tried(path: Place, trials: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+def write_tried(path: StorePath, trials: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
     """Write what a finished experiment tried: the config and the last report of each trial."""
     write_json(
         path,
@@ -52,7 +52,7 @@ def write_tried(path: Place, trials: Iterable[tuple[Mapping[str, Any], Mapping[s
     )
 
 
-def read_tried(path: Place, name: Callable[[MethodConfig], Setting]) -> list[Tried]:
+def read_tried(path: StorePath, name: Callable[[MethodConfig], Setting]) -> list[Tried]:
     """Read what `write_tried` wrote."""
     rows = json.loads(path.read_text(encoding="utf-8"))
     return [Tried(name(config_from_dict(row["setting"]["config"])), row["metrics"]) for row in rows]

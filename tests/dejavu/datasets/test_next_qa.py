@@ -12,7 +12,7 @@ import pytest
 from upath import UPath
 
 from dejavu.datasets.next_qa import COLUMNS, load_frame_times, load_next_qa, load_questions
-from dejavu.storage.place import Place, place
+from dejavu.storage.store_path import StorePath, store_path
 
 ROWS: dict[str, list[dict[str, str]]] = {
     "val": [
@@ -111,7 +111,7 @@ def test_annotations_are_joined_with_the_videos_that_are_there(layout: tuple[Pat
 
 
 def test_annotations_and_videos_may_lie_in_an_object_store(layout: tuple[Path, Path]) -> None:
-    away = place(f"memory://{uuid.uuid4().hex}")
+    away = store_path(f"memory://{uuid.uuid4().hex}")
     assert isinstance(away, UPath)
     for folder in layout:
         away.fs.put(f"{folder}/", f"{away.path}/{folder.name}/", recursive=True)
@@ -132,9 +132,9 @@ def test_any_container_serves_under_an_id(layout: tuple[Path, Path], ending: str
     (videos / f"333{ending}").touch()
     (videos / "0002").mkdir()
     (videos / "0002" / f"222{ending}").mkdir()  # a folder is no video
-    at: Place = videos
+    at: StorePath = videos
     if is_away:
-        at = place(f"memory://{uuid.uuid4().hex}")
+        at = store_path(f"memory://{uuid.uuid4().hex}")
         assert isinstance(at, UPath)
         at.fs.put(f"{videos}/", f"{at.path}/", recursive=True)
     dataset = load_next_qa(at, annotations)

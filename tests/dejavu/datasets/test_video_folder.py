@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dejavu.datasets.video_folder import clip_id_of, load_video_folder, passed_over
-from dejavu.storage.place import Place, place
+from dejavu.storage.store_path import StorePath, store_path
 
 
-def put(root: Place, *names: str) -> None:
+def put(root: StorePath, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
@@ -102,17 +102,17 @@ def test_the_real_clips_are_found(shared_dir: Path) -> None:
 
 
 def test_a_folder_in_an_object_store_gives_the_same_clips(tmp_path: Path) -> None:
-    away = place(f"memory://{uuid.uuid4().hex}/videos")
+    away = store_path(f"memory://{uuid.uuid4().hex}/videos")
     for root in (tmp_path, away):
         put(root, "z.mp4", "b/a b.mp4", "b/deep/x.mkv", "b/z.mp4", "a/y.mp4", "notes.txt", ".hidden.mp4", ".c/d.mp4")
     here, there = load_video_folder(tmp_path).clips, load_video_folder(away).clips
     assert [clip.clip_id for clip in there] == [clip.clip_id for clip in here]
-    assert all(place(clip.path).read_bytes() == b"x" for clip in there)
+    assert all(store_path(clip.path).read_bytes() == b"x" for clip in there)
 
 
 def test_an_empty_address_is_refused_in_one_line() -> None:
     with pytest.raises(FileNotFoundError, match="no folder, expected one with videos"):
-        load_video_folder(place(f"memory://{uuid.uuid4().hex}/videos"))
+        load_video_folder(store_path(f"memory://{uuid.uuid4().hex}/videos"))
 
 
 def test_containers_of_camcorders_are_videos_and_what_is_none_is_counted(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_containers_of_camcorders_are_videos_and_what_is_none_is_counted(tmp_pat
     put(tmp_path, *names, *others)
     assert {Path(clip.path).relative_to(tmp_path).as_posix() for clip in load_video_folder(tmp_path).clips} == {*names}
     assert passed_over(tmp_path) == "4 (2 .txt, 1 .jpg, 1 without an ending)"
-    away = place(f"memory://{uuid.uuid4().hex}")
+    away = store_path(f"memory://{uuid.uuid4().hex}")
     put(away, "a.mp4", "b.txt", "c/.d/e.txt")
     assert passed_over(away) == "1 (1 .txt)"
     put(tmp_path / "alone", "a.mp4")

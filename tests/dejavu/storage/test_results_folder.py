@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.storage.place import place
 from dejavu.storage.results_folder import local_folder, results_folder, submitted_job
 from dejavu.storage.store import StoreError
+from dejavu.storage.store_path import store_path
 
 
 def test_results_go_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,12 +23,12 @@ def test_results_may_lie_in_an_object_store_and_a_database_may_not(
     for name in ("RAY_JOB_CONFIG_JSON_ENV_VAR", "DEJAVU_RESULTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    given = place("s3://bucket/run")
+    given = store_path("s3://bucket/run")
     assert results_folder("tiny", given) == given
     assert local_folder("tiny", given) == tmp_path / "results" / "tiny"
     assert local_folder("tiny", tmp_path / "out") == tmp_path / "out"
     monkeypatch.setenv("DEJAVU_RESULTS", "s3://bucket/all")
-    assert results_folder("tiny", None) == place("s3://bucket/all/tiny")
+    assert results_folder("tiny", None) == store_path("s3://bucket/all/tiny")
 
 
 def test_a_submitted_job_never_writes_into_rays_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 import dejavu.storage.store as store_module
 from dejavu.records import Failure
-from dejavu.storage.place import Place, place
 from dejavu.storage.store import (
     Store,
     StoreError,
@@ -24,6 +23,7 @@ from dejavu.storage.store import (
     retry_io,
     write_json,
 )
+from dejavu.storage.store_path import StorePath, store_path
 
 
 def table(rows: int) -> pa.Table:
@@ -35,7 +35,7 @@ def test_an_identity_depends_on_values_not_on_their_order() -> None:
     assert identity({"a": 1}) != identity({"a": 2})
 
 
-def write_half(target: Place) -> None:
+def write_half(target: StorePath) -> None:
     with atomic(target) as temporary:
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -123,9 +123,9 @@ def test_a_folder_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def away() -> Place:
+def away() -> StorePath:
     """A folder in an object store that is this process's memory."""
-    return place(f"memory://{uuid.uuid4().hex}/run")
+    return store_path(f"memory://{uuid.uuid4().hex}/run")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def test_an_object_store_holds_what_a_folder_holds(bucket: Place) -> None:
+def test_an_object_store_holds_what_a_folder_holds(bucket: StorePath) -> None:
     store = pickle.loads(pickle.dumps(Store.open(bucket / "run")))
     path = store.write_embeddings("s", table(2), ["b", "a"])
     store.describe("s", {"method": "original"})
@@ -150,12 +150,12 @@ def test_an_object_store_holds_what_a_folder_holds(bucket: Place) -> None:
     assert store.write_embeddings("s", table(2), ["a", "b"]) == path
 
 
-def test_a_bucket_that_does_not_exist_is_refused_in_one_line(bucket: Place) -> None:
+def test_a_bucket_that_does_not_exist_is_refused_in_one_line(bucket: StorePath) -> None:
     with pytest.raises(StoreError, match=r"got s3://absent/run \(.*does not exist\), expected a bucket.*--results"):
-        Store.open(place("s3://absent/run"))
+        Store.open(store_path("s3://absent/run"))
 
 
-def test_a_write_that_fails_leaves_the_old_object(away: Place) -> None:
+def test_a_write_that_fails_leaves_the_old_object(away: StorePath) -> None:
     target = away / "value.json"
     write_json(target, 1)
     with pytest.raises(OSError, match="No space"):
@@ -163,7 +163,7 @@ def test_a_write_that_fails_leaves_the_old_object(away: Place) -> None:
     assert target.read_text() == "1\n"
 
 
-def test_a_local_copy_has_name_and_content_and_does_not_stay(away: Place, tmp_path: Path) -> None:
+def test_a_local_copy_has_name_and_content_and_does_not_stay(away: StorePath, tmp_path: Path) -> None:
     (away / "clip.mp4").write_bytes(b"frames")
     with local_copy(away / "clip.mp4") as here:
         assert (here.name, here.read_bytes()) == ("clip.mp4", b"frames")
@@ -174,13 +174,13 @@ def test_a_local_copy_has_name_and_content_and_does_not_stay(away: Place, tmp_pa
     assert file_sha256(away / "clip.mp4") == file_sha256(tmp_path / "clip.mp4")
 
 
-def test_a_missing_object_is_said_at_once(away: Place, waits: list[float]) -> None:
+def test_a_missing_object_is_said_at_once(away: StorePath, waits: list[float]) -> None:
     with pytest.raises(FileNotFoundError), local_copy(away / "absent.mp4"):
         pass
     assert waits == []
 
 
-def test_new_files_of_a_folder_go_to_the_object_store(away: Place) -> None:
+def test_new_files_of_a_folder_go_to_the_object_store(away: StorePath) -> None:
     with filled(away / "events") as folder:
         (folder / "first").write_text("1")
     with filled(away / "events") as folder:
@@ -189,7 +189,7 @@ def test_new_files_of_a_folder_go_to_the_object_store(away: Place) -> None:
 
 
 def test_an_object_store_that_is_away_for_a_while_is_waited_for(
-    away: Place, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    away: StorePath, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from botocore.exceptions import EndpointConnectionError
 

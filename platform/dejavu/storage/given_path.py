@@ -8,14 +8,14 @@ from typing import Annotated
 import tyro
 from upath import UPath
 
-from dejavu.storage.place import place
+from dejavu.storage.store_path import store_path
 
-GivenPlace = Annotated[
+GivenPath = Annotated[
     Path | UPath,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda texts: place(texts[0]),
+        instance_from_str=lambda texts: store_path(texts[0]),
         is_instance=lambda value: isinstance(value, Path | UPath),
         str_from_instance=lambda value: [str(value)],
     ),

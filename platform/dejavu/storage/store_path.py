@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 from upath import UPath
 
-Place = Path | UPath
+StorePath = Path | UPath
 """A local path, or an address in an object store."""
 
 REQUESTS_AT_ONCE = 32
@@ -37,7 +37,7 @@ _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 
-def place(text: str | Place) -> Place:
+def store_path(text: str | StorePath) -> StorePath:
     """Return where a text points to.
 
     Raises:
@@ -70,7 +70,7 @@ def place(text: str | Place) -> Place:
 
 # An object store that answers with an error is neither empty nor without a file. fsspec says that it is, in `isfile`,
 # `isdir` and `glob`; so these are asked in ways that raise.
-def is_file(path: Place) -> bool:
+def is_file(path: StorePath) -> bool:
     """Whether there is such a file.
 
     Raises:
@@ -79,7 +79,7 @@ def is_file(path: Place) -> bool:
     return path.is_file() if isinstance(path, Path) else _kind(path) == "file"
 
 
-def is_folder(path: Place) -> bool:
+def is_folder(path: StorePath) -> bool:
     """Whether there is such a folder; in an object store, anything below it.
 
     Raises:
@@ -95,7 +95,7 @@ def _kind(path: UPath) -> str:
         return ""
 
 
-def listed(folder: Place, pattern: str) -> list[Place]:
+def listed(folder: StorePath, pattern: str) -> list[StorePath]:
     """Return the files that match, such as `*/setting.json`, in the order of names; none where there is no folder."""
     if isinstance(folder, Path):
         return sorted(folder.glob(pattern))
@@ -110,7 +110,7 @@ def names_below(folder: UPath) -> list[str]:
     return [name.removeprefix(start) for name in folder.fs.find(folder.path) if name.startswith(start)]
 
 
-def side_by_side(at: Place, function: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
+def side_by_side(at: StorePath, function: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
     """Map over items; where each costs a request to an object store, many at once."""
     if isinstance(at, Path):
         return [function(item) for item in items]
@@ -133,7 +133,7 @@ class RayStorage:
     """A pyarrow filesystem, or None for a local path."""
 
 
-def ray_storage(folder: Place) -> RayStorage:
+def ray_storage(folder: StorePath) -> RayStorage:
     """Return a folder for Ray, which reaches an object store by the same client, and so the same environment, as we."""
     if isinstance(folder, Path):
         return RayStorage(str(folder.resolve()), None)

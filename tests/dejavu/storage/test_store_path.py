@@ -8,48 +8,48 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from dejavu.storage.place import (
+from dejavu.storage.store_path import (
     is_file,
     is_folder,
     listed,
     names_below,
-    place,
     ray_storage,
     side_by_side,
     storage_errors,
+    store_path,
 )
 
 
 @pytest.fixture
 def away() -> UPath:
     """A folder in an object store that is this process's memory."""
-    found = place(f"memory://{uuid.uuid4().hex}/run")
+    found = store_path(f"memory://{uuid.uuid4().hex}/run")
     assert isinstance(found, UPath)
     return found
 
 
 def test_a_local_path_stays_a_plain_path() -> None:
-    assert type(place("results/tiny")) is type(Path("results/tiny"))
-    assert place("results/tiny") == Path("results/tiny")
+    assert type(store_path("results/tiny")) is type(Path("results/tiny"))
+    assert store_path("results/tiny") == Path("results/tiny")
 
 
 def test_an_address_is_what_it_says_and_travels() -> None:
     given = "s3://bucket/run"
-    assert str(place(given) / "store") == "s3://bucket/run/store"
-    assert pickle.loads(pickle.dumps(place(given))) == place(given)
+    assert str(store_path(given) / "store") == "s3://bucket/run/store"
+    assert pickle.loads(pickle.dumps(store_path(given))) == store_path(given)
 
 
 @pytest.mark.parametrize("text", ["s3:/bucket/run", "s3://", "what://bucket"])
 def test_an_address_that_leads_nowhere_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"address: got {text}, expected"):
-        place(text)
+        store_path(text)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
     with pytest.raises(
         ValueError, match=r"got s3://bucket/run, expected .* credentials come from the environment"
     ) as error:
-        place("s3://key:secret@bucket/run")
+        store_path("s3://key:secret@bucket/run")
     assert "secret" not in str(error.value)
 
 
@@ -63,7 +63,7 @@ def test_a_package_that_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", lacking)
     with pytest.raises(ValueError, match=r"got gs://bucket/run, which gcsfs reads, .*pip install gcsfs"):
-        place("gs://bucket/run")
+        store_path("gs://bucket/run")
 
 
 def test_files_and_folders_are_told_apart(away: UPath) -> None:
