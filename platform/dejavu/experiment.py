@@ -240,9 +240,9 @@ OWN_TRAINING = TrainConfig(
         rate="held",
     ),
 )
-"""What two cores can do for a small real tower: one fit, whose biases give the other rates, a restoration of a rank that
-costs little (of the rank that the tower's width gives, more is not explained), and a fifth of the published rates: with
-two windows a step, decisions of whole layers ran to all or nothing at those (docs/training.md)."""
+"""What two cores can do for a small real tower: one fit, whose biases give the other rates, a restoration of a rank
+that costs little (of the rank that the tower's width gives, more is not explained), and a fifth of the published rates:
+with two windows a step, decisions of whole layers ran to all or nothing at those (docs/training.md)."""
 
 OWN_SWEEP = SweepConfig(num_frames=400, chosen_per_method=3)
 """Enough frames to tell settings apart; fifty settings on all validation clips would take longer than the training."""
