@@ -3,6 +3,17 @@
 A *boundary* lies between two layers: from one's output projection to the next one's q, k and v. A token reused there
 skips what lies between.
 
+Frames that belong together, from many to few:
+
+    segment   what is embedded on its own and kept once it is done: a clip, or a part of a long one
+    batch     segments that advance in lockstep, each as a *stream*
+    chunk     the next frames of every stream: one call of `encode`
+    GOP       a dense frame and those that refer to it, up to the next dense one (group of pictures)
+    group     up to four frames of a GOP that are computed out of order, the last of them first
+    pass      a group of each of several streams, through the tower together
+    wave      the frames of a pass whose references are there already
+    window    a training clip: the frames of one dense frame and three groups that a loss needs
+
 Shapes: B streams, F frames of one stream in this call, G of them that are completed, N tokens (CLS first where there is
 one), L layers, D width, E embedding width, P patches a side.
 """

@@ -5,7 +5,7 @@ r"""Measure how much faster reuse is than the strongest dense tower on this mach
 
 Reuse is forced to a given share of tokens. Every round measures each setting once and the dense towers between them, so
 that what else the machine does meets all alike; speed-ups compare within a round. Steady state: groups only, the dense
-frame that begins a segment is timed apart. Needs torch, transformers, safetensors and numpy alone (matplotlib to plot).
+frame that begins a GOP is timed apart. Needs torch, transformers, safetensors and numpy alone (matplotlib to plot).
 """
 
 import _bootstrap_jobs  # noqa: F401
@@ -60,7 +60,7 @@ MODEL_FAILURE = 2
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting. Rates are shares of tokens in frames that may reuse; the dense frame of a segment is apart."""
+    """One setting. Rates are shares of tokens in frames that may reuse; the dense frame of a GOP is apart."""
 
     backbone: str
     method: str
@@ -89,7 +89,7 @@ class Row:
     speedup_spread: tuple[float, float]
     rounds: int
     segment_start_ms: float
-    """Of the dense frames that begin the segments of all streams together."""
+    """Of the dense frames that begin the GOPs of all streams together."""
     workspace_bytes: int
     threads: int
     torch_version: str
@@ -295,7 +295,7 @@ def _config(name: str, rate: float, choice: Choice, vit: Vit, chunk: Chunk) -> M
 
 
 def start_setting(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chunk) -> Setting:
-    """Begin a segment of every stream, and take groups until all is ready; the last one counts what it executes."""
+    """Begin a GOP of every stream, and take groups until all is ready; the last one counts what it executes."""
     method = config.build(vit)
     memory: list[Any] = [method.start(chunk.num_streams)]
 

@@ -1,6 +1,6 @@
 """In which order frames are computed and which earlier frames each may refer to, as data (docs/methods.md).
 
-A segment is one dense frame and then groups of four: the 4th first, then the 2nd, the 1st and the 3rd. Segments are
+A GOP is one dense frame and then groups of four: the 4th first, then the 2nd, the 1st and the 3rd. GOPs are
 independent of each other.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 GROUP_SIZE = 4
 NUM_KINDS = 3
 PREVIOUS = -1
-"""In a group's references: the last frame of the group before, or the dense frame of the segment."""
+"""In a group's references: the last frame of the group before, or the dense frame of the GOP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class FrameStep:
     kind: int
     """0 refers to the last anchor alone, 1 and 2 lie between two references, 2 the closer ones."""
     group: int = 0
-    """Counts groups within a stream; the dense frame of a segment is a group of its own."""
+    """Counts groups within a stream; the dense frame of a GOP is a group of its own."""
 
 
 GROUPS: dict[int, tuple[FrameStep, ...]] = {
@@ -89,17 +89,17 @@ def training_pattern(order: Order) -> tuple[FrameStep, ...]:
 
 
 def check_refresh(refresh: int | None) -> None:
-    """Refuse a refresh that no segment can have.
+    """Refuse a refresh that no GOP can have.
 
     Raises:
         ValueError: refresh is not None and below 1.
     """
     if refresh is not None and refresh < 1:
-        raise ValueError(f"refresh: got {refresh}, expected 1 or more frames, or none; pass none for one long segment")
+        raise ValueError(f"refresh: got {refresh}, expected 1 or more frames, or none; pass none for one long GOP")
 
 
-def segment_frames(num_frames: int, refresh: int | None) -> tuple[range, ...]:
-    """Return the frame numbers of each segment: one dense frame and up to `refresh` further ones.
+def gop_frames(num_frames: int, refresh: int | None) -> tuple[range, ...]:
+    """Return the frame numbers of each GOP: one dense frame and up to `refresh` further ones.
 
     Raises:
         ValueError: refresh is below 1.
@@ -115,11 +115,11 @@ def schedule(num_frames: int, refresh: int | None = None, order: Order = "nested
     Raises:
         ValueError: refresh is below 1, or there is no such order.
     """
-    return segment_steps(segment_frames(num_frames, refresh), order)
+    return gop_steps(gop_frames(num_frames, refresh), order)
 
 
-def segment_steps(segments: Sequence[range], order: Order = "nested") -> tuple[FrameStep, ...]:
-    """Return the frames of segments of any lengths in computing order.
+def gop_steps(gops: Sequence[range], order: Order = "nested") -> tuple[FrameStep, ...]:
+    """Return the frames of GOPs of any lengths in computing order.
 
     Raises:
         ValueError: There is no such order.
@@ -127,11 +127,11 @@ def segment_steps(segments: Sequence[range], order: Order = "nested") -> tuple[F
     full = group_size(order)
     steps: list[FrameStep] = []
     group = 0
-    for segment in segments:
-        steps.append(FrameStep(segment.start, (), 0, group))
-        previous = segment.start
-        for start in range(segment.start + 1, segment.stop, full):
-            size = min(full, segment.stop - start)
+    for gop in gops:
+        steps.append(FrameStep(gop.start, (), 0, group))
+        previous = gop.start
+        for start in range(gop.start + 1, gop.stop, full):
+            size = min(full, gop.stop - start)
             group += 1
             for step in GROUPS[size]:
                 candidates = tuple(previous if one == PREVIOUS else start + one for one in step.candidates)

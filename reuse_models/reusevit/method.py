@@ -1,6 +1,6 @@
 """ReuseViT behind the interface of all methods: streams in, groups through the engine, frames out in display order.
 
-A *segment* is a dense frame and what refers to it; a *group* is up to four of its frames that are computed together
+A *GOP* is a dense frame and what refers to it; a *group* is up to four of its frames that are computed together
 (frame_order.py); an *anchor* is what the last group's first computed frame left, patch by patch as last computed; an
 *add-on* is ReuseViT's trained weights beside the tower. Decided is in gate.py; the engines apply it (engines/choice.py,
 engines/fixed_choice.py), and engines/fused_kernels.py repeats the decision for GPUs.
@@ -64,13 +64,13 @@ class ReuseVitConfig:
     name: str = ""
     """Names the weights in tables, such as `target=0.8`; their file's name unless given."""
     refresh: int | None = None
-    """Frames after which a dense one begins a new segment; None for never."""
+    """Frames after which a dense one begins a new GOP; None for never."""
     refresh_error: float | None = None
-    """Estimate of the error at which a segment ends before, see refresh.AdaptiveRefresh; None for never."""
-    refresh_over: Over = "segment"
+    """Estimate of the error at which a GOP ends before, see refresh.AdaptiveRefresh; None for never."""
+    refresh_over: Over = "gop"
     """What the estimate covers."""
     refresh_cut: float | None = None
-    """Share of intra macroblocks at which a frame begins a new segment; None for none."""
+    """Share of intra macroblocks at which a frame begins a new GOP; None for none."""
     order: Order = "nested"
     """In which order frames are computed; as the add-on was trained."""
     semantics: Semantics = "anchor"
@@ -138,7 +138,7 @@ class ReuseVitConfig:
         return Skipping(method, self.skip) if self.skip else method
 
     def adaptive_refresh(self) -> AdaptiveRefresh:
-        """Return when a segment ends before its time.
+        """Return when a GOP ends before its time.
 
         Raises:
             ValueError: A threshold is out of range.
@@ -172,7 +172,7 @@ class StreamPlace:
     next_frame: int = 0
     """Number of the first frame not yet computed."""
     left_in_segment: int | None = 0
-    """Frames before the next dense one; None for a segment without end."""
+    """Frames before the next dense one; None for a GOP without end."""
     error: float = 0.0
     """What reuse has neglected since the last dense frame, as adaptive refresh estimates it."""
     held_pixels: list[Tensor] = field(default_factory=list)

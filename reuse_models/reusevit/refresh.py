@@ -1,4 +1,4 @@
-"""When a dense frame begins a new segment before its time (ours): reuse has strayed, or the scene was cut.
+"""When a dense frame begins a new GOP before its time (ours): reuse has strayed, or the scene was cut.
 
 Both are decided between groups, from what is there anyway: the similarities that decisions are made from, and the
 codec grid. Neither costs a product.
@@ -19,18 +19,18 @@ from torch import Tensor
 from reuse_models.reusevit.codec_net import LAST_CLASS
 from reuse_models.reusevit.gate import Features, FrameId, Gate
 
-Over = Literal["group", "segment"]
+Over = Literal["group", "gop"]
 OVERS: tuple[Over, ...] = get_args(Over)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveRefresh:
-    """Thresholds; with both None no segment ends before its time."""
+    """Thresholds; with both None no GOP ends before its time."""
 
     error: float | None = None
-    """A segment ends with the group in which the estimate reaches this."""
-    over: Over = "segment"
-    """`group`: the mean estimate of the group's frames; `segment`: the sum over all frames since the dense one."""
+    """A GOP ends with the group in which the estimate reaches this."""
+    over: Over = "gop"
+    """`group`: the mean estimate of the group's frames; `gop`: the sum over all frames since the dense one."""
     cut: float | None = None
     """A frame with this share of intra macroblocks, 0..1, is computed densely. So is a key frame."""
 
@@ -44,10 +44,10 @@ class AdaptiveRefresh:
 
     def estimate(self, before: float, errors: Sequence[float]) -> float:
         """Return the estimate after a group whose frames' errors are given; it was `before` after the last one."""
-        return before + sum(errors) if self.over == "segment" else sum(errors) / len(errors)
+        return before + sum(errors) if self.over == "gop" else sum(errors) / len(errors)
 
     def ends(self, estimate: float) -> bool:
-        """Whether the segment ends here."""
+        """Whether the GOP ends here."""
         return self.error is not None and estimate >= self.error
 
     def are_cuts(self, codec_F4PP: Tensor) -> list[bool]:

@@ -7,16 +7,16 @@ import pytest
 from matplotlib.image import imread
 
 from dejavu.report.drift import ages, drift_curve, plot_drift
-from reuse_models.reusevit.frame_order import segment_frames
+from reuse_models.reusevit.frame_order import gop_frames
 
 
 @pytest.mark.parametrize("refresh", [1, 3, 8, None])
 def test_a_frame_is_as_old_as_its_segment_says(refresh: int | None) -> None:
     rates, expected = [], []
     for start in (0, 20, 40):  # pieces of the embedding stage
-        for segment in segment_frames(min(20, 47 - start), refresh):
-            rates += [0.0] + [0.7] * (len(segment) - 1)
-            expected += [frame - segment.start for frame in segment]
+        for gop in gop_frames(min(20, 47 - start), refresh):
+            rates += [0.0] + [0.7] * (len(gop) - 1)
+            expected += [frame - gop.start for frame in gop]
     assert ages(np.array(rates, np.float32)).tolist() == expected
 
 

@@ -13,7 +13,7 @@ from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon
 from reuse_models.reusevit.codec_net import codec_history
 from reuse_models.reusevit.engines.masked import Clips, masked_forward
-from reuse_models.reusevit.frame_order import segment_frames, segment_steps
+from reuse_models.reusevit.frame_order import gop_frames, gop_steps
 from reuse_models.reusevit.gate import Features, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.refresh import AdaptiveRefresh
@@ -46,18 +46,18 @@ def streams() -> tuple[list[Tensor], list[Tensor]]:
 
 
 def by_definition(vit: Vit, policy: ReusePolicy, stream: tuple[Tensor, Tensor], rule: ReuseVitConfig) -> list[range]:
-    """Find the segments one by one with the masked forward, which runs on past the end and is cut there."""
+    """Find the GOPs one by one with the masked forward, which runs on past the end and is cut there."""
     pixels_F3HW, codec_F4PP = stream
     num_frames = len(pixels_F3HW)
     scores = policy.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 4, 4), codec_F4PP))
     cuts = [frame for frame in range(num_frames) if (codec_F4PP[frame, 0] == 6).double().mean() >= 0.7]
-    segments: list[range] = []
-    while not segments or segments[-1].stop < num_frames:
-        start = segments[-1].stop if segments else 0
+    gops: list[range] = []
+    while not gops or gops[-1].stop < num_frames:
+        start = gops[-1].stop if gops else 0
         stop = min([num_frames, *(frame for frame in cuts if frame > start and rule.refresh_cut)])
         if rule.refresh is not None:
             stop = min(stop, start + 1 + rule.refresh)
-        steps = segment_steps([range(stop - start)])
+        steps = gop_steps([range(stop - start)])
         frames = [start + step.frame for step in steps]
         error: dict[int, float] = defaultdict(float)
 
@@ -77,12 +77,12 @@ def by_definition(vit: Vit, policy: ReusePolicy, stream: tuple[Tensor, Tensor], 
             group = range(first, min(first + GROUP, stop - start))
             mean = sum(error[frame] for frame in group) / len(group)
             total += mean * len(group)
-            judged = total if rule.refresh_over == "segment" else mean
+            judged = total if rule.refresh_over == "gop" else mean
             if rule.refresh_error is not None and judged >= rule.refresh_error:
                 stop = start + group.stop
                 break
-        segments.append(range(start, stop))
-    return segments
+        gops.append(range(start, stop))
+    return gops
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_streams_refresh_each_at_its_own_time_and_equal_the_masked_forward(
             flops[stream].append(flops_per_frame(SHAPE, encoded.work[stream]))
     policy = ReusePolicy(addon, HardGate(addon.decisions))
     found = [by_definition(vit, policy, stream, rule) for stream in zip(pixels, codec, strict=True)]
-    fixed = [list(segment_frames(len(one), rule.refresh)) for one in pixels]
+    fixed = [list(gop_frames(len(one), rule.refresh)) for one in pixels]
     assert found != fixed, "the rule never applied: the test would show nothing"
-    for stream, segments in enumerate(found):
+    for stream, gops in enumerate(found):
         flops_F = torch.cat(flops[stream])
         dense = [frame for frame, count in enumerate(flops_F.tolist()) if count == dense_flops(SHAPE)]
-        assert dense == [segment.start for segment in segments]
-        steps = segment_steps(segments)
+        assert dense == [gop.start for gop in gops]
+        steps = gop_steps(gops)
         frames = torch.tensor([step.frame for step in steps])
         scores = addon.codec_net(codec_history(codec[stream].new_zeros(3, 4, 4, 4), codec[stream]))
         clips = Clips(pixels[stream][frames][None], scores[frames][None], steps)
@@ -133,16 +133,15 @@ def test_streams_did_refresh_at_different_times(vit: Vit, addon: Addon) -> None:
     policy = ReusePolicy(addon, HardGate(addon.decisions))
     rule = ReuseVitConfig(refresh_error=0.02)
     starts = [
-        [segment.start for segment in by_definition(vit, policy, stream, rule)]
-        for stream in zip(pixels, codec, strict=True)
+        [gop.start for gop in by_definition(vit, policy, stream, rule)] for stream in zip(pixels, codec, strict=True)
     ]
     assert len({tuple(one) for one in starts}) == 3
     assert max(len(one) for one in starts) > 2
 
 
 def test_a_segment_sums_and_a_group_forgets() -> None:
-    segment, group = AdaptiveRefresh(error=0.5), AdaptiveRefresh(error=0.5, over="group")
-    assert segment.ends(segment.estimate(0.3, [0.1, 0.1]))
+    gop, group = AdaptiveRefresh(error=0.5), AdaptiveRefresh(error=0.5, over="group")
+    assert gop.ends(gop.estimate(0.3, [0.1, 0.1]))
     assert not group.ends(group.estimate(0.3, [0.1, 0.1]))
     assert not AdaptiveRefresh(cut=0.5).ends(10.0)
 

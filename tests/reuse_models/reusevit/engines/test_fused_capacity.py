@@ -122,7 +122,7 @@ def test_a_forced_rate_is_the_same_with_restoration_and_without(rate: float, ran
 
 
 def test_too_few_rows_are_seen_and_what_was_overwritten_comes_back() -> None:
-    """Dense frames of new segments among the groups, too."""
+    """Dense frames of new GOPs among the groups, too."""
     shape = small("clip")
     compacted, fused = both(shape, ForcedGate(0.5, "random", shape), addon_of(shape), refresh=4)
     assert fused.fixed is not None
