@@ -24,7 +24,7 @@ import yaml
 from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.cluster import cluster
 from dejavu.datasets.video_folder import clips_by_name
-from dejavu.embedding.batch import PRECISIONS, Embedding
+from dejavu.embedding.batch import PRECISIONS, EmbedContext
 from dejavu.embedding.memory import fit_memory
 from dejavu.embedding.precision import NOTE as PRECISION_NOTE
 from dejavu.embedding.precision import choose_precision
@@ -59,7 +59,7 @@ class Plan:
     out: StorePath
     setting: Setting
     backbone: Backbone
-    embedding: Embedding
+    embedding: EmbedContext
     transcode: TranscodeConfig
 
 
@@ -117,7 +117,7 @@ def plan(arguments: argparse.Namespace) -> Plan:
         embed=embed,
     )
     write_text(out / "config.yaml", config.to_yaml())
-    return Plan(out, setting, backbone, Embedding(backbone_name, store, embed, image_px), transcode)
+    return Plan(out, setting, backbone, EmbedContext(backbone_name, store, embed, image_px), transcode)
 
 
 def fastest(results: StorePath, allowed_loss: float | None) -> str:

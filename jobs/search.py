@@ -27,7 +27,7 @@ from dejavu.storage.store_path import StorePath, is_file, is_folder, listed, sto
 from dejavu.records import Failure, Transcoded
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting, name_setting
-from dejavu.embedding.batch import EmbedConfig, Embedding, cut
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
 from dejavu.retrieval.collect import StoredSetting, find_kept, list_settings, look_up, read_frames
 from dejavu.stages.embed import embed_clips
 from dejavu.embedding.memory import fit_memory
@@ -62,9 +62,9 @@ class Collection:
     image_px: int | None
 
     @property
-    def embedding(self) -> Embedding:
+    def embedding(self) -> EmbedContext:
         """What the embed stage takes."""
-        return Embedding(self.backbone, self.store, self.embed, self.image_px)
+        return EmbedContext(self.backbone, self.store, self.embed, self.image_px)
 
 
 def say(text: str) -> None:

@@ -20,7 +20,7 @@ import tyro
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
 from dejavu.datasets.video_folder import load_video_folder
 from dejavu.records import Clip, Transcoded
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.stages.search_schedules import FRAMES_PER_CLIP, SchedulesConfig, gather_frames
 from dejavu.stages.transcode import geometry, source_key, transcode_clips, transcode_one
 from dejavu.storage.store import Store, write_json
@@ -56,7 +56,7 @@ def search(config: SearchSchedulesConfig) -> None:
     backbone = load_backbone(config.backbone, config.image_px, device="auto")
     clips = load_video_folder(config.videos).clips
     with tempfile.TemporaryDirectory() as folder:
-        embedding = Embedding(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
+        embedding = EmbedContext(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
         transcoded = _transcode(clips, config, backbone, embedding.store)
         frames_FHW3, failures = gather_frames(transcoded, config.schedules.num_frames, backbone.frame_px, embedding)
     for failure in failures:

@@ -38,7 +38,7 @@ from dejavu.backbones.load import load_backbone
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.stages import embed
-from dejavu.embedding.batch import EmbedConfig, Embedding, decode_batch, plan
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, decode_batch, plan
 from dejavu.embedding.encode import BatchEncoder
 from dejavu.embedding.reader import DecodeRow
 from dejavu.cluster.ray_map import Row
@@ -150,18 +150,18 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     print(json.dumps(watch.spent()))
 
 
-def work(folder: Path, name: str) -> tuple[list[Transcoded], list[Setting], Embedding]:
+def work(folder: Path, name: str) -> tuple[list[Transcoded], list[Setting], EmbedContext]:
     """Return the clips, two settings, and a new store beside the others that shares their videos."""
     clips = [Transcoded(**row) for row in json.loads((folder / "clips.json").read_text(encoding="utf-8"))]
     store = Store.open(folder / name)
     store.mp4_dir.symlink_to(folder / "mp4")
-    embedding = Embedding("embedded", store, EmbedConfig())
+    embedding = EmbedContext("embedded", store, EmbedConfig())
     backbone = load_backbone(embedding.backbone)
     configs = (OriginalConfig(), EventfulConfig(refreshed_tokens=16))
     return clips, [name_setting(one, backbone.identity, embedding.config.shaping()) for one in configs], embedding
 
 
-def check(clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: Embedding) -> None:
+def check(clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: EmbedContext) -> None:
     """See that all is embedded.
 
     Raises:
@@ -189,7 +189,7 @@ class _Encode(embed.EncodeRow):
 
 
 @contextlib.contextmanager
-def _noted(embedding: Embedding) -> Iterator[None]:
+def _noted(embedding: EmbedContext) -> Iterator[None]:
     """Write down what this process had spent before its first clip, and what it has after this one."""
     path = embedding.store.root / SPANS / str(os.getpid())
     first = json.loads(path.read_text(encoding="ascii"))[0] if path.exists() else time.process_time()

@@ -25,7 +25,7 @@ from dejavu.cluster import cluster
 from dejavu.backbones.load import load_backbone
 from dejavu.records import Transcoded
 from dejavu.storage.setting import name_setting
-from dejavu.embedding.batch import Embedding, EmbedConfig
+from dejavu.embedding.batch import EmbedContext, EmbedConfig
 from dejavu.stages.embed import embed_clips
 from dejavu.storage.store import Store
 from dejavu.video.write import write_video
@@ -60,7 +60,7 @@ def report(num_clips: int, num_frames: int, cluster_pid: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder))
         clips = [draw(store, index, num_frames, backbone.frame_px) for index in range(num_clips)]
-        embedding = Embedding("embedded", store, EmbedConfig())
+        embedding = EmbedContext("embedded", store, EmbedConfig())
         configs = (OriginalConfig(), EventfulConfig(refreshed_tokens=16))
         settings = [name_setting(config, backbone.identity, embedding.config.shaping()) for config in configs]
         cluster.connect()

@@ -29,7 +29,7 @@ import submit
 from dejavu.cluster import cluster
 from dejavu.records import Clip, Question, Transcoded
 from dejavu.storage.setting import Setting
-from dejavu.embedding.batch import DecodedBatch, Embedding, EmbedConfig, Segment, cut, plan
+from dejavu.embedding.batch import DecodedBatch, EmbedContext, EmbedConfig, Segment, cut, plan
 from dejavu.stages.embed import Kernels, embed_batches, embed_clips
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.embedding.stored import read_embeddings
@@ -125,7 +125,7 @@ def make_nothing(_source: Path, target: Path, *, frame_px: int, config: Transcod
     )
 
 
-def decode_nothing(segments: Sequence[Segment], _embedding: Embedding) -> DecodedBatch:
+def decode_nothing(segments: Sequence[Segment], _embedding: EmbedContext) -> DecodedBatch:
     """Stand in for `decode_batch`: frames of one pixel."""
     frames = tuple(
         DecodedFrames(
@@ -144,7 +144,7 @@ def decode_nothing(segments: Sequence[Segment], _embedding: Embedding) -> Decode
 class Waiter:
     """Stands in for `BatchEncoder`: waits, and writes shards of zeros where they belong."""
 
-    embedding: Embedding
+    embedding: EmbedContext
     wait_s: float = 0.0
 
     def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
@@ -171,7 +171,7 @@ def report_load(num_clips: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "store")
         clips = write_sources(Path(folder) / "sources", num_clips)
-        embedding, setting = Embedding("none", store, EmbedConfig()), name_settings(1)[0]
+        embedding, setting = EmbedContext("none", store, EmbedConfig()), name_settings(1)[0]
         pool = cluster.actor_pool(2, 0)
         make = partial(transcode_one, encode=make_nothing)
         before_mib, cpu = peak_mib(), time.process_time()
@@ -213,7 +213,7 @@ def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> None:
     pool = cluster.actor_pool(num_workers, 0)
     kernels = Kernels(decode_nothing, partial(Waiter, wait_s=wait_ms / 1e3))
     with tempfile.TemporaryDirectory() as folder:
-        embedding = Embedding("none", Store.open(Path(folder)), EmbedConfig())
+        embedding = EmbedContext("none", Store.open(Path(folder)), EmbedConfig())
         clips = list_clips(num_clips)
         batches = plan(clips, name_settings(1), embedding)
         # Actors that load no tower are up in seconds; those are left out.
@@ -237,7 +237,7 @@ def report_planning(folder: str, num_rows: int, index_s: float) -> None:
     store = Store(Path(folder))
     clips = list_clips(num_rows)
     start, cpu = time.perf_counter(), time.process_time()
-    batches = plan(clips, name_settings(3), Embedding("none", store, EmbedConfig()))
+    batches = plan(clips, name_settings(3), EmbedContext("none", store, EmbedConfig()))
     plan_s, plan_cpu_s = time.perf_counter() - start, time.process_time() - cpu
     num_contents = len({clip.content_id for clip in clips})
     lacking = sum(len(batch.segments) * len(batch.settings) for batch in batches)
@@ -279,7 +279,7 @@ def fill_store(store: Store, num_rows: int) -> float:
 
 def report_scoring(folder: str, num_clips: int) -> None:
     """Score in a process that does nothing else; print what was seen as JSON."""
-    embedding = Embedding("none", Store(Path(folder)), EmbedConfig())
+    embedding = EmbedContext("none", Store(Path(folder)), EmbedConfig())
     clips = tuple(list_clips(num_clips))
     answers_AE = np.random.default_rng(1).standard_normal((5, SCORED_WIDTH), np.float32)
     names, choices = [f"{clip.clip_id}_1" for clip in clips], tuple("abcde")
@@ -320,7 +320,7 @@ def fill_embeddings(store: Store, num_clips: int) -> None:
     """Write shards of random embeddings of all clips under two settings."""
     config, draws = EmbedConfig(), np.random.default_rng(0)
     for setting in name_settings(2):
-        for batch in plan(list_clips(num_clips), [setting], Embedding("none", store, config)):
+        for batch in plan(list_clips(num_clips), [setting], EmbedContext("none", store, config)):
             encoded = [
                 EncodedSegment(
                     draws.standard_normal((segment.num_frames, SCORED_WIDTH), np.float32),
@@ -329,7 +329,7 @@ def fill_embeddings(store: Store, num_clips: int) -> None:
                 )
                 for segment in batch.segments
             ]
-            frames = decode_nothing(batch.segments, Embedding("none", store, config)).frames
+            frames = decode_nothing(batch.segments, EmbedContext("none", store, config)).frames
             table = to_table(batch.segments, frames, encoded)
             store.write_embeddings(setting.setting_id, table, [segment.unit_id for segment in batch.segments])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dejavu.backbones.load import load_backbone
-from dejavu.embedding.batch import EmbedConfig, Embedding, decode_batch, plan
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, decode_batch, plan
 from dejavu.embedding.encode import BatchEncoder
 from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
@@ -48,7 +48,7 @@ def test_other_batches_change_rounding_alone(undisturbed: Path, tmp_path: Path) 
     store = Store.open(tmp_path / "store")
     store.mp4_dir.symlink_to(theirs.mp4_dir)
     one, other = (
-        Embedding("embedded", where, EmbedConfig(streams=streams)) for where, streams in ((theirs, 2), (store, 3))
+        EmbedContext("embedded", where, EmbedConfig(streams=streams)) for where, streams in ((theirs, 2), (store, 3))
     )
 
     def name(config: Any) -> Any:

@@ -104,10 +104,10 @@ def _store(folder: Path, request: dict[str, Any]) -> str:
 
 
 def _decode(path: Path, num_frames: int, record: Transcoded | None) -> None:
-    from dejavu.embedding.batch import EmbedConfig, Embedding, Segment, decode_segment
+    from dejavu.embedding.batch import EmbedConfig, EmbedContext, Segment, decode_segment
     from dejavu.storage.store import Store
 
-    embedding = Embedding("embedded", Store(path.parent), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(path.parent), EmbedConfig())
     segment = Segment(clip_id="x", content_id="c", path=path.name, start=0, num_frames=num_frames)
     frames = decode_segment(segment, embedding)
     _hold(len(frames.rgb_FHWC) == len(frames.codec_F4PP) == len(frames.seconds_F) == num_frames, "counts differ")

@@ -79,7 +79,7 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedding:
+class EmbedContext:
     """What an embedding is made with and where it goes: small enough to travel to any worker."""
 
     backbone: str
@@ -147,7 +147,7 @@ def cut(clips: Iterable[Transcoded], segment_frames: int) -> list[Segment]:
     ]
 
 
-def plan(clips: Iterable[Transcoded], settings: Sequence[Setting], embedding: Embedding) -> list[Batch]:
+def plan(clips: Iterable[Transcoded], settings: Sequence[Setting], embedding: EmbedContext) -> list[Batch]:
     """Group what is not embedded yet into batches; segments that lack the same settings go together.
 
     One setting's index is in memory at a time: of the others, a byte for each segment is left.
@@ -192,7 +192,7 @@ class DecodedBatch:
     failures: tuple[Failure, ...]
 
 
-def decode_batch(segments: Iterable[Segment], embedding: Embedding) -> DecodedBatch:
+def decode_batch(segments: Iterable[Segment], embedding: EmbedContext) -> DecodedBatch:
     """Decode segments, frames and codec grids in one pass each."""
     whole, decoded, failures = [], [], []
     for segment in segments:
@@ -206,7 +206,7 @@ def decode_batch(segments: Iterable[Segment], embedding: Embedding) -> DecodedBa
     return DecodedBatch(tuple(whole), tuple(decoded), tuple(failures))
 
 
-def decode_segment(segment: Segment, embedding: Embedding) -> DecodedFrames:
+def decode_segment(segment: Segment, embedding: EmbedContext) -> DecodedFrames:
     """Decode one segment, frames and codec grids in one pass.
 
     Raises:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.embedding.batch import DecodedBatch, Embedding, Segment
+from dejavu.embedding.batch import DecodedBatch, EmbedContext, Segment
 from dejavu.storage.setting import Setting
 from dejavu.video.decode import DecodedFrames
 from reuse_models.flops import flops_per_frame
@@ -58,7 +58,7 @@ def encode_batch(
     ]
 
 
-def load_encoder(embedding: Embedding, device: str = "auto") -> Backbone:
+def load_encoder(embedding: EmbedContext, device: str = "auto") -> Backbone:
     """Load what embeds: the backbone in the embedding's precision and at its size."""
     dtype: torch.dtype = getattr(torch, embedding.config.precision)
     return load_backbone(embedding.backbone, embedding.image_px, device=device, dtype=dtype)
@@ -99,7 +99,7 @@ def to_table(
 class BatchEncoder:
     """Encodes decoded batches under their settings and writes one shard per setting. Lives in an actor or a trial."""
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: EmbedContext) -> None:
         """Load the backbone onto the GPU where there is one."""
         self.backbone = load_encoder(embedding)
         self.embedding = embedding

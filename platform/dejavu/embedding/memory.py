@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dejavu.backbones.load import Backbone
 from dejavu.cluster.cluster import PROCESS_BYTES, ClusterError, Pool, grows, memory_per_machine
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.storage.setting import Setting, with_local_weights
 from reuse_models.method import Method
@@ -99,8 +99,8 @@ def _tensors(memory: Any) -> Iterator[Tensor]:
 
 
 def fit_memory(
-    backbone: Backbone, settings: Sequence[Setting], embedding: Embedding, pool: Pool
-) -> tuple[Embedding, Pool]:
+    backbone: Backbone, settings: Sequence[Setting], embedding: EmbedContext, pool: Pool
+) -> tuple[EmbedContext, Pool]:
     """Take fewer streams, and then fewer actors, where machines have not the memory for as many.
 
     All actors of a machine and one reader have to fit into the smallest one. What is embedded is the same but for

@@ -13,17 +13,17 @@ from typing import Literal
 import numpy as np
 
 from dejavu.cluster.ray_map import Row
-from dejavu.embedding.batch import STAGE, DecodedBatch, Embedding, Segment, segments_of
+from dejavu.embedding.batch import STAGE, DecodedBatch, EmbedContext, Segment, segments_of
 from dejavu.observability.metrics import Step, metered
 from dejavu.storage.setting import Setting
 
-Decode = Callable[[Sequence[Segment], Embedding], DecodedBatch]
+Decode = Callable[[Sequence[Segment], EmbedContext], DecodedBatch]
 
 
 class DecodeRow:
     """A row of ids becomes a row of frames: [F, H, W, 3] of all segments one after the other."""
 
-    def __init__(self, embedding: Embedding, decode: Decode) -> None:
+    def __init__(self, embedding: EmbedContext, decode: Decode) -> None:
         self.embedding, self.decode = embedding, decode
 
     def __call__(self, row: Row) -> Row:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dejavu.embedding.batch import Embedding, cut
+from dejavu.embedding.batch import EmbedContext, cut
 from dejavu.records import Transcoded, from_ranges
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity, read_parquet
@@ -35,7 +35,9 @@ class ClipEmbeddings:
     """Whether a frame shows what was not recorded: a damaged picture, or one predicted from it."""
 
 
-def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, ClipEmbeddings]:
+def read_embeddings(
+    embedding: EmbedContext, setting: Setting, clips: Sequence[Transcoded]
+) -> dict[str, ClipEmbeddings]:
     """Read the stored embeddings of the clips that are complete under a setting: clip id -> frames.
 
     Equal contents are stored once and handed to every clip that has them.
@@ -44,7 +46,7 @@ def read_embeddings(embedding: Embedding, setting: Setting, clips: Sequence[Tran
 
 
 def read_beside(
-    embedding: Embedding, settings: Sequence[Setting], original: Setting, clips: Sequence[Transcoded]
+    embedding: EmbedContext, settings: Sequence[Setting], original: Setting, clips: Sequence[Transcoded]
 ) -> Iterator[tuple[Setting, dict[str, ClipEmbeddings], dict[str, ClipEmbeddings]]]:
     """Read settings beside Original, part by part of the clips and in each part setting by setting.
 
@@ -74,7 +76,7 @@ def _parts(clips: Sequence[Transcoded]) -> Iterator[list[Transcoded]]:
 
 
 def _read(
-    embedding: Embedding, complete: Mapping[str, Iterable[StorePath]], clips: Sequence[Transcoded]
+    embedding: EmbedContext, complete: Mapping[str, Iterable[StorePath]], clips: Sequence[Transcoded]
 ) -> dict[str, ClipEmbeddings]:
     concealed = {clip.content_id: from_ranges(clip.concealed) for clip in clips}
     wanted = concealed.keys() & complete.keys()
@@ -106,13 +108,15 @@ def _read(
     return {clip.clip_id: by_content[clip.content_id] for clip in clips if clip.content_id in wanted}
 
 
-def complete_clips(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> set[str]:
+def complete_clips(embedding: EmbedContext, setting: Setting, clips: Sequence[Transcoded]) -> set[str]:
     """Name the clips that `read_embeddings` would return, read from the shards' footers alone."""
     complete = _complete(embedding, setting, clips)
     return {clip.clip_id for clip in clips if clip.content_id in complete}
 
 
-def _complete(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded]) -> dict[str, tuple[StorePath, ...]]:
+def _complete(
+    embedding: EmbedContext, setting: Setting, clips: Sequence[Transcoded]
+) -> dict[str, tuple[StorePath, ...]]:
     """Return the shards of each content that is there from beginning to end."""
     done = embedding.store.done(setting.setting_id)
     units: dict[str, list[str]] = defaultdict(list)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone
-from dejavu.embedding.batch import Embedding, Segment, decode_segment
+from dejavu.embedding.batch import EmbedContext, Segment, decode_segment
 from dejavu.observability.metrics import first_line
 from dejavu.records import Failure, Transcoded
 from reuse_models.reusevit.codec_net import CODEC_STEPS
@@ -48,7 +48,7 @@ class WindowStream:
     clips: Sequence[Transcoded]
     teacher: Mapping[str, NDArray[np.float32]]
     """Clip id -> [frames, E]."""
-    embedding: Embedding
+    embedding: EmbedContext
     order: Order = "nested"
     failures: dict[str, Failure] = field(default_factory=dict)
     """Clips that could not be read, each once: they are skipped from then on."""

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 
 from dejavu.backbones.load import Backbone
 from dejavu.cluster import cluster
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import clips_identity
 from dejavu.embedding.texts import embed_texts
 from dejavu.experiment import Experiment, Stage
@@ -38,7 +38,7 @@ class Job:
     tracking: Tracking
     backbone: Backbone
     dataset: Dataset
-    embedding: Embedding
+    embedding: EmbedContext
     clips: dict[str, Transcoded] = field(default_factory=dict)
     head: TrainedHead | None = None
     """Answers the questions, where that is not left to CLIP's text tower."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster import cluster
 from dejavu.datasets.class_folders import load_class_folders
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.precision import choose_precision
 from dejavu.experiment import Experiment
 from dejavu.observability.events import LOGS, log_event
@@ -52,7 +52,7 @@ def start(experiment: Experiment) -> Job:
         print(f"missing: {len(dataset.missing)} annotated videos are not in the folder and are left out: {names}")
     experiment = with_precision(experiment, store, backbone)
     write_text(results / "config.yaml", experiment.to_yaml())
-    embedding = Embedding(experiment.backbone, store, experiment.embed, experiment.image_px)
+    embedding = EmbedContext(experiment.backbone, store, experiment.embed, experiment.image_px)
     return Job(experiment, results, store, tracking, backbone, dataset, embedding)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.encode import load_encoder
 from dejavu.records import Transcoded
 from dejavu.report.reuse_stream import follow
@@ -27,7 +27,7 @@ NUM_FRAMES = 32
 
 
 def observe_reuse(
-    settings: Sequence[Setting], clips: Sequence[Transcoded], embedding: Embedding
+    settings: Sequence[Setting], clips: Sequence[Transcoded], embedding: EmbedContext
 ) -> dict[Setting, list[NDArray[np.bool_]]]:
     """Return, per setting, [F, L, N] of each clip's first frames; what was observed before is read.
 
@@ -52,7 +52,7 @@ def observe_reuse(
 
 
 def _watch(
-    settings: Sequence[Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], embedding: Embedding
+    settings: Sequence[Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], embedding: EmbedContext
 ) -> dict[str, list[NDArray[np.bool_]]]:
     backbone = load_encoder(embedding)
     found: dict[str, list[NDArray[np.bool_]]] = {}

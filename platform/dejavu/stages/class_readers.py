@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from dejavu.datasets.class_folders import words_of_class
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import read_beside
 from dejavu.records import Question, Split, Transcoded
 from dejavu.storage.setting import Setting
@@ -20,7 +20,7 @@ def make_readers(
     clips: Mapping[Split, Sequence[Transcoded]],
     questions: Sequence[Question],
     original: Setting,
-    embedding: Embedding,
+    embedding: EmbedContext,
     embed: Callable[[Sequence[str]], Tensor] | None,
 ) -> ClassReaders:
     """Fit on the training clips, choosing by the validation clips; clips that failed are left out.
@@ -43,7 +43,7 @@ def make_readers(
 
 
 def _pooled(
-    clips: Sequence[Transcoded], label_of: Mapping[str, int], original: Setting, embedding: Embedding
+    clips: Sequence[Transcoded], label_of: Mapping[str, int], original: Setting, embedding: EmbedContext
 ) -> Pooled:
     found = {
         clip_id: pool(clip.embeddings_FE)

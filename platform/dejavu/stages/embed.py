@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dejavu.cluster.cluster import Pool
 from dejavu.cluster.ray_map import Row, configure, report_progress, waves
-from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, Embedding, decode_batch, plan
+from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, decode_batch, plan
 from dejavu.embedding.encode import BatchEncoder
 from dejavu.embedding.reader import Decode, DecodeRow, step_on
 from dejavu.observability.events import Work
@@ -38,7 +38,7 @@ class Kernels:
     """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmarks/overhead.py`)."""
 
     decode: Decode = decode_batch
-    encoder: Callable[[Embedding], Encoder] = BatchEncoder
+    encoder: Callable[[EmbedContext], Encoder] = BatchEncoder
 
 
 REAL = Kernels()
@@ -56,7 +56,7 @@ class EmbedResult:
 
 
 def embed_clips(
-    clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: Embedding, pool: Pool, part: str
+    clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: EmbedContext, pool: Pool, part: str
 ) -> EmbedResult:
     """Embed every clip under every setting, skipping what the store holds.
 
@@ -77,7 +77,7 @@ def embed_clips(
 
 
 def embed_batches(
-    batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels = REAL, *, kept: int = 0
+    batches: Sequence[Batch], embedding: EmbedContext, pool: Pool, kernels: Kernels = REAL, *, kept: int = 0
 ) -> Iterator[Failure]:
     """Decode and encode planned batches, showing progress; yield what could not be decoded.
 
@@ -100,7 +100,7 @@ def embed_batches(
         yield from failures
 
 
-def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Kernels) -> Iterator[Row]:
+def _run(batches: Sequence[Batch], embedding: EmbedContext, pool: Pool, kernels: Kernels) -> Iterator[Row]:
     # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
     manifest = ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
     decoded = manifest.map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
@@ -108,7 +108,7 @@ def _run(batches: Sequence[Batch], embedding: Embedding, pool: Pool, kernels: Ke
 
 
 def encode_rows(
-    decoded: ray.data.Dataset, num_blocks: int, embedding: Embedding, pool: Pool, kernels: Kernels = REAL
+    decoded: ray.data.Dataset, num_blocks: int, embedding: EmbedContext, pool: Pool, kernels: Kernels = REAL
 ) -> Iterator[Row]:
     """Put the encoding actors, as many as blocks at most, behind rows of decoded batches; yield what comes of each."""
     encoded = decoded.map_batches(
@@ -122,7 +122,7 @@ def encode_rows(
     return iter(encoded.iter_rows())
 
 
-def describe(setting: Setting, embedding: Embedding) -> None:
+def describe(setting: Setting, embedding: EmbedContext) -> None:
     """Write what a setting's embeddings are made with beside them."""
     note = {
         "method": setting.method,
@@ -139,7 +139,7 @@ def describe(setting: Setting, embedding: Embedding) -> None:
 class EncodeRow:
     """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
 
-    def __init__(self, embedding: Embedding, kernels: Kernels) -> None:
+    def __init__(self, embedding: EmbedContext, kernels: Kernels) -> None:
         self.encoder = kernels.encoder(embedding)
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ import ray
 
 from dejavu.cluster.cluster import Pool
 from dejavu.cluster.ray_map import Row, configure
-from dejavu.embedding.batch import STAGE, Batch, Embedding, cut, fill
+from dejavu.embedding.batch import STAGE, Batch, EmbedContext, cut, fill
 from dejavu.embedding.reader import DecodeRow
 from dejavu.observability.metrics import failed
 from dejavu.records import Clip, Failure, Transcoded
@@ -56,7 +56,7 @@ class VideosResult:
 
 
 def embed_videos(
-    clips: Sequence[Clip], setting: Setting, embedding: Embedding, source: Source, pool: Pool
+    clips: Sequence[Clip], setting: Setting, embedding: EmbedContext, source: Source, pool: Pool
 ) -> VideosResult:
     """Embed what the store lacks under this setting.
 
@@ -108,7 +108,7 @@ def _keys(clips: Sequence[Clip], source: Source) -> tuple[dict[str, str], list[F
     return keys, failures
 
 
-def _units(record: Transcoded, embedding: Embedding) -> set[str]:
+def _units(record: Transcoded, embedding: EmbedContext) -> set[str]:
     return {segment.unit_id for segment in cut([record], embedding.config.segment_frames)}
 
 
@@ -116,7 +116,7 @@ def _run(  # noqa: PLR0913, PLR0917  one call, in one place
     clips: Sequence[Clip],
     keys: Mapping[str, str],
     setting: Setting,
-    embedding: Embedding,
+    embedding: EmbedContext,
     source: Source,
     pool: Pool,
 ) -> Iterator[Row]:
@@ -136,7 +136,7 @@ def _run(  # noqa: PLR0913, PLR0917  one call, in one place
 class ReadVideos:
     """A task of Ray Data: a row of source videos becomes rows of decoded batches."""
 
-    def __init__(self, embedding: Embedding, source: Source) -> None:
+    def __init__(self, embedding: EmbedContext, source: Source) -> None:
         self.embedding, self.source = embedding, source
 
     def __call__(self, row: Row) -> Iterator[Row]:

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dejavu.backbones.load import Backbone
 from dejavu.cluster.cluster import cluster_hardware, hardware
-from dejavu.embedding.batch import PRECISIONS, Embedding, Precision, Segment, cut, decode_batch
+from dejavu.embedding.batch import PRECISIONS, EmbedContext, Precision, Segment, cut, decode_batch
 from dejavu.embedding.encode import cut_chunk, load_encoder
 from dejavu.observability.events import Work, track_progress
 from dejavu.observability.metrics import Step, metered
@@ -105,7 +105,7 @@ def measure_settings(
     settings: Sequence[Setting],
     original: Setting,
     clips: Sequence[Transcoded],
-    embedding: Embedding,
+    embedding: EmbedContext,
     config: MeasureConfig,
 ) -> tuple[dict[str, Timing], int]:
     """Time each setting that has not been timed on this hardware; return timings by setting id, and how many are new.
@@ -166,7 +166,7 @@ class _Round:
 class _Stopwatch:
     """The actor that runs settings in turn with Original."""
 
-    def __init__(self, embedding: Embedding, clips: Sequence[Mapping[str, Any]], config: Mapping[str, int]) -> None:
+    def __init__(self, embedding: EmbedContext, clips: Sequence[Mapping[str, Any]], config: Mapping[str, int]) -> None:
         self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
         self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import read_beside
 from dejavu.records import ParetoPoint, Transcoded
 from dejavu.report.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
@@ -59,7 +59,7 @@ class Scored:
     """In the order of the evidence's scores."""
     evidence: Evidence
     eval_set: EvalSet
-    embedding: Embedding
+    embedding: EmbedContext
 
 
 def write_page(scored: Scored, facts: RunFacts, results: StorePath) -> StorePath:

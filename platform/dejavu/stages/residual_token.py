@@ -17,7 +17,7 @@ import ray
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import clips_identity, read_embeddings
 from dejavu.embedding.windows import SHUFFLED_WINDOWS, Window, WindowStream, num_windows, to_batch
 from dejavu.embedding.worker_memory import tower_bytes
@@ -65,7 +65,7 @@ def fit_residual_token(
     clips: Mapping[str, Sequence[Transcoded]],
     original: Setting,
     backbone: Backbone,
-    embedding: Embedding,
+    embedding: EmbedContext,
     config: TokenFitConfig,
 ) -> TokenResult:
     """Fit the token unless the store has it.
@@ -111,7 +111,7 @@ def fit_residual_token(
     return _read(weights, is_new=is_new)
 
 
-def read_residual_token(embedding: Embedding, backbone: Backbone) -> TokenResult | None:
+def read_residual_token(embedding: EmbedContext, backbone: Backbone) -> TokenResult | None:
     """Return what the last fit for this backbone left in this results folder; nothing where there was none."""
     latest = _folder(embedding, backbone) / "latest.json"
     return _read(latest.with_name(json.loads(latest.read_text(encoding="utf-8")))) if is_file(latest) else None
@@ -122,7 +122,7 @@ def _read(weights: StorePath, *, is_new: bool = False) -> TokenResult:
     return TokenResult(weights, note["cosine"], note["cosine_without"], is_new)
 
 
-def _folder(embedding: Embedding, backbone: Backbone) -> StorePath:
+def _folder(embedding: EmbedContext, backbone: Backbone) -> StorePath:
     return embedding.store.root.resolve() / "tokens" / backbone.identity[:12]
 
 
@@ -178,7 +178,7 @@ def _fit(
     train: Sequence[Transcoded],
     held_out: Sequence[Transcoded],
     original: Setting,
-    embedding: Embedding,
+    embedding: EmbedContext,
     config: TokenFitConfig,
 ) -> Outcome:
     return_large_blocks()  # the bound on this task's memory says so
@@ -206,7 +206,7 @@ def frames_seen(config: TokenFitConfig) -> int:
     return config.steps * config.windows_per_step * _pairs_in_window()
 
 
-def _stream(clips: Sequence[Transcoded], original: Setting, embedding: Embedding) -> WindowStream:
+def _stream(clips: Sequence[Transcoded], original: Setting, embedding: EmbedContext) -> WindowStream:
     teacher = read_embeddings(embedding, original, clips)
     readable = [clip for clip in clips if clip.clip_id in teacher]
     return WindowStream(readable, {name: found.embeddings_FE for name, found in teacher.items()}, embedding)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import ClipEmbeddings, complete_clips, read_beside
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.stages.temp_clip import TrainedHead
@@ -112,7 +112,7 @@ def build_class_eval_set(clips: Sequence[Transcoded], questions: Sequence[Questi
 
 
 def score_settings(
-    settings: Sequence[Setting], original: Setting, eval_set: EvalSet, embedding: Embedding
+    settings: Sequence[Setting], original: Setting, eval_set: EvalSet, embedding: EmbedContext
 ) -> list[SettingScore]:
     """Score settings on the clips that all of them have: a clip that failed for one is left out for all alike.
 

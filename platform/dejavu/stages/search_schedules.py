@@ -21,7 +21,7 @@ from torch import Tensor
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
 from dejavu.cluster.ray_map import Row, report_progress
-from dejavu.embedding.batch import Embedding, Segment, decode_segment
+from dejavu.embedding.batch import EmbedContext, Segment, decode_segment
 from dejavu.embedding.stored import clips_identity
 from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.events import Work
@@ -79,7 +79,7 @@ class SchedulesResult:
 
 
 def search_schedules(
-    clips: Sequence[Transcoded], backbone: Backbone, embedding: Embedding, config: SchedulesConfig
+    clips: Sequence[Transcoded], backbone: Backbone, embedding: EmbedContext, config: SchedulesConfig
 ) -> SchedulesResult:
     """Search what the store lacks.
 
@@ -114,7 +114,7 @@ def search_schedules(
     return SchedulesResult(read_schedules(embedding, backbone), found, tuple(failures))
 
 
-def read_schedules(embedding: Embedding, backbone: Backbone) -> tuple[Schedule, ...]:
+def read_schedules(embedding: EmbedContext, backbone: Backbone) -> tuple[Schedule, ...]:
     """Return what the last search for this backbone left in this results folder; nothing where there was none."""
     folder = _folder(embedding, backbone)
     if not is_file(folder / "latest.json"):
@@ -129,7 +129,7 @@ def _read_schedule(path: StorePath, backbone: Backbone) -> Schedule:
 
 
 def gather_frames(
-    clips: Sequence[Transcoded], num_frames: int, frame_px: int, embedding: Embedding
+    clips: Sequence[Transcoded], num_frames: int, frame_px: int, embedding: EmbedContext
 ) -> tuple[Tensor, tuple[Failure, ...]]:
     """Return uint8 [F, H, W, 3], a few frames of each of some clips; and the clips that cannot be read.
 
@@ -184,7 +184,7 @@ def check_memory(backbone: Backbone, config: SchedulesConfig) -> int:
     return needed
 
 
-def _folder(embedding: Embedding, backbone: Backbone) -> StorePath:
+def _folder(embedding: EmbedContext, backbone: Backbone) -> StorePath:
     return embedding.store.root / "schedules" / backbone.identity[:12]
 
 
@@ -200,7 +200,7 @@ Outcome = tuple[SearchResult, tuple[Failure, ...]] | str
 
 
 def _start(
-    shares: Sequence[float], clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig, needed: int
+    shares: Sequence[float], clips: Sequence[Transcoded], embedding: EmbedContext, config: SchedulesConfig, needed: int
 ) -> Iterator[Row]:
     """Yield share and outcome in the order of completion; a task whose worker dies is begun again by Ray."""
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
@@ -211,7 +211,7 @@ def _start(
         yield {"share": running.pop(done), "outcome": ray.get(done)}
 
 
-def _search(share: float, clips: Sequence[Transcoded], embedding: Embedding, config: SchedulesConfig) -> Outcome:
+def _search(share: float, clips: Sequence[Transcoded], embedding: EmbedContext, config: SchedulesConfig) -> Outcome:
     return_large_blocks()  # the bound on this task's memory says so
     backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
     frames_FHW3, failures = gather_frames(clips, config.num_frames, backbone.frame_px, embedding)

@@ -28,7 +28,7 @@ from ray.train import Checkpoint
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.sentences import BACKBONE, Sentences, load_sentences, trained_mean_hidden
 from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import clips_identity, read_beside
 from dejavu.embedding.worker_memory import head_fit_bytes
 from dejavu.records import Question, TaskScore, Transcoded
@@ -133,7 +133,7 @@ class HeadFit:
 class _Task:
     """All that the worker needs; small enough to travel."""
 
-    embedding: Embedding
+    embedding: EmbedContext
     config: TaskConfig
     prompt: str
     clips: tuple[Transcoded, ...]
@@ -226,7 +226,7 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
     clips: Sequence[Transcoded],
     questions: Sequence[Question],
     original: Setting,
-    embedding: Embedding,
+    embedding: EmbedContext,
     config: TaskConfig,
     prompt: str,
 ) -> HeadFit:

@@ -28,7 +28,7 @@ import torch
 from dejavu.backbones.load import load_backbone
 from dejavu.backbones.shared import Arrays, BackboneOutline, outline, to_arrays
 from dejavu.cluster.cluster import grows
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import clips_identity, read_embeddings
 from dejavu.embedding.windows import STAGE, num_windows
 from dejavu.observability.live_curves import See, following
@@ -95,7 +95,7 @@ class TrainResult:
 def train_addons(
     clips: Mapping[str, Sequence[Transcoded]],
     original: Setting,
-    embedding: Embedding,
+    embedding: EmbedContext,
     config: TrainConfig,
     watch: Watch | None = None,
 ) -> TrainResult:
@@ -132,7 +132,7 @@ def long_enough(clips: Sequence[Transcoded]) -> tuple[Transcoded, ...]:
     return tuple(clip for clip in clips if clip.num_frames >= PATTERN_SPAN)
 
 
-def read_addons(embedding: Embedding) -> tuple[TrainedAddon, ...]:
+def read_addons(embedding: EmbedContext) -> tuple[TrainedAddon, ...]:
     """Return what the last training in this results folder left; nothing where there was none."""
     if not is_file(_latest(embedding)):
         return ()
@@ -141,7 +141,7 @@ def read_addons(embedding: Embedding) -> tuple[TrainedAddon, ...]:
     return tuple(addon for addon in found if addon)
 
 
-def _latest(embedding: Embedding) -> StorePath:
+def _latest(embedding: EmbedContext) -> StorePath:
     return embedding.store.root / "addons" / "latest.json"
 
 
@@ -154,11 +154,11 @@ def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, con
     return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__, best_share.__module__)})
 
 
-def _folder(embedding: Embedding, addon_id: str) -> StorePath:
+def _folder(embedding: EmbedContext, addon_id: str) -> StorePath:
     return embedding.store.root.resolve() / "addons" / addon_id
 
 
-def _read(embedding: Embedding, addon_id: str, target: float) -> TrainedAddon | None:
+def _read(embedding: EmbedContext, addon_id: str, target: float) -> TrainedAddon | None:
     folder = _folder(embedding, addon_id)
     note = folder / "fit.json"
     if not is_file(note):
@@ -179,7 +179,7 @@ def _check(  # noqa: PLR0913, PLR0917  one call, in one place
     long: Sequence[Transcoded],
     validation: Sequence[Transcoded],
     original: Setting,
-    embedding: Embedding,
+    embedding: EmbedContext,
     config: TrainConfig,
     num_given: int,
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from dejavu.backbones.shared import Arrays, BackboneOutline
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.windows import (
     SHUFFLED_WINDOWS,
     num_windows,
@@ -113,7 +113,7 @@ class TrainConfig:
 class FitTask:
     """All that a worker needs; small enough to travel."""
 
-    embedding: Embedding
+    embedding: EmbedContext
     config: TrainConfig
     targets: tuple[float, ...]
     train: tuple[Transcoded, ...]

@@ -21,7 +21,7 @@ from ray.train import Checkpoint
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import from_arrays
-from dejavu.embedding.batch import Embedding, cut, decode_batch
+from dejavu.embedding.batch import EmbedContext, cut, decode_batch
 from dejavu.embedding.calibrate import PROBED_BIASES, rate_curve
 from dejavu.embedding.encode import load_encoder
 from dejavu.embedding.stored import read_embeddings
@@ -47,7 +47,7 @@ SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embeddi
 """Of an epoch's numbers, those that are printed."""
 
 
-def curves_of(embedding: Embedding, run_id: str) -> StorePath:
+def curves_of(embedding: EmbedContext, run_id: str) -> StorePath:
     """Return where the curves so far lie while a fit runs."""
     return embedding.store.root.resolve() / "train" / run_id / "curves.json"
 

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone
-from dejavu.embedding.batch import Embedding, cut, decode_batch
+from dejavu.embedding.batch import EmbedContext, cut, decode_batch
 from dejavu.records import Transcoded
 from dejavu.report.frontier import hypervolume
 from dejavu.stages.score import SettingScore
@@ -88,7 +88,7 @@ def some_of(clips: Sequence[Transcoded], num_frames: int | None) -> list[Transco
 
 
 def look_at_tower(
-    backbone: Backbone, clips: Sequence[Transcoded], embedding: Embedding, config: SweepConfig, trained: Trained
+    backbone: Backbone, clips: Sequence[Transcoded], embedding: EmbedContext, config: SweepConfig, trained: Trained
 ) -> Tower:
     """Return what grids and ranges depend on.
 

@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from dejavu.cluster.cluster import Pool
-from dejavu.embedding.batch import Embedding, plan
+from dejavu.embedding.batch import EmbedContext, plan
 from dejavu.embedding.stored import clips_identity
 from dejavu.observability.events import Work, log_event, stage_span
 from dejavu.stages.score import EvalSet, SettingScore, score_settings
@@ -55,7 +55,7 @@ class TrialContext:
     """Dense; its embeddings of the evaluation set's clips must be in the store."""
     eval_set: EvalSet
     """Validation clips and their questions."""
-    embedding: Embedding
+    embedding: EmbedContext
     pool: Pool
     """GPUs that a trial holds."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ray import tune
 
-from dejavu.embedding.batch import Embedding, Segment, decode_batch, plan
+from dejavu.embedding.batch import EmbedContext, Segment, decode_batch, plan
 from dejavu.embedding.encode import BatchEncoder
 from dejavu.observability.metrics import Step, failed, metered
 from dejavu.records import Failure, Transcoded
@@ -78,7 +78,7 @@ def _first(eval_set: EvalSet, clips: Sequence[Transcoded]) -> EvalSet:
     return replace(eval_set, clips=tuple(clips), questions=questions)
 
 
-def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: Embedding, original: dict[str, Any]) -> None:
+def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: EmbedContext, original: dict[str, Any]) -> None:
     """One setting: embed what it lacks of each part, score, report. Tune may end it at a report."""
     setting = Setting.from_row(config["setting"])
     encoder = _encoder(embedding)
@@ -108,7 +108,7 @@ def _step(step: Literal["decode", "encode"], segments: Sequence[Segment], settin
 
 
 @lru_cache(maxsize=1)
-def _encoder(embedding: Embedding) -> BatchEncoder:
+def _encoder(embedding: EmbedContext) -> BatchEncoder:
     """Trials that share a process share its backbone."""
     return BatchEncoder(embedding)
 

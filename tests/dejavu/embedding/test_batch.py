@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dejavu.embedding.batch import Batch, EmbedConfig, Embedding, cut, decode_batch, plan
+from dejavu.embedding.batch import Batch, EmbedConfig, EmbedContext, cut, decode_batch, plan
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
@@ -31,8 +31,8 @@ def settings() -> list[Setting]:
     return [name_setting(config, "tower", EmbedConfig().shaping()) for config in configs]
 
 
-def embedding(root: Path, **config: int) -> Embedding:
-    return Embedding("embedded", Store(root), EmbedConfig(**config))  # type: ignore[arg-type]
+def embedding(root: Path, **config: int) -> EmbedContext:
+    return EmbedContext("embedded", Store(root), EmbedConfig(**config))  # type: ignore[arg-type]
 
 
 def test_a_long_clip_is_cut_and_every_frame_is_in_one_segment() -> None:

@@ -14,7 +14,7 @@ import torch
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster.cluster import ClusterError, Pool
 from dejavu.embedding import memory as stage
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
@@ -92,7 +92,7 @@ def fit(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, gib: tuple[float, .
     monkeypatch.setattr(stage, "memory_per_machine", lambda: [int(amount * 2**30) for amount in gib])
     monkeypatch.setattr(stage, "grows", lambda: False)
     settings = [named(OriginalConfig()), named(EventfulFullConfig(refreshed_tokens=16))]
-    embedding, found = stage.fit_memory(large, settings, Embedding("x", Store(Path("/tmp")), EmbedConfig()), pool)
+    embedding, found = stage.fit_memory(large, settings, EmbedContext("x", Store(Path("/tmp")), EmbedConfig()), pool)
     return embedding.config.streams, found.num_actors
 
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dejavu.embedding import stored as read
-from dejavu.embedding.batch import EmbedConfig, Embedding, Segment, cut
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, Segment, cut
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.embedding.stored import read_beside, read_embeddings
 from dejavu.records import Transcoded
@@ -39,7 +39,7 @@ def values(segment: Segment) -> NDArray[np.float32]:
     return np.stack([frames, frames + 0.5, -frames], axis=1)
 
 
-def write(embedding: Embedding, setting: Setting, segments: list[Segment]) -> None:
+def write(embedding: EmbedContext, setting: Setting, segments: list[Segment]) -> None:
     frames = [
         DecodedFrames(
             rgb_FHWC=np.zeros((s.num_frames, 1, 1, 3), np.uint8),
@@ -59,7 +59,7 @@ def write(embedding: Embedding, setting: Setting, segments: list[Segment]) -> No
 
 
 def test_what_was_written_reads_back_clip_by_clip_in_order(tmp_path: Path) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig(segment_frames=4))
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig(segment_frames=4))
     setting = name_setting(OriginalConfig(), "tower", embedding.config.shaping())
     clips = [clip("long", 10, "c1"), clip("same", 10, "c1"), clip("half", 8, "c2"), clip("none", 2, "c3")]
     segments = {(s.content_id, s.start): s for s in cut(clips, 4)}
@@ -77,7 +77,7 @@ def test_what_was_written_reads_back_clip_by_clip_in_order(tmp_path: Path) -> No
 
 
 def test_a_segment_in_two_shards_is_read_once(tmp_path: Path) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
     setting = name_setting(OriginalConfig(), "tower", embedding.config.shaping())
     one, two = cut([clip("a", 3, "c1"), clip("b", 3, "c2")], 512)
     write(embedding, setting, [one])
@@ -87,7 +87,7 @@ def test_a_segment_in_two_shards_is_read_once(tmp_path: Path) -> None:
 
 
 def test_settings_are_read_beside_original_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
     original, skip = (name_setting(config, "tower", {}) for config in (OriginalConfig(), FrameSkipConfig(every=2)))
     clips = [clip("z", 3, "c1"), clip("b", 3, "c2"), clip("c", 9, "c3"), clip("a", 3, "c1")]
     pieces = cut(clips, 512)
@@ -112,7 +112,7 @@ def test_settings_are_read_beside_original_part_by_part(tmp_path: Path, monkeypa
 
 
 def test_concealed_frames_are_marked(tmp_path: Path) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig(segment_frames=4))
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig(segment_frames=4))
     original = name_setting(OriginalConfig(), "tower", embedding.config.shaping())
     clips = [replace(clip("a", 7, "content-a"), concealed="2-3,6"), clip("b", 3, "content-b")]
     write(embedding, original, cut(clips, 4))

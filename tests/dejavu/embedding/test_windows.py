@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dejavu.embedding import windows
-from dejavu.embedding.batch import EmbedConfig, Embedding, Segment
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, Segment
 from dejavu.embedding.windows import WindowStream, num_windows
 from dejavu.records import Transcoded
 from dejavu.storage.store import Store
@@ -34,7 +34,7 @@ def clip(name: str, num_frames: int) -> Transcoded:
 def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frame i is filled with i, and so is its codec grid; a clip called `broken` cannot be read."""
 
-    def decode(segment: Segment, embedding: Embedding) -> DecodedFrames:
+    def decode(segment: Segment, embedding: EmbedContext) -> DecodedFrames:
         if segment.clip_id == "broken":
             raise ValueError("broken: got no video")
         number_F = np.arange(segment.start, segment.start + segment.num_frames)
@@ -51,7 +51,7 @@ def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stream(tmp_path: Path, *clips: Transcoded) -> WindowStream:
     teacher = {one.clip_id: np.arange(one.num_frames, dtype=np.float32)[:, None] for one in clips}
-    return WindowStream(clips, teacher, Embedding("embedded", Store(tmp_path), EmbedConfig()))
+    return WindowStream(clips, teacher, EmbedContext("embedded", Store(tmp_path), EmbedConfig()))
 
 
 @pytest.mark.usefixtures("numbered")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dejavu.backbones.load import load_backbone
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.experiment import Experiment
 from dejavu.observability.tracking import Tracking
 from dejavu.pipeline import fits
@@ -45,7 +45,7 @@ def job(tmp_path: Path, experiment: Experiment = OWN) -> Job:
         Tracking("sqlite://", "0"),
         load_backbone(),
         Dataset(name="video_folder", clips=clips, questions=()),
-        Embedding("embedded", store, experiment.embed),
+        EmbedContext("embedded", store, experiment.embed),
     )
     made.clips = {name: transcoded(name, f"content {name}") for name in SPLITS}
     return made

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
@@ -19,11 +19,11 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture
-def embedding(tmp_path: Path) -> Embedding:
-    return Embedding("embedded", Store(tmp_path), EmbedConfig())
+def embedding(tmp_path: Path) -> EmbedContext:
+    return EmbedContext("embedded", Store(tmp_path), EmbedConfig())
 
 
-def clip(embedding: Embedding, name: str, num_frames: int) -> Transcoded:
+def clip(embedding: EmbedContext, name: str, num_frames: int) -> Transcoded:
     path = embedding.store.mp4_path(name)
     path.parent.mkdir(exist_ok=True)
     write_moving_texture(path, num_frames, 128)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dejavu.cluster.cluster import Pool
-from dejavu.embedding.batch import Batch, DecodedBatch, EmbedConfig, Embedding, Segment
+from dejavu.embedding.batch import Batch, DecodedBatch, EmbedConfig, EmbedContext, Segment
 from dejavu.embedding.reader import DecodeRow
 from dejavu.observability.events import keep_log
 from dejavu.records import Failure
@@ -44,7 +44,7 @@ def segment(clip_id: str, start: int = 0) -> Segment:
     return Segment(clip_id=clip_id, content_id=f"content-{clip_id}", path="mp4/x.mp4", start=start, num_frames=2)
 
 
-def decode(segments: Sequence[Segment], _: Embedding) -> DecodedBatch:
+def decode(segments: Sequence[Segment], _: EmbedContext) -> DecodedBatch:
     """Make frames for every clip but `torn`."""
     kept = tuple(segment for segment in segments if segment.clip_id != "torn")
     frames = DecodedFrames(
@@ -60,14 +60,14 @@ def decode(segments: Sequence[Segment], _: Embedding) -> DecodedBatch:
 
 
 class Encoder:
-    def __init__(self, _: Embedding) -> None: ...
+    def __init__(self, _: EmbedContext) -> None: ...
 
     def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
         assert len(settings) == 1
         assert len(decoded.frames) == len(decoded.segments)
 
 
-def plainly(batches: Sequence[Batch], embedding: Embedding, _: Pool, kernels: Kernels) -> Iterator[Any]:
+def plainly(batches: Sequence[Batch], embedding: EmbedContext, _: Pool, kernels: Kernels) -> Iterator[Any]:
     """Lay the kernels over the batches without a cluster."""
     decoder, encoder = DecodeRow(embedding, kernels.decode), embed.EncodeRow(embedding, kernels)
     for batch in batches:
@@ -88,7 +88,7 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
         Batch((segment("long"), segment("short")), settings),
         Batch((segment("long", 2), segment("torn")), settings),
     ]
-    embedding = Embedding("embedded", Store(tmp_path / "store"), config)
+    embedding = EmbedContext("embedded", Store(tmp_path / "store"), config)
     failures = list(embed_batches(batches, embedding, POOL, Kernels(decode, Encoder), kept=5))
     assert [asdict(failure) for failure in failures] == [
         {"clip_id": "torn", "stage": "embed", "reason": "VideoError: torn"}
@@ -112,7 +112,7 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
 
 
 def test_a_stage_with_nothing_to_do_says_so(log: Path, tmp_path: Path) -> None:
-    embedding = Embedding("embedded", Store(tmp_path / "store"), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path / "store"), EmbedConfig())
     assert list(embed_batches([], embedding, POOL, kept=7)) == []
     assert [(line["event"], line.get("kept")) for line in lines(log)] == [
         ("stage begins", 7), ("progress", None), ("stage ends", None)

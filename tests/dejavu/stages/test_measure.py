@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dejavu.embedding.batch import PRECISIONS, EmbedConfig, Embedding
+from dejavu.embedding.batch import PRECISIONS, EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.stages import measure
 from dejavu.stages.measure import Timing, clips_within, peak_bytes, rounds_within
@@ -45,7 +45,7 @@ def stopwatch(tmp_path_factory: pytest.TempPathFactory) -> measure._Stopwatch:
         codec_metadata=True,
     )  # fmt: skip
     return measure._Stopwatch(
-        Embedding("embedded", store, EmbedConfig(chunk_frames=4)), [asdict(clip)], {"num_frames": 8, "num_rounds": 1}
+        EmbedContext("embedded", store, EmbedConfig(chunk_frames=4)), [asdict(clip)], {"num_frames": 8, "num_rounds": 1}
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dejavu.embedding.batch import EmbedConfig, Embedding, Segment, cut
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, Segment, cut
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
 from dejavu.report.page import RunFacts
@@ -48,7 +48,7 @@ def clip(number: int) -> Transcoded:
 CLIPS = [clip(number) for number in range(6)]
 
 
-def write(embedding: Embedding, setting: Setting, segment: Segment, every: int) -> None:
+def write(embedding: EmbedContext, setting: Setting, segment: Segment, every: int) -> None:
     """Every frame has a direction of its own; a repeated one has that of the frame computed last."""
     frame_F = np.arange(NUM_FRAMES)
     directions_FE = np.random.default_rng(int(segment.clip_id[1:])).standard_normal((NUM_FRAMES, WIDTH))
@@ -71,7 +71,7 @@ def write(embedding: Embedding, setting: Setting, segment: Segment, every: int) 
 
 @pytest.fixture
 def scored(tmp_path: Path) -> Scored:
-    embedding = Embedding("embedded", Store(tmp_path / "store"), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path / "store"), EmbedConfig())
     configs: list[tuple[MethodConfig, int]] = [(OriginalConfig(), 1), (FrameSkipConfig(every=EVERY), EVERY)]
     settings = [name_setting(config, "tower", embedding.config.shaping()) for config, _ in configs]
     for setting, (_, every) in zip(settings, configs, strict=True):
@@ -112,7 +112,9 @@ def test_what_lies_in_the_store_becomes_tables_and_a_page(
 ) -> None:
     watched: list[list[str]] = []
 
-    def observed(settings: Sequence[Setting], clips: Sequence[Transcoded], embedding: Embedding) -> dict[Setting, Any]:
+    def observed(
+        settings: Sequence[Setting], clips: Sequence[Transcoded], embedding: EmbedContext
+    ) -> dict[Setting, Any]:
         watched.append([one.clip_id for one in clips])
         reuse_FLN: NDArray[np.bool_] = np.ones((4, SHAPE.num_layers - 1, SHAPE.num_tokens), dtype=bool)
         return {setting: [reuse_FLN for _ in clips] for setting in settings}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dejavu.backbones.load import Backbone
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.windows import Window
 from dejavu.stages import residual_token as stage
 from dejavu.stages.residual_token import TokenResult, apart, pairs_of, read_residual_token, task_bytes
@@ -28,7 +28,7 @@ from tests.dejavu.stages.conftest import clip
 FEW = TokenFitConfig(steps=2, windows_per_step=1)
 
 
-def original(backbone: Backbone, embedding: Embedding) -> Setting:
+def original(backbone: Backbone, embedding: EmbedContext) -> Setting:
     return name_setting(OriginalConfig(), backbone.identity, embedding.config.shaping())
 
 
@@ -52,9 +52,9 @@ def test_pairs_are_frames_of_a_window_with_their_teachers(backbone: Backbone) ->
 
 
 def test_a_fit_reads_clips_and_teachers_and_says_what_it_is_worth(
-    backbone: Backbone, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, embedding: EmbedContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(_embedding: Embedding, _setting: Setting, clips: Any) -> dict[str, Any]:
+    def read(_embedding: EmbedContext, _setting: Setting, clips: Any) -> dict[str, Any]:
         known = [one for one in clips if one.clip_id != "no teacher"]
         return {one.clip_id: SimpleNamespace(embeddings_FE=np.ones((one.num_frames, 128), np.float32)) for one in known}
 
@@ -77,13 +77,13 @@ def test_a_fit_reads_clips_and_teachers_and_says_what_it_is_worth(
     assert "none of which can be read" in nothing
 
 
-def test_without_a_long_clip_there_is_nothing_to_learn(backbone: Backbone, embedding: Embedding) -> None:
+def test_without_a_long_clip_there_is_nothing_to_learn(backbone: Backbone, embedding: EmbedContext) -> None:
     short = clip(embedding, "a", 12)
     with pytest.raises(TrainError, match="no training clip of 13 frames or more"):
         stage.fit_residual_token({"train": [short]}, original(backbone, embedding), backbone, embedding, FEW)
 
 
-def test_a_token_that_is_no_help_is_left_out(backbone: Backbone, embedding: Embedding, tmp_path: Path) -> None:
+def test_a_token_that_is_no_help_is_left_out(backbone: Backbone, embedding: EmbedContext, tmp_path: Path) -> None:
     assert read_residual_token(embedding, backbone) is None
     weights = tmp_path / "token.safetensors"
     assert TokenResult(weights, 0.9, 0.8).config.weights == str(weights)

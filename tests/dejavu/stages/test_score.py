@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dejavu.embedding import stored as read
-from dejavu.embedding.batch import EmbedConfig, Embedding, cut
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
 from dejavu.embedding.stored import ClipEmbeddings
 from dejavu.records import Question, Transcoded
 from dejavu.report.frontier import quality_of
@@ -43,11 +43,11 @@ class Kept(dict[str, ClipEmbeddings]):
 
 
 @pytest.fixture
-def embedding(tmp_path: Path) -> Embedding:
-    return Embedding("embedded", Store(tmp_path), EmbedConfig())
+def embedding(tmp_path: Path) -> EmbedContext:
+    return EmbedContext("embedded", Store(tmp_path), EmbedConfig())
 
 
-def write(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded], turn: float) -> None:
+def write(embedding: EmbedContext, setting: Setting, clips: Sequence[Transcoded], turn: float) -> None:
     """Every frame of every clip is turned by so many radians from the first axis."""
     for clip in clips:
         vectors_FE = np.tile(np.array([np.cos(turn), np.sin(turn), 0]), (NUM_FRAMES, 1))
@@ -55,7 +55,7 @@ def write(embedding: Embedding, setting: Setting, clips: Sequence[Transcoded], t
 
 
 def write_vectors(
-    embedding: Embedding, setting: Setting, clip: Transcoded, vectors_FE: NDArray[np.float64], rate: float = 0.0
+    embedding: EmbedContext, setting: Setting, clip: Transcoded, vectors_FE: NDArray[np.float64], rate: float = 0.0
 ) -> None:
     table = pa.table(
         {
@@ -72,7 +72,7 @@ def write_vectors(
 
 @pytest.mark.parametrize("part_frames", [1, NUM_FRAMES, 2**16])
 def test_a_part_of_one_setting_is_in_memory_beside_original(
-    embedding: Embedding, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part_frames: int
+    embedding: EmbedContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part_frames: int
 ) -> None:
     original = name_setting(OriginalConfig(), "tower", {})
     others = [name_setting(FrameSkipConfig(every=every), "tower", {}) for every in (2, 3, 4)]
@@ -114,7 +114,7 @@ def test_a_part_of_one_setting_is_in_memory_beside_original(
     assert [one.accuracy for one in scores] == [1, 1, 1, 1]
 
 
-def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: Embedding) -> None:
+def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: EmbedContext) -> None:
     """Original looks along the first axis, as class x does; the other setting along the second, as class y."""
     original, other = name_setting(OriginalConfig(), "tower", {}), name_setting(FrameSkipConfig(every=2), "tower", {})
     write(embedding, original, CLIPS, 0.0)
@@ -146,7 +146,7 @@ def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: Embedd
 
 @pytest.mark.parametrize("part_frames", [1, 2**16])
 def test_neighbours_are_looked_for_among_all_parts(
-    embedding: Embedding, monkeypatch: pytest.MonkeyPatch, part_frames: int
+    embedding: EmbedContext, monkeypatch: pytest.MonkeyPatch, part_frames: int
 ) -> None:
     """A copy of a clip is no other clip; what Original has is whole; what turns all alike keeps everything."""
     monkeypatch.setattr(read, "PART_FRAMES", part_frames)
@@ -176,7 +176,7 @@ def test_neighbours_are_looked_for_among_all_parts(
     assert score_settings([blind], original, EvalSet(CLIPS[:1], (), {}), embedding)[0].agreement is None
 
 
-def test_without_a_clip_that_all_have_it_is_said(embedding: Embedding) -> None:
+def test_without_a_clip_that_all_have_it_is_said(embedding: EmbedContext) -> None:
     original, other = name_setting(OriginalConfig(), "tower", {}), name_setting(FrameSkipConfig(every=2), "tower", {})
     write(embedding, original, CLIPS[:1], 0.0)
     write(embedding, other, CLIPS[1:], 0.1)

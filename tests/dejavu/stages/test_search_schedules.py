@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dejavu.backbones.load import Backbone
-from dejavu.embedding.batch import Embedding
+from dejavu.embedding.batch import EmbedContext
 from dejavu.stages import search_schedules as stage
 from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
 from dejavu.stages.train_task import TrainError
@@ -19,7 +19,7 @@ from reuse_models.tower.vit import Vit
 from tests.dejavu.stages.conftest import clip
 
 
-def test_frames_are_spread_over_the_middle_of_each_clip(backbone: Backbone, embedding: Embedding) -> None:
+def test_frames_are_spread_over_the_middle_of_each_clip(backbone: Backbone, embedding: EmbedContext) -> None:
     clips = [clip(embedding, name, num_frames) for name, num_frames in (("a", 9), ("b", 72), ("c", 20))]
     frames_FHW3, failures = gather_frames(clips, 12, backbone.frame_px, embedding)
     assert failures == ()
@@ -30,7 +30,7 @@ def test_frames_are_spread_over_the_middle_of_each_clip(backbone: Backbone, embe
         assert (frames_FHW3[4 * place : 4 * place + 4].numpy() == rgb_FHWC[list(wanted)]).all()
 
 
-def test_a_clip_that_cannot_be_read_is_named_and_left_out(backbone: Backbone, embedding: Embedding) -> None:
+def test_a_clip_that_cannot_be_read_is_named_and_left_out(backbone: Backbone, embedding: EmbedContext) -> None:
     good, broken = clip(embedding, "a", 12), clip(embedding, "b", 12)
     embedding.store.mp4_path("b").write_bytes(b"no video")
     frames_FHW3, failures = gather_frames([good, broken], 16, backbone.frame_px, embedding)
@@ -38,14 +38,14 @@ def test_a_clip_that_cannot_be_read_is_named_and_left_out(backbone: Backbone, em
     assert [(failure.clip_id, failure.stage) for failure in failures] == [("b", "schedules")]
 
 
-def test_few_clips_give_more_frames_each(backbone: Backbone, embedding: Embedding) -> None:
+def test_few_clips_give_more_frames_each(backbone: Backbone, embedding: EmbedContext) -> None:
     frames_FHW3, _ = gather_frames([clip(embedding, "a", 40)], 20, backbone.frame_px, embedding)
     assert len(frames_FHW3) == 20
     none, _ = gather_frames([], 20, backbone.frame_px, embedding)
     assert none.shape == (0, 128, 128, 3)
 
 
-def test_nothing_searched_is_nothing_to_read(backbone: Backbone, embedding: Embedding) -> None:
+def test_nothing_searched_is_nothing_to_read(backbone: Backbone, embedding: EmbedContext) -> None:
     assert read_schedules(embedding, backbone) == ()
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dejavu.backbones.load import BackboneError, load_backbone
 from dejavu.backbones.sentences import load_sentences, mean_hidden
-from dejavu.embedding.batch import EmbedConfig, Embedding, cut
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
 from dejavu.stages import temp_clip
@@ -78,7 +78,7 @@ def clip(name: str) -> Transcoded:
     )
 
 
-def store_embeddings(embedding: Embedding, setting: Setting, clips: list[Transcoded], seed: int) -> None:
+def store_embeddings(embedding: EmbedContext, setting: Setting, clips: list[Transcoded], seed: int) -> None:
     segments = cut(clips, embedding.config.segment_frames)
     rng = np.random.default_rng(seed)
     frames = [
@@ -103,7 +103,7 @@ def saved(tmp_path: Path) -> Path:
 def test_every_setting_is_scored_by_the_head_under_three_spans_and_read_once(
     tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
     names = [name_setting(config, "tower", {}) for config in (OriginalConfig(), FrameSkipConfig(every=4))]
     clips = [clip("a"), clip("b")]
     for seed, setting in enumerate(names):
@@ -191,7 +191,7 @@ def test_no_training_question_is_refused_at_start(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="got 1 questions, none about a training clip"):
         check_training_set(config, [question("0", "a")])
     check_training_set(TaskConfig(), [])
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
     training_set = replace(question("0", "gone"), split="train")
     with pytest.raises(TrainError, match="got 0 questions"):
         fit_head(
@@ -270,7 +270,7 @@ class Recorder:
 def course(root: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, fit: TempClipFitConfig) -> list[Path]:
     """Run the worker's part of a fit; return its checkpoints in order."""
     torch.set_num_threads(1)
-    embedding = Embedding("embedded", Store(root), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(root), EmbedConfig())
     original = name_setting(OriginalConfig(), "tower", {})
     clips = [clip(name) for name in "abcd"]
     if not embedding.store.done(original.setting_id):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.embedding.batch import EmbedConfig, Embedding
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.stages.train import read_addons, train_addons
 from dejavu.stages.train_task import TrainConfig, TrainError
@@ -43,7 +43,7 @@ def test_the_same_target_twice_is_refused() -> None:
 
 
 def test_too_few_or_too_short_clips_are_refused_at_start(tmp_path: Path) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
     short = [clip(str(index), 12) for index in range(40)]
     with pytest.raises(TrainError, match="got 40, of which 0 have 13 frames or more"):
         train_addons({"train": short, "val": []}, ORIGINAL, embedding, TrainConfig())
@@ -53,13 +53,13 @@ def test_too_few_or_too_short_clips_are_refused_at_start(tmp_path: Path) -> None
 
 
 def test_a_store_without_this_teacher_is_refused_at_start(tmp_path: Path) -> None:
-    embedding = Embedding("embedded", Store(tmp_path), EmbedConfig())
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
     with pytest.raises(TrainError, match="no dense embedding of 20 training clips"):
         train_addons({"train": [clip(str(i), 13) for i in range(20)]}, ORIGINAL, embedding, TrainConfig())
 
 
 def test_nothing_trained_is_nothing_to_read(tmp_path: Path) -> None:
-    assert read_addons(Embedding("embedded", Store(tmp_path), EmbedConfig())) == ()
+    assert read_addons(EmbedContext("embedded", Store(tmp_path), EmbedConfig())) == ()
 
 
 def test_the_loss_takes_its_weights_from_the_config() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.embedding.batch import EmbedConfig, Embedding, plan
+from dejavu.embedding.batch import EmbedConfig, EmbedContext, plan
 from dejavu.embedding.stored import read_embeddings
 from dejavu.stages.transcode import transcode_clips, transcode_one
 from dejavu.storage.store import Store
@@ -27,7 +27,7 @@ def test_equal_contents_are_stored_once_and_no_clip_is_lost(tmp_path: Path, monk
     clips = overhead.write_sources(tmp_path / "sources", 40)
     make = partial(transcode_one, encode=overhead.make_nothing)
     transcoded = list(transcode_clips(clips, store, config, 128, make=make).clips.values())
-    setting, embedding = overhead.name_settings(1)[0], Embedding("none", store, EmbedConfig())
+    setting, embedding = overhead.name_settings(1)[0], EmbedContext("none", store, EmbedConfig())
     waiter = overhead.Waiter(embedding)
     for batch in plan(transcoded, [setting], embedding):
         waiter.encode(batch.settings, overhead.decode_nothing(batch.segments, embedding))
