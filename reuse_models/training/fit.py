@@ -29,7 +29,7 @@ from torch import Tensor
 
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.cuda_graphs import Fused
-from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, Wanted, masked_forward
+from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import Order, training_pattern
 from reuse_models.reusevit.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
@@ -120,7 +120,7 @@ class Batch:
         return [self._cut(slice(*pair)) for pair in pairwise(bounds)]
 
     def _cut(self, chosen: slice) -> Batch:
-        hidden = (self.teacher.second_last_CFND, self.teacher.last_CFND, self.teacher.inputs_CFLND)
+        hidden = (self.teacher.second_last_CFND, self.teacher.last_CFND)
         teacher = Teacher(self.teacher.embeddings_CFE[chosen], *(x if x is None else x[chosen] for x in hidden))
         return Batch(self.pixels_CF3HW[chosen], self.codec_CF4TPP[chosen], teacher)
 
@@ -180,26 +180,23 @@ class Fit:
 
     def forward(self, batch: Batch, gate: Gate) -> tuple[Loss, Tensor]:
         """Return the loss, and [b], the rate at each boundary."""
-        wanted: list[Wanted] = ["last"] if self.loss.last_weight else []
-        if self.loss.residual_weight:
-            wanted.append("inputs")
-        output = self._run(batch, gate, wanted)
+        output = self._run(batch, gate, keep_last=bool(self.loss.last_weight))
         teacher = batch.teacher
         if self.loss.second_last_weight and teacher.second_last_CFND is None:
             teacher = replace(teacher, second_last_CFND=dense_second_last(self.vit, batch.pixels_CF3HW))
-        if self.loss.residual_weight and teacher.inputs_CFLND is None:
-            teacher = replace(teacher, inputs_CFLND=dense_inputs(self.vit, batch.pixels_CF3HW))
         rates_b = output.reuse_CFbN[:, -3:].detach().float().mean(dim=(0, 1, 3))
         return reuse_loss(output, teacher, self.loss), rates_b
 
-    def _run(self, batch: Batch, gate: Gate, wanted: Sequence[Wanted]) -> MaskedOutput:
+    def _run(self, batch: Batch, gate: Gate, *, keep_last: bool = False) -> MaskedOutput:
         codec_XPP = self.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1))
         clips = Clips(
             pixels_CF3HW=batch.pixels_CF3HW,
             codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
             steps=training_pattern(self.config.order),
         )
-        return masked_forward(self.vit, ReusePolicy(self.addon, gate, self.config.semantics), clips, wanted)
+        return masked_forward(
+            self.vit, ReusePolicy(self.addon, gate, self.config.semantics), clips, keep_last=keep_last
+        )
 
     def step(self, batch: Batch, average: Callable[[Sequence[Tensor]], None] | None = None) -> Report:
         """Take one optimiser step.
@@ -266,7 +263,7 @@ class Fit:
     def _rate(self, index: int, part: Batch) -> Tensor:
         """Return the rate of a part, as the loss counts it."""
         with self._noise(index) as gate:
-            return counted_rate(self._run(part, gate, ()).reuse_CFbN)[0]
+            return counted_rate(self._run(part, gate).reuse_CFbN)[0]
 
     @contextlib.contextmanager
     def _noise(self, index: int) -> Iterator[Gate]:
@@ -362,16 +359,6 @@ def dense_second_last(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
         h_XND = vit.run_layer(layer, h_XND)
     h_CFND: Tensor = h_XND.unflatten(0, pixels_CF3HW.shape[:2])
     return h_CFND
-
-
-@torch.no_grad()
-def dense_inputs(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
-    """Return [C, F, L, N, D], the input of each of the dense tower's layers: made only where the loss wants it."""
-    inputs = [vit.embed(pixels_CF3HW.flatten(0, 1))]
-    for layer in range(vit.shape.num_layers - 1):
-        inputs.append(vit.run_layer(layer, inputs[-1]))
-    inputs_CFLND: Tensor = torch.stack(inputs, 1).unflatten(0, pixels_CF3HW.shape[:2])
-    return inputs_CFLND
 
 
 def _detached(loss: Loss) -> Loss:

@@ -29,9 +29,6 @@ class LossConfig:
     second_last_weight: float = 1.5
     """Of the second-to-last layer's hidden states; NExT-QA's published experiment sets it to 0."""
     last_weight: float = 0.0
-    residual_weight: float = 0.0
-    """Of what patches gain from one layer's input to the next one's (ours): 1 - its cosine to the dense tower's. CLS
-    stays stable of itself; this asks patches to go the same way from layer to layer."""
     rate_weight: float = 0.35
 
     def __post_init__(self) -> None:
@@ -46,8 +43,6 @@ class Teacher:
     second_last_CFND: Tensor | None = None
     """Output of layer L-2; None where its weight is 0."""
     last_CFND: Tensor | None = None
-    inputs_CFLND: Tensor | None = None
-    """Input of every layer, L of them; None where the residuals' weight is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +60,6 @@ class Loss:
     second_last_error: Tensor | None
     """The same over frames and tokens; None without a teacher's hidden states."""
     last_error: Tensor | None
-    residual_error: Tensor | None
-    """None where its weight is 0."""
     rate_per_frame_CK: Tensor
     """Mean over boundaries of reused / N, unclamped."""
 
@@ -97,12 +90,8 @@ def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Lo
         errors.append(1 - cosine_CKN.mean())
         if weight:
             quality = quality + weight * (1 - cosine_CKN.min(dim=1).values.mean())
-    residual_error = None
-    if config.residual_weight:
-        residual_error = _residual_error(output.inputs_CFLND, teacher.inputs_CFLND)
-        quality = quality + config.residual_weight * residual_error
     total = quality + config.rate_weight * torch.relu(config.target_rate - rate)
-    return Loss(total, quality, rate, 1 - embedding_CK.mean(), errors[0], errors[1], residual_error, per_frame_CK)
+    return Loss(total, quality, rate, 1 - embedding_CK.mean(), errors[0], errors[1], per_frame_CK)
 
 
 def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
@@ -124,7 +113,6 @@ def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
         mean_over_clips([part.embedding_error for part in parts], clips_M),
         mean([part.second_last_error for part in parts]),
         mean([part.last_error for part in parts]),
-        mean([part.residual_error for part in parts]),
         torch.cat([part.rate_per_frame_CK for part in parts]),
     )
 
@@ -133,17 +121,6 @@ def mean_over_clips(means: Sequence[Tensor], clips_M: Sequence[int]) -> Tensor:
     """Return the mean over all clips from the means over parts of them and how many clips each part has."""
     total = sum(clips_M)
     return torch.stack([mean * (count / total) for mean, count in zip(means, clips_M, strict=True)]).sum(0)
-
-
-def _residual_error(student_CFLND: Tensor | None, teacher_CFLND: Tensor | None) -> Tensor:
-    """Return 1 - the mean cosine of what each layer adds to patches, from one layer's input to the next one's."""
-    if student_CFLND is None or teacher_CFLND is None:
-        raise ValueError(
-            "loss: got a weight for residuals without the layers' inputs, expected those of student and teacher; pass "
-            "them or set the weight to 0"
-        )
-    added, dense = (x[:, -COUNTED_FRAMES:, :, 1:].float().diff(dim=2) for x in (student_CFLND, teacher_CFLND))
-    return 1 - torch.cosine_similarity(added, dense, dim=-1).mean()
 
 
 def counted_rate(reuse_CFbN: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,9 +170,7 @@ class Golden:
             steps.append(FrameStep(frame, tuple(frames[one] for one in allowed), kind, index))
         addon = self.addon("as_trained")
         clips = Clips(self.train["pixels"][frames][None], self.codec_scores[frames][None], steps)
-        return masked_forward(
-            self.vit, ReusePolicy(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",)
-        )
+        return masked_forward(self.vit, ReusePolicy(addon, HardGate(addon.decisions), "chained"), clips, keep_last=True)
 
     def _training_forward(self) -> Iterable[Row]:
         train, file = self.train, "train_forward.safetensors"

@@ -138,21 +138,11 @@ def _all() -> tuple[Variant, ...]:
             says="weight 1.5 on the second-to-last layer's hidden states",
             loss=replace(DEFAULT_LOSS, second_last_weight=1.5),
         ),
-        Variant(
-            name="residual=0.5",
-            says="weight 0.5 on what patches gain from layer to layer",
-            loss=replace(DEFAULT_LOSS, residual_weight=0.5),
-        ),
         *targets,
         Variant(
             name="motion=published",
             says="motion vectors filed by their source, as in the artifact",
             motion="published",
-        ),
-        Variant(
-            name="motion=turned",
-            says="the sign of motion vectors to later frames turned before averaging",
-            motion="turned",
         ),
     )
 

@@ -15,9 +15,8 @@ import numpy as np
 from av.buffer import Buffer
 from numpy.typing import NDArray
 
-MotionBinning = Literal["destination", "published", "turned"]
-"""Which macroblock a vector is filed under: the one it predicts, or the one the artifact computes from its source.
-`turned` files as `destination` does, and turns the sign of vectors to later frames, so that all point along time."""
+MotionBinning = Literal["destination", "published"]
+"""Which macroblock a vector is filed under: the one it predicts, or the one the artifact computes from its source."""
 
 WHOLE = 2.0
 MID_QUANTISER = 26.0
@@ -112,13 +111,6 @@ def mean_motion(
     return motion_F2RC
 
 
-def turned(vectors_M4: NDArray[np.int16], later_M: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Mirror the source of vectors to later frames at their destination: the same motion, seen along time."""
-    found_M4 = vectors_M4.copy()
-    found_M4[later_M, :2] = 2 * vectors_M4[later_M, 2:] - vectors_M4[later_M, :2]
-    return found_M4
-
-
 def quantisers(parameters_FB: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
     """Read each macroblock's quantiser.
 
@@ -158,8 +150,6 @@ class SideDataBuffer:
     def __init__(self, rows: int, cols: int) -> None:
         self.rows, self.cols = rows, cols
         self.vectors_M4 = np.empty((4096, 4), np.int16)
-        self.later_M = np.empty(4096, bool)
-        """Whether the reference of each vector is a later frame."""
         self.num_vectors: list[int] = []
         self.end = 0
         self.parameters: dict[int, tuple[list[int], NDArray[np.uint8]]] = {}
@@ -170,13 +160,11 @@ class SideDataBuffer:
         count = 0
         if vectors is not None:
             entries = np.frombuffer(memoryview(vectors), np.int16).reshape(-1, _MOTION_VECTOR_INT16)
-            fields, later = entries[:, 3:7], entries[:, 0] > 0
+            fields = entries[:, 3:7]
             count = len(fields)
             if self.end + count > len(self.vectors_M4):
                 self.vectors_M4 = np.resize(self.vectors_M4, (2 * (self.end + count), 4))
-                self.later_M = np.resize(self.later_M, 2 * (self.end + count))
             self.vectors_M4[self.end : self.end + count] = fields
-            self.later_M[self.end : self.end + count] = later
         self.end += count
         self.num_vectors.append(count)
         if parameters is not None and parameters.buffer_size >= _PARAMETER_HEADER_BYTES:
@@ -209,10 +197,7 @@ class SideDataBuffer:
             frame_M = np.repeat(np.arange(num_frames), self.num_vectors)
             shape = (num_frames, self.rows, self.cols)
             grid_F4RC[:, 0] = macroblock_classes(rows_text, self.rows, self.cols)
-            vectors_M4 = self.vectors_M4[: self.end]
-            if binning == "turned":
-                vectors_M4 = turned(vectors_M4, self.later_M[: self.end])
-            grid_F4RC[:, 1:3] = mean_motion(vectors_M4, frame_M, shape, binning)
+            grid_F4RC[:, 1:3] = mean_motion(self.vectors_M4[: self.end], frame_M, shape, binning)
             for frames, kept in self.parameters.values():
                 if frames:
                     grid_F4RC[frames, 3] = quantisers(kept[: len(frames)], self.rows, self.cols)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,8 +40,6 @@ class MaskedOutput:
     """Output of layer L-2 as computed for every token, before the last boundary replaces reused ones."""
     last_CFND: Tensor | None
     """Output of layer L-1 for every token; None unless asked for, since only CLS's reaches the embedding."""
-    inputs_CFLND: Tensor | None = None
-    """What every layer works with, reused rows restored, L of them; None unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +53,14 @@ class Clips:
     steps: Sequence[FrameStep]
 
 
-Wanted = Literal["last", "inputs"]
-"""What a loss may ask for beyond embeddings, rates and the second-to-last layer: `last_CFND`, `inputs_CFLND`."""
-
-
-def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, wanted: Sequence[Wanted] = ()) -> MaskedOutput:
+def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, *, keep_last: bool = False) -> MaskedOutput:
     """Run clips through the tower with reuse.
 
     Args:
         vit: The frozen tower; gradients flow through it, not into it.
         policy: The add-on, the gate (soft for training) and the semantics.
         clips: Frames, codec scores and their order.
-        wanted: What else is kept: the last layer's output for all tokens, the inputs of all layers.
+        keep_last: Whether the last layer runs for all tokens, and its output is kept.
 
     Raises:
         ValueError: The order refers to frames not computed, or frames do not fit order or tower.
@@ -87,7 +80,6 @@ def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, wanted: Sequence
     records = (False, torch.is_grad_enabled())
     states = [_enter(vit, part) if len(part) else None for part in parts]
     gates: list[Tensor] = []
-    inputs = [_whole(states)] if "inputs" in wanted else []
     for boundary in range(last):
         frames: list[_Computed] = []
         for state, recording in zip(states, records, strict=True):
@@ -101,14 +93,12 @@ def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, wanted: Sequence
         states = [_joined(half) for half in (used_F[:num_dense], used_F[num_dense:])]
         del used_F
         gates.append(g_FCA)
-        if "inputs" in wanted:
-            inputs.append(_whole(states))
 
     whole = _whole(states)
     h_XND, qkv_XNC = whole.h_CAD, whole.qkv_CAC
     q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
     last_CFND = None
-    if "last" in wanted:
+    if keep_last:
         last_XND = vit.close(last, h_XND, vit.attend(q_XhNd, k_XhNd, v_XhNd))
         embeddings_XE = vit.head(last_XND)
         last_CFND = _frames(last_XND, num_frames).transpose(0, 1)
@@ -120,9 +110,6 @@ def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, wanted: Sequence
         reuse_CFbN=torch.nn.functional.pad(reuse_CFbA, (vit.shape.num_prefix, 0)),
         second_last_CFND=_frames(second_last, num_frames).transpose(0, 1),
         last_CFND=last_CFND,
-        inputs_CFLND=torch.stack([_frames(one.h_CAD, num_frames) for one in inputs], 2).transpose(0, 1)
-        if inputs
-        else None,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavu.video.codec_grid import MotionBinning, macroblock_classes, mean_motion, quantisers, turned
+from dejavu.video.codec_grid import MotionBinning, macroblock_classes, mean_motion, quantisers
 from dejavu.video.decode import decode_all
 
 CLIPS = ("bikes", "carphone_pristine", "world")
@@ -51,19 +51,6 @@ def test_motion_is_the_plain_mean_over_the_vectors_of_a_macroblock() -> None:
     assert not motion_F2RC[0].any()
     np.testing.assert_allclose(motion_F2RC[1, :, 0, 1], [4 / 3 / 16, 0], atol=1e-7)
     assert not motion_F2RC[1, :, 0, 0].any()
-
-
-def test_turned_vectors_point_along_time(shared_dir: Path) -> None:
-    # What moves 8 px a frame to the right: seen 16 px left in the frame before last, 8 px right in the next one.
-    vectors_M4 = np.array([(8, 8, 24, 8), (32, 8, 24, 8)], np.int16)
-    along_M4 = turned(vectors_M4, np.array([False, True]))
-    assert (along_M4[:, 2:] - along_M4[:, :2]).tolist() == [[16, 0], [8, 0]]
-    path = shared_dir / "golden" / "codec" / "bikes_2fps_224.mp4"
-    plain, along = (decode_all(path, motion_binning=binning) for binning in ("destination", "turned"))
-    differs_F = (plain.codec_F4PP != along.codec_F4PP).any(axis=(1, 2, 3))
-    types = np.array(list(plain.picture_types))
-    assert not differs_F[types != "B"].any()
-    assert differs_F[types == "B"].mean() > 0.9
 
 
 def test_published_binning_drops_what_comes_from_outside() -> None:

@@ -13,11 +13,9 @@ import pytest
 import torch
 
 from reuse_models.reusevit.addon import load_addon, save_addon
-from reuse_models.reusevit.engines.masked import Clips, masked_forward
 from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import HardGate
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.training.fit import RATE_BAND, Batch, Fit, FitConfig, NotFiniteError
 from reuse_models.training.loss import LossConfig, Teacher
@@ -116,7 +114,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole_on_either_side_of_the_tar
     mean = float(start._rate(0, eight))
     assert min(rates) < mean - 0.03  # some parts lie on the other side than the whole
     assert max(rates) > mean + 0.03
-    loss = replace(LOSS, target_rate=mean + offset, second_last_weight=0.7, residual_weight=0.3)
+    loss = replace(LOSS, target_rate=mean + offset, second_last_weight=0.7)
     whole, parted = (_fit_after_a_start(exact_vit, eight, loss, count) for count in (None, clips_at_once))
     reports = [fit.step(eight) for fit in (whole, parted)]
     for (name, ours), theirs in zip(parted.addon.named_parameters(), whole.addon.parameters(), strict=True):
@@ -157,7 +155,7 @@ def test_noise_is_drawn_anew_for_each_part_and_the_same_whenever_it_is_run(clip_
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_validation_in_parts_gives_the_numbers_of_the_whole(exact_vit: Vit, eight: Batch, size: int) -> None:
-    loss = replace(LOSS, target_rate=0.5, second_last_weight=0.7, residual_weight=0.3)
+    loss = replace(LOSS, target_rate=0.5, second_last_weight=0.7)
     fit = _fit_after_a_start(exact_vit, eight, loss, None)
     whole, parted = fit.validate([eight]), fit.validate(eight.parts(size))
     for name in ("loss", "rate", "embedding_error", "rate_per_boundary"):
@@ -177,7 +175,7 @@ def test_steps_compile_whole_and_give_the_same_weights(
 ) -> None:
     """Traced here and run as traced: what a graph is turned into is torch's own affair."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
-    loss = replace(LOSS, second_last_weight=0.5, residual_weight=0.5)
+    loss = replace(LOSS, second_last_weight=0.5)
     config = FitConfig(restoration_rank=8)
     plain, compiled = (Fit(clip_vit, loss, config, compiled=compiled) for compiled in (False, True))
     for _ in range(2):
@@ -235,40 +233,6 @@ def test_hidden_states_of_the_teacher_are_made_where_the_loss_wants_them(clip_vi
         for weight in (0.0, 1.5)
     )
     assert with_hidden > without
-
-
-def test_what_layers_add_costs_nothing_where_nothing_is_reused(clip_vit: Vit, batch: Batch) -> None:
-    fit = Fit(clip_vit, LossConfig(target_rate=0.0, second_last_weight=0.0, residual_weight=1.0), FitConfig())
-    with torch.no_grad():
-        never, _ = fit.forward(batch, HardGate(fit.addon.decisions, bias=-100.0))
-        often, _ = fit.forward(batch, HardGate(fit.addon.decisions, bias=100.0))
-        least = _least_cosine(clip_vit, fit, batch)
-    assert never.residual_error is not None
-    assert often.residual_error is not None
-    assert float(never.residual_error) == pytest.approx(0.0, abs=1e-5)
-    assert float(often.residual_error) > 0.01
-    assert float(often.total) == pytest.approx(float(often.residual_error + 1 - least), abs=1e-5)
-
-
-def _least_cosine(vit: Vit, fit: Fit, batch: Batch) -> torch.Tensor:
-    """Mean over clips of the least cosine of the last three frames, everything reused."""
-    scores = fit.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1)).unflatten(0, (4, 6))
-    clips = Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN)
-    output = masked_forward(vit, ReusePolicy(fit.addon, HardGate(fit.addon.decisions, bias=100.0)), clips)
-    cosine_CF = torch.cosine_similarity(output.embeddings_CFE, batch.teacher.embeddings_CFE, dim=-1)
-    return cosine_CF[:, 3:].min(dim=1).values.mean()
-
-
-def test_the_inputs_of_layers_are_the_towers_where_nothing_is_reused(clip_vit: Vit, batch: Batch) -> None:
-    fit = Fit(clip_vit, LOSS, FitConfig())
-    scores = fit.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1)).unflatten(0, (4, 6))
-    policy = ReusePolicy(fit.addon, HardGate(fit.addon.decisions, bias=-100.0))
-    output = masked_forward(clip_vit, policy, Clips(batch.pixels_CF3HW, scores, PUBLISHED_PATTERN), ("inputs",))
-    assert output.inputs_CFLND is not None
-    h_XND = clip_vit.embed(batch.pixels_CF3HW.flatten(0, 1))
-    for layer in range(clip_vit.shape.num_layers):
-        torch.testing.assert_close(output.inputs_CFLND[:, :, layer].flatten(0, 1), h_XND, atol=1e-4, rtol=1e-4)
-        h_XND = clip_vit.run_layer(layer, h_XND)
 
 
 def test_an_addon_without_codec_net_and_restoration_trains_its_decisions_alone(clip_vit: Vit, batch: Batch) -> None:

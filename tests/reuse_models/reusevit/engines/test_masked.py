@@ -52,7 +52,7 @@ def published(vit: Vit, state: dict[str, Tensor], train: dict[str, Tensor]) -> M
     with torch.no_grad():
         scores = scores_of(addon, train["codec"])
         clips = Clips(train["pixels"][pattern][None], scores[pattern][None], PUBLISHED_PATTERN)
-        return masked_forward(vit, ReusePolicy(addon, HardGate(addon.decisions), "chained"), clips, wanted=("last",))
+        return masked_forward(vit, ReusePolicy(addon, HardGate(addon.decisions), "chained"), clips, keep_last=True)
 
 
 def test_codec_scores_equal_the_published_ones(vit: Vit, state: dict[str, Tensor], train: dict[str, Tensor]) -> None:
