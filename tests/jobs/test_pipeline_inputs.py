@@ -175,7 +175,7 @@ def test_a_mistake_before_ray_is_asked_is_one_line(
     """In this process, which need not import all that a job imports for each of them."""
     import pipeline
 
-    monkeypatch.setattr(pipeline, "keep_status", lambda *_: None)
+    monkeypatch.setattr("dejavu.pipeline.start.keep_status", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["pipeline.py", *filled(words, tmp_path)])
     assert pipeline.main() == 1
     said = capfd.readouterr().err
