@@ -2,8 +2,9 @@
 
 Corrections are regressed boundary by boundary, each beside a dense tower; in use they feed on each other. All together
 may then make worse what each by itself makes better, and what is learned from few clips need not hold for others.
-Restoration costs products in every reused patch. With as many more patches may be computed instead, and it has to be
-better than that: at equal FLOPs, not at equal reuse.
+Restoration costs products in every reused patch. With as many more patches may be computed instead, and in the end it
+has to be better than that: at equal FLOPs, not at equal reuse. A fit begins with it where it helps at all, since
+training may make it worth its price.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Batches = Callable[[], Iterable[Batch]]
 
 
 def best_share(fit: Fit, held_out: Batches, shares: Sequence[float] = SHARES) -> float:
-    """Return what share of restoration is best on held-out clips; 0 where none at all is about as good.
+    """Return with what share of restoration the loss on held-out clips is least; 0 where it is without any.
 
     Args:
         fit: After its warm-up.
@@ -40,9 +41,9 @@ def best_share(fit: Fit, held_out: Batches, shares: Sequence[float] = SHARES) ->
     """
     if not fit.addon.shape.restoration_rank:
         return 0.0
-    reports = {share: fit.validate(held_out(), scaled(fit.addon, share)) for share in shares}
-    best = min(reports, key=lambda share: reports[share].loss)
-    return best if pays(reports[best], fit, fit.addon, held_out) else 0.0
+    losses = {share: fit.validate(held_out(), scaled(fit.addon, share)).loss for share in shares}
+    losses[0.0] = fit.validate(held_out(), fit.addon.without_restoration()).loss
+    return min(losses, key=lambda share: losses[share])
 
 
 def pays(report: Report, fit: Fit, addon: Addon, held_out: Batches) -> bool:

@@ -37,17 +37,20 @@ def started(vit: Vit, batch: Batch) -> Fit:
     return fit
 
 
-def test_what_helps_is_kept_if_it_helps_more_than_its_flops_elsewhere(
+def test_a_fit_begins_with_what_helps_and_keeps_it_if_it_helps_more_than_its_flops_elsewhere(
     clip_vit: Vit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = clips(clip_vit, 0)
     fit = started(clip_vit, batch)
     losses = {share: fit.validate([batch], scaled(fit.addon, share)).loss for share in (1.0, 0.5, 0.25)}
     assert min(losses.values()) < fit.validate([batch], fit.addon.without_restoration()).loss
+    best = min(losses, key=lambda share: losses[share])
+    assert best_share(fit, lambda: [batch]) == best
     assert price(clip_vit.shape, CONFIG.restoration_rank or 0) > 0.25  # of a tower as narrow as this
-    assert best_share(fit, lambda: [batch]) == 0
+    addon = scaled(fit.addon, best)
+    assert not pays(fit.validate([batch], addon), fit, addon, lambda: [batch])
     monkeypatch.setattr(held_out, "price", lambda _shape, _rank: 0.0)
-    assert best_share(fit, lambda: [batch]) == min(losses, key=lambda share: losses[share])
+    assert pays(fit.validate([batch], addon), fit, addon, lambda: [batch])
 
 
 def test_what_is_corrected_costs_a_share_of_what_is_saved() -> None:
