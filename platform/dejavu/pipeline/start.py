@@ -17,10 +17,7 @@ from dejavu.pipeline.job import Job
 from dejavu.pipeline.settings import given_schedules
 from dejavu.records import Dataset, Split
 from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
-from dejavu.stages.temp_clip import (
-    check_head,
-    check_training_set,
-)
+from dejavu.stages.temp_clip import check_head, check_training_set
 from dejavu.storage.results_folder import local_folder, results_folder
 from dejavu.storage.store import Store, write_text
 from dejavu.storage.store_path import StorePath

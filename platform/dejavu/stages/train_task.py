@@ -11,10 +11,7 @@ import tyro
 
 from dejavu.backbones.shared import Arrays, BackboneOutline
 from dejavu.embedding.batch import EmbedContext
-from dejavu.embedding.windows import (
-    SHUFFLED_WINDOWS,
-    num_windows,
-)
+from dejavu.embedding.windows import SHUFFLED_WINDOWS, num_windows
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting
 from reuse_models.reusevit.addon import addon_shape
