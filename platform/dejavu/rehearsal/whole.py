@@ -24,8 +24,8 @@ from dejavu.stages.measure import (
     PASSES_PER_ROUND,
     ROUNDS_S,
     MeasureConfig,
-    clips_within,
     rounds_within,
+    sample_within,
 )
 from dejavu.stages.residual_token import STAGE as TOKEN
 from dejavu.stages.residual_token import frames_seen
@@ -283,10 +283,10 @@ def _driver_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
 
 def measure_passes(config: MeasureConfig, frame_s: float) -> int:
     """Return how many frames are encoded to time one setting, each of which takes so many seconds."""
-    clip_s = config.num_frames * max(frame_s, LEAST_S)
-    clips = clips_within(PASS_S, clip_s, config.num_clips)
-    rounds = rounds_within(ROUNDS_S, PASSES_PER_ROUND * clips * clip_s, config.num_rounds)
-    return clips * config.num_frames * (PASSES_APART + PASSES_PER_ROUND * rounds)
+    frame_s = max(frame_s, LEAST_S)
+    clips, num_frames = sample_within(PASS_S, frame_s, config.num_clips, config.num_frames)
+    rounds = rounds_within(ROUNDS_S, PASSES_PER_ROUND * clips * num_frames * frame_s, config.num_rounds)
+    return clips * num_frames * (PASSES_APART + PASSES_PER_ROUND * rounds)
 
 
 def search_passes(config: SchedulesConfig, shape: VitShape) -> float:

@@ -47,7 +47,9 @@ DENSE_ROUNDS = 3
 PASSES_APART = 2
 """One to warm up, and one to watch memory."""
 PASS_S = 10.0
-"""Where Original takes longer over the sample, fewer clips are taken, one at least."""
+"""Where Original takes longer over the sample, fewer frames of each clip are taken, then fewer clips, one at least."""
+FEWEST_FRAMES = 16
+"""Of a clip, if it has them. The first is computed densely, and would be much of what is timed."""
 ROUNDS_S = 60.0
 """Where a setting's rounds take longer together, there are fewer, FEWEST_ROUNDS at least."""
 FEWEST_ROUNDS = 2
@@ -57,11 +59,11 @@ FEWEST_ROUNDS = 2
 class MeasureConfig:
     """How the timing pass runs."""
 
-    num_clips: int = 4
-    """Clips that advance in lockstep, the first by content id: the same sample for every setting. Fewer where Original
-    takes more than ten seconds over them."""
+    num_clips: int = 8
+    """Clips that advance in lockstep, the first by content id: the same sample for every setting. As many as are
+    embedded at once (`embed.streams`); fewer where Original takes more than ten seconds over 16 frames of each."""
     num_frames: int = 32
-    """Frames of each clip, at most."""
+    """Frames of each clip, at most; down to 16 where Original takes more than ten seconds."""
     num_rounds: int = 5
     """Times that each setting is run, alternating with Original; the median counts. Fewer, two at least, where that
     takes more than a minute."""
@@ -133,9 +135,13 @@ def measure_settings(
     return {setting.setting_id: known[setting.setting_id] for setting in settings}, len(pending)
 
 
-def clips_within(limit_s: float, clip_s: float, num_clips: int) -> int:
-    """Return how many clips a pass takes within a limit: one at least, and no more than there are."""
-    return max(1, min(num_clips, int(limit_s / clip_s)))
+def sample_within(limit_s: float, frame_s: float, num_clips: int, num_frames: int) -> tuple[int, int]:
+    """Return how many clips, and frames of each, a pass takes within a limit: one clip at least.
+
+    Frames go first, down to FEWEST_FRAMES: how many clips advance together decides how fast small towers reuse.
+    """
+    frames = min(num_frames, max(FEWEST_FRAMES, int(limit_s / (frame_s * num_clips))))
+    return max(1, min(num_clips, int(limit_s / (frame_s * frames)))), frames
 
 
 def rounds_within(limit_s: float, round_s: float, num_rounds: int) -> int:
@@ -182,11 +188,13 @@ class _Stopwatch:
         self.frames = list(decoded.frames)
 
     def _shorten(self, original: MethodConfig) -> None:
-        """Leave out clips where the tower is slow: what one clip takes says how many there can be."""
+        """Leave out frames and clips where the tower is slow: what one clip takes says how many there can be."""
         every, self.frames = self.frames, self.frames[:1]
         dense = original.build(self.backbone.vit)
         self._encode_s(dense)
-        self.frames = every[: clips_within(PASS_S, self._encode_s(dense), len(every))]
+        frame_s = self._encode_s(dense) / len(self.frames[0].seconds_F)
+        num_clips, self.num_frames = sample_within(PASS_S, frame_s, len(every), self.num_frames)
+        self.frames = [_first(one, self.num_frames) for one in every[:num_clips]]
 
     def _sample(self) -> list[Segment]:
         return [segment for segment in cut(self.clips, self.num_frames) if segment.start == 0]
@@ -303,6 +311,16 @@ class _Stopwatch:
 def _decode_plain(path: Path, num_frames: int) -> Iterable[object]:
     """Read RGB frames and nothing else."""
     return islice(decode_plain(path), num_frames)
+
+
+def _first(decoded: DecodedFrames, count: int) -> DecodedFrames:
+    return replace(
+        decoded,
+        rgb_FHWC=decoded.rgb_FHWC[:count],
+        codec_F4PP=decoded.codec_F4PP[:count],
+        seconds_F=decoded.seconds_F[:count],
+        picture_types=decoded.picture_types[:count],
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from dejavu.embedding.batch import PRECISIONS, EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.stages import measure
-from dejavu.stages.measure import Timing, clips_within, peak_bytes, rounds_within
+from dejavu.stages.measure import Timing, peak_bytes, rounds_within, sample_within
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
@@ -68,9 +68,12 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     assert 0 < dense.peak_memory_mb != first.peak_memory_mb
 
 
-@pytest.mark.parametrize(("clip_s", "clips"), [(0.1, 4), (3.0, 3), (4.0, 2), (60.0, 1)])
-def test_a_slow_tower_is_timed_on_fewer_clips(clip_s: float, clips: int) -> None:
-    assert clips_within(10.0, clip_s, 4) == clips
+@pytest.mark.parametrize(
+    ("frame_s", "clips", "frames"), [(0.01, 8, 32), (0.05, 8, 25), (0.078, 8, 16), (0.2, 3, 16), (9.0, 1, 16)]
+)
+def test_a_slow_tower_is_timed_on_fewer_frames_then_on_fewer_clips(frame_s: float, clips: int, frames: int) -> None:
+    assert sample_within(10.0, frame_s, 8, 32) == (clips, frames)
+    assert sample_within(10.0, frame_s, 8, 6)[1] == 6
 
 
 @pytest.mark.parametrize(("round_s", "rounds"), [(1.0, 5), (14.0, 5), (20.0, 3), (50.0, 2), (900.0, 2)])
@@ -91,6 +94,7 @@ def test_clips_are_left_out_where_original_takes_long(
         stopwatch._load()
     several.frames = [frames for frames in stopwatch.frames for _ in range(3)]
     monkeypatch.setattr(several, "_encode_s", lambda method: 4.5 * len(several.frames))
+    monkeypatch.setattr(measure, "FEWEST_FRAMES", 8)
     several._shorten(OriginalConfig())
     assert len(several.frames) == 2
     monkeypatch.undo()
