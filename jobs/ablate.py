@@ -2,6 +2,11 @@
 
 Fits every variant under every seed by the plain loop, uses it on validation clips of the synthetic world, and writes
 the table into docs/ablations.md. A result is one JSON file; what is there already is not done again.
+
+    python jobs/ablate.py --videos DIR --backbone DIR --fps 2 --steps 0 --out results/ablation_own
+
+asks the same of your own videos, divided as `jobs/pipeline.py folder` divides them, by cosine and neighbours'
+agreement. 0 steps leave an add-on as it begins: warmed up on training clips, brought to its rate on validation clips.
 """
 
 import _bootstrap  # first: makes the packages importable
@@ -16,13 +21,13 @@ from pathlib import Path
 import tyro
 
 from dejavu.cluster import cluster
-from dejavu.ablation.footage import open_world
+from dejavu.ablation.footage import World, open_videos, open_world
 from dejavu.ablation.table import render
 from dejavu.ablation.trial import Trial, fit_addon, measure, to_row
-from dejavu.ablation.variants import VARIANTS
-from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.ablation.variants import OWN_VARIANTS, VARIANTS
+from dejavu.backbones.load import Backbone, BackboneError, load_backbone
 from dejavu.experiment import RECIPES
-from dejavu.stages.score import build_eval_set
+from dejavu.stages.score import EvalSet, build_eval_set
 from dejavu.embedding.texts import embed_texts
 from dejavu.storage.store import Store, StoreError, write_json, write_text
 
@@ -39,7 +44,13 @@ class Options:
     seeds: tuple[int, ...] = tuple(range(NUM_SEEDS))
     """Fits of each variant."""
     steps: int = 432
-    """Of a fit; so many take less than a minute of an idle core."""
+    """Of a fit; on the embedded backbone so many take less than a minute of an idle core."""
+    videos: Path | None = None
+    """A folder of your own videos, instead of the synthetic world."""
+    backbone: str = "embedded"
+    """As jobs/pipeline.py takes it; with --videos alone."""
+    fps: float = 2.0
+    """Frames a second of --videos that are looked at."""
     seconds: float = float("inf")
     """Begin nothing new after so long: the same command goes on later."""
     out: Path = Path("results/ablation")
@@ -56,8 +67,12 @@ class Options:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.variants if name not in VARIANTS]:
             raise ValueError(f"--variants: got {unknown[0]!r}, expected some of {', '.join(VARIANTS)}; see --list")
-        if self.steps < 1 or not self.seeds:
-            raise ValueError(f"--steps, --seeds: got {self.steps}, {self.seeds}, expected 1 or more; leave them out")
+        if self.steps < 0 or not self.seeds:
+            raise ValueError(
+                f"--steps, --seeds: got {self.steps}, {self.seeds}, expected 0 steps or more and a seed; leave them out"
+            )
+        if self.videos is None and self.backbone != "embedded":
+            raise ValueError(f"--backbone: got {self.backbone}, expected --videos as well; the world is drawn for ours")
 
 
 def main() -> int:
@@ -80,15 +95,13 @@ def main() -> int:
 def run(options: Options) -> None:
     """Measure what is lacking: one seed of everything before the next."""
     began = time.monotonic()
-    backbone = load_backbone()
-    experiment = RECIPES["demo"][1]
-    world = open_world(options.out, options.world, experiment.synthetic, backbone)
-    embed = partial(embed_texts, backbone=backbone, store=Store.open(options.out / "store"))
-    eval_set = build_eval_set([clip.clip for clip in world.validation], world.questions, embed, experiment.prompt)
+    backbone = load_backbone(options.backbone)
+    world, eval_set = open_data(options, backbone)
     clips = f"{len(world.train)} training clips, {len(world.validation)} validation clips"
-    print(f"{clips}, {len(eval_set.questions)} questions", flush=True)
-    names = options.variants or tuple(VARIANTS)
-    trials = [Trial(VARIANTS[name], seed, options.steps) for seed in options.seeds for name in names]
+    print(f"{clips}, {len(world.questions)} questions", flush=True)
+    variants = VARIANTS if options.videos is None else OWN_VARIANTS
+    names = options.variants or tuple(variants)
+    trials = [Trial(variants[name], seed, options.steps) for seed in options.seeds for name in names]
     for number, trial in enumerate(trials, 1):
         result = options.out / "results" / f"{trial.result_id(world.data_id)}.json"
         if result.is_file():
@@ -102,6 +115,17 @@ def run(options: Options) -> None:
         write_json(result, to_row(trial, points, fit_seconds))
         spent = time.monotonic() - began
         print(f"[{spent:6.0f} s] {number} of {len(trials)}: {trial.variant.name}, seed {trial.seed}", flush=True)
+
+
+def open_data(options: Options, backbone: Backbone) -> tuple[World, EvalSet | None]:
+    """Return decoded clips, and what is asked about them; nothing is about one's own videos."""
+    if options.videos is not None:
+        return open_videos(options.out, options.videos, options.fps, backbone), None
+    experiment = RECIPES["demo"][1]
+    world = open_world(options.out, options.world, experiment.synthetic, backbone)
+    embed = partial(embed_texts, backbone=backbone, store=Store.open(options.out / "store"))
+    clips = [clip.clip for clip in world.validation]
+    return world, build_eval_set(clips, world.questions, embed, experiment.prompt)
 
 
 def write_table(out: Path, document: Path) -> None:

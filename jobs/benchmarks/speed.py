@@ -21,8 +21,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,37 @@ def _run(options: argparse.Namespace) -> list[Row]:
 
 def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower], num_streams: int) -> list[Row]:
     first, chunk = make_chunks(vit, num_streams, options.groups or GROUPS_PER_CALL[vit.position.device.type])
+    settings = _settings(options, vit, first, chunk)
+    paths = _strongest_paths(options, vit, dense, torch.cat(chunk.pixels))
+    dense_s: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(options.rounds):
+        for name, path in paths.items():
+            dense_s[name].append(path.seconds_per_frame(vit))
+        for one in settings:
+            if vit.position.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            one.seconds.append(seconds_of(one.setting.step, vit))
+            one.peak_mb = max(one.peak_mb, _peak_memory_mb(vit))
+    strongest = min(paths, key=lambda name: statistics.median(dense_s[name]))
+    rows = []
+    for one in settings:
+        rows.append(_row(options, vit, one, num_streams, (strongest, dense_s[strongest])))
+        print(_line(rows[-1]), flush=True)
+    return rows
+
+
+@dataclass(slots=True)
+class _Measured:
+    """A method at a rate, and what its rounds came to."""
+
+    method: str
+    setting: Setting
+    seconds: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0
+
+
+def _settings(options: argparse.Namespace, vit: Vit, first: Chunk, chunk: Chunk) -> list[_Measured]:
+    """Return each method at each rate, warmed up."""
     settings = []
     for name in options.method:
         for rate in options.reuse_rates:
@@ -215,8 +246,14 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
                 # A schedule cannot save every share on every tower; the other settings can be measured all the same.
                 print(f"{name} at {rate:.0%} is left out: {error}")
                 continue
-            settings.append((name, start_setting(config, rate, vit, first, chunk)))
-    frames_F3HW = torch.cat(chunk.pixels)
+            settings.append(_Measured(name, start_setting(config, rate, vit, first, chunk)))
+    return settings
+
+
+def _strongest_paths(
+    options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower], frames_F3HW: Tensor
+) -> dict[str, DensePath]:
+    """Return the two fastest ways to run a dense tower, and on a CPU the faster one compiled, by name."""
     paths: dict[str, DensePath] = {}
     for name, tower in dense.items():
         for batch in options.dense_batches or DENSE_BATCHES[vit.position.device.type]:
@@ -226,59 +263,48 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
             paths[f"{name}, {batch} frames at once"] = DensePath(tower.tower, frames_B3HW)
     # The weaker dense paths are measured twice: the strongest two go on.
     once = {name: min(path.seconds_per_frame(vit) for _ in range(2)) for name, path in paths.items()}
-    kept = sorted(once, key=lambda name: once[name])[:2]
+    kept = {name: paths[name] for name in sorted(once, key=lambda name: once[name])[:2]}
     if vit.position.device.type == "cpu" and options.compile_mode != "no" and _has_compiler():
-        name = f"{kept[0]}, compiled"
-        paths[name] = DensePath(
-            torch.compile(paths[kept[0]].tower, mode=options.compile_mode, dynamic=False), paths[kept[0]].frames_B3HW
-        )
-        paths[name].seconds_per_frame(vit)
-        kept.append(name)
-    dense_s: dict[str, list[float]] = {name: [] for name in kept}
-    method_s: list[list[float]] = [[] for _ in settings]
-    peaks_mb = [0.0] * len(settings)
-    for _ in range(options.rounds):
-        for name in kept:
-            dense_s[name].append(paths[name].seconds_per_frame(vit))
-        for index, (_, setting) in enumerate(settings):
-            if vit.position.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            method_s[index].append(seconds_of(setting.step, vit))
-            peaks_mb[index] = max(peaks_mb[index], _peak_memory_mb(vit))
-    strongest = min(kept, key=lambda name: statistics.median(dense_s[name]))
-    rows = []
-    for (name, setting), seconds, peak_mb in zip(settings, method_s, peaks_mb, strict=True):
-        speeds = [setting.num_frames / own for own in seconds]
-        speedups = [dense * speed for dense, speed in zip(dense_s[strongest], speeds, strict=True)]
-        memory = setting.memory[0]
-        row = Row(
-            backbone=options.backbone,
-            method=name,
-            device=vit.position.device.type,
-            dtype=str(vit.position.dtype).removeprefix("torch."),
-            streams=num_streams,
-            reuse_rate=setting.reuse_rate,
-            achieved_reuse_rate=setting.achieved,
-            frames_per_s=statistics.median(speeds),
-            dense_frames_per_s=1 / statistics.median(dense_s[strongest]),
-            speedup=statistics.median(speedups),
-            flops_reduction=setting.reduction,
-            efficiency=statistics.median(speedups) / setting.reduction,
-            peak_memory_mb=peak_mb,
-            state_bytes_per_stream=getattr(memory, "bytes_per_stream", 0),
-            dense_path=strongest,
-            frames_per_s_spread=_quartiles(speeds),
-            speedup_spread=_quartiles(speedups),
-            rounds=options.rounds,
-            segment_start_ms=setting.segment_start_ms,
-            workspace_bytes=getattr(memory, "workspace_bytes", 0),
-            threads=torch.get_num_threads(),
-            torch_version=torch.__version__,
-            hardware=_hardware(vit),
-        )
-        print(_line(row), flush=True)
-        rows.append(row)
-    return rows
+        name, path = next(iter(kept.items()))
+        compiled = torch.compile(path.tower, mode=options.compile_mode, dynamic=False)
+        kept[f"{name}, compiled"] = one = DensePath(compiled, path.frames_B3HW)
+        one.seconds_per_frame(vit)
+    return kept
+
+
+def _row(
+    options: argparse.Namespace, vit: Vit, one: _Measured, num_streams: int, dense: tuple[str, Sequence[float]]
+) -> Row:
+    """Return what the rounds of a setting, and of the dense path beside it, come to."""
+    setting, (dense_path, dense_s) = one.setting, dense
+    speeds = [setting.num_frames / own for own in one.seconds]
+    speedups = [dense * speed for dense, speed in zip(dense_s, speeds, strict=True)]
+    memory = setting.memory[0]
+    return Row(
+        backbone=options.backbone,
+        method=one.method,
+        device=vit.position.device.type,
+        dtype=str(vit.position.dtype).removeprefix("torch."),
+        streams=num_streams,
+        reuse_rate=setting.reuse_rate,
+        achieved_reuse_rate=setting.achieved,
+        frames_per_s=statistics.median(speeds),
+        dense_frames_per_s=1 / statistics.median(dense_s),
+        speedup=statistics.median(speedups),
+        flops_reduction=setting.reduction,
+        efficiency=statistics.median(speedups) / setting.reduction,
+        peak_memory_mb=one.peak_mb,
+        state_bytes_per_stream=getattr(memory, "bytes_per_stream", 0),
+        dense_path=dense_path,
+        frames_per_s_spread=_quartiles(speeds),
+        speedup_spread=_quartiles(speedups),
+        rounds=options.rounds,
+        segment_start_ms=setting.segment_start_ms,
+        workspace_bytes=getattr(memory, "workspace_bytes", 0),
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+        hardware=_hardware(vit),
+    )
 
 
 def _config(name: str, rate: float, choice: Choice, vit: Vit, chunk: Chunk) -> MethodConfig:

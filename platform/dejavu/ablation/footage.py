@@ -22,6 +22,7 @@ from dejavu.datasets.synthetic import SyntheticConfig, make_world
 from dejavu.embedding.encode import encode_batch
 from dejavu.embedding.windows import Window
 from dejavu.records import Clip, Question, Split, Transcoded
+from dejavu.stages.prepare import load_videos
 from dejavu.stages.transcode import geometry, source_key, transcode_one
 from dejavu.storage.store import Store, atomic, identity, local_copy
 from dejavu.video.codec_grid import MotionBinning
@@ -68,6 +69,7 @@ class World:
     train: tuple[Footage, ...]
     validation: tuple[Footage, ...]
     questions: tuple[Question, ...]
+    """None of a folder of videos: there, the dense tower is all that is compared with."""
 
     @property
     def data_id(self) -> str:
@@ -87,12 +89,47 @@ def open_world(folder: Path, drawn: Path | None, config: SyntheticConfig, backbo
     root = drawn or make_world(folder / "world", config)
     dataset = load_next_qa(root / "videos", root / "annotations", splits=("train", "val"))
     store = Store.open(folder / "store")
-    by_split: dict[Split, list[Footage]] = {"train": [], "val": []}
-    for clip in sorted(dataset.clips, key=lambda clip: clip.clip_id):
-        transcoded = _transcoded(clip, store, backbone)
-        if clip.split == "val" or transcoded.num_frames >= PATTERN_SPAN:
-            by_split[clip.split].append(_footage(transcoded, store, folder / "footage", backbone))
+    transcoded = [(clip.split, _transcoded(clip, store, backbone, TranscodeConfig())) for clip in dataset.clips]
     questions = tuple(question for question in dataset.questions if question.split == "val")
+    return _decoded(transcoded, store, folder / "footage", backbone, questions)
+
+
+def open_videos(folder: Path, videos: Path, fps: float, backbone: Backbone) -> World:
+    """Transcode and decode what `folder` lacks of the training and validation clips of a folder of videos.
+
+    Args:
+        folder: Where everything is kept.
+        videos: Divided as `jobs/pipeline.py folder` divides it.
+        fps: Frames a second that are looked at.
+        backbone: Says the frame size, and embeds.
+
+    Raises:
+        ValueError: A split is empty, or a video does not transcode.
+    """
+    store, config = Store.open(folder / "store"), TranscodeConfig(fps=fps)
+    clips = load_videos(videos, None, "auto").clips
+    transcoded = [(clip.split, _transcoded(clip, store, backbone, config)) for clip in clips if clip.split != "test"]
+    world = _decoded(transcoded, store, folder / "footage", backbone, ())
+    if not world.train or not world.validation:
+        raise ValueError(
+            f"--videos: got {videos} with {len(world.train)} training clips of {PATTERN_SPAN} frames or more and "
+            f"{len(world.validation)} validation clips, expected some of both; take more videos"
+        )
+    return world
+
+
+def _decoded(
+    clips: Sequence[tuple[Split, Transcoded]],
+    store: Store,
+    folder: Path,
+    backbone: Backbone,
+    questions: tuple[Question, ...],
+) -> World:
+    """Decode clips; those of training only if a window fits in."""
+    by_split: dict[Split, list[Footage]] = {"train": [], "val": []}
+    for split, clip in sorted(clips, key=lambda one: one[1].clip_id):
+        if split == "val" or clip.num_frames >= PATTERN_SPAN:
+            by_split[split].append(_footage(clip, store, folder, backbone))
     return World(tuple(by_split["train"]), tuple(by_split["val"]), questions)
 
 
@@ -105,14 +142,14 @@ def windows(clips: Sequence[Footage], steps: Sequence[FrameStep], motion: Motion
             yield clip.window(int(rng.integers(0, clip.clip.num_frames - PATTERN_SPAN + 1)), steps, motion)
 
 
-def _transcoded(clip: Clip, store: Store, backbone: Backbone) -> Transcoded:
-    config, frame_px, view = TranscodeConfig(), backbone.frame_px, backbone.preprocess.view
+def _transcoded(clip: Clip, store: Store, backbone: Backbone, config: TranscodeConfig) -> Transcoded:
+    frame_px, view = backbone.frame_px, backbone.preprocess.view
     key = source_key(clip, config, frame_px, view)
     if not store.transcoded_path(key).is_file():
         row = {"clip": asdict(clip), "key": key, "store": str(store.root), "config": asdict(config)}
         row |= geometry(frame_px, view)
         if error := transcode_one(row)["error"]:
-            raise ValueError(f"clip {clip.clip_id}: got {error}, expected a video; draw the world again")
+            raise ValueError(f"clip {clip.clip_id}: got {error}, expected a video; mend or remove it")
     return Transcoded(**json.loads(store.transcoded_path(key).read_text(encoding="utf-8")))
 
 

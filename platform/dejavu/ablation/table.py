@@ -11,7 +11,13 @@ from typing import Any, Literal
 from dejavu.ablation.trial import REDUCTIONS, Point
 from dejavu.ablation.variants import DEFAULT, VARIANTS
 
-Metric = Literal["cosine", "acc_gqa"]
+Metric = Literal["cosine", "acc_gqa", "agreement"]
+SHOWN: Mapping[Metric, tuple[str, float, int]] = {
+    "cosine": ("cosine", 1.0, 4),
+    "acc_gqa": ("Acc@GQA", 100.0, 1),
+    "agreement": ("agreement", 1.0, 3),
+}
+"""Head, scale and digits of each; those that no trial has are left out."""
 
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles for 1, 2, 3 ... degrees of freedom."""
@@ -59,8 +65,9 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     found: dict[str, dict[int, list[Point]]] = {}
     for row in rows:
         found.setdefault(row["variant"], {})[row["seed"]] = [Point(**point) for point in row["points"]]
-    heads = [f"cosine at {reduction:g}x | difference" for reduction in REDUCTIONS]
-    heads += [f"Acc@GQA at {reduction:g}x | difference" for reduction in REDUCTIONS]
+    points = [point for by_seed in found.values() for one in by_seed.values() for point in one]
+    metrics = [metric for metric in SHOWN if any(getattr(point, metric) is not None for point in points)]
+    heads = [f"{SHOWN[metric][0]} at {reduction:g}x | difference" for metric in metrics for reduction in REDUCTIONS]
     lines = [
         f"| variant | {' | '.join(heads)} | seeds |",
         f"|---|{'---|' * (2 * len(heads))}---|",
@@ -69,7 +76,7 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
         if name in found:
             cells = [
                 cell
-                for metric in ("cosine", "acc_gqa")
+                for metric in metrics
                 for reduction in REDUCTIONS
                 for cell in _cells(found[name], found.get(DEFAULT, {}), reduction, metric, name == DEFAULT)
             ]
@@ -95,7 +102,7 @@ def _cells(
 def _shown(value: Estimate | None, metric: Metric, *, signed: bool) -> str:
     if value is None:
         return "out of reach"
-    scale, digits = (1.0, 4) if metric == "cosine" else (100.0, 1)
+    _, scale, digits = SHOWN[metric]
     text = f"{scale * value.mean:{'+' if signed else ''}.{digits}f}"
     if value.half is not None:
         text += f" ± {scale * value.half:.{digits}f}"

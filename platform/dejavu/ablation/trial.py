@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,24 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from dejavu.ablation.footage import CHUNK_FRAMES, World, windows
+from dejavu.ablation.footage import CHUNK_FRAMES, Footage, World, windows
 from dejavu.ablation.variants import DEFAULT_FIT, Variant
 from dejavu.backbones.load import Backbone
 from dejavu.embedding.encode import EncodedSegment, encode_batch
-from dejavu.embedding.windows import to_batch
+from dejavu.embedding.windows import Window, to_batch
 from dejavu.records import Prediction
 from dejavu.stages.score import EvalSet
 from dejavu.storage.store import identity
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.tasks.grounded_qa import score
+from dejavu.tasks.neighbours import NeighbourSearch, agreement, choose_queries
 from dejavu.tasks.zero_shot import zero_shot
 from dejavu.video.codec_grid import MotionBinning
 from reuse_models.flops import dense_flops
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit.addon import Addon, save_addon
-from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.frame_order import PATTERN_SPAN, training_pattern
 from reuse_models.reusevit.method import ReuseVitConfig
-from reuse_models.training.fit import Fit
+from reuse_models.training.fit import Batch, Fit
+from reuse_models.training.held_out import best_share, scaled, to_target
 from reuse_models.training.warm_up import gather_pairs, warm_up
 
 TRIAL_VERSION = 1
@@ -50,6 +52,8 @@ MOST_PROBES = 4
 NUM_EPOCHS = 6
 """Times that learning rates fall."""
 STREAMS = 8
+HELD_OUT = 8
+"""Windows that say how a fit of one's own videos begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +66,11 @@ class Point:
     reuse_rate: float
     cosine: float
     """Mean over frames of the cosine to dense."""
-    acc_gqa: float
-    acc_qa: float
+    acc_gqa: float | None = None
+    """None where nothing is asked, as of a folder of videos."""
+    acc_qa: float | None = None
+    agreement: float | None = None
+    """Of neighbours, see tasks/neighbours.py; None where something is asked, which says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     size = config.clips_per_step
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
     warm_up({variant.loss.target_rate: fit.addon}, gather_pairs(backbone.vit, some, pattern, start), start)
+    if config.rate == "held":
+        fit = _begun(fit, [clip.window(0, pattern, variant.motion) for clip in _longest(world.validation)], backbone)
     # All variants see as many windows: one with smaller steps takes more of them.
     num_steps = trial.num_steps * DEFAULT_FIT.clips_per_step // size
     for step in range(1, num_steps + 1):
@@ -109,6 +118,28 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
             fit.end_epoch()
     _keep(fit.addon, path)
     return time.monotonic() - began
+
+
+def _longest(clips: Sequence[Footage]) -> list[Footage]:
+    """Return the clips that a fit asks how to begin: a few that hold a window, the longest."""
+    longest = sorted(clips, key=lambda clip: (-clip.clip.num_frames, clip.clip.content_id))[:HELD_OUT]
+    return [clip for clip in longest if clip.clip.num_frames >= PATTERN_SPAN]
+
+
+def _begun(fit: Fit, windows_held: Sequence[Window], backbone: Backbone) -> Fit:
+    """Take as much of restoration as held-out windows say, and bring them to the target rate, as Ray Train's fit."""
+
+    def held_out() -> Iterator[Batch]:
+        return (to_batch([window], backbone) for window in windows_held)
+
+    share = best_share(fit, held_out) if windows_held else 1.0
+    if share:
+        fit.addon.load_state_dict(scaled(fit.addon, share).state_dict())
+    else:
+        fit = fit.without_restoration()
+    if windows_held:
+        to_target(fit, held_out)
+    return fit
 
 
 def _keep(addon: Addon, path: Path) -> None:
@@ -121,8 +152,8 @@ def _keep(addon: Addon, path: Path) -> None:
         written.replace(path)
 
 
-def measure(trial: Trial, world: World, backbone: Backbone, eval_set: EvalSet, weights: Path) -> list[Point]:
-    """Use the add-on at biases around each wanted reduction."""
+def measure(trial: Trial, world: World, backbone: Backbone, eval_set: EvalSet | None, weights: Path) -> list[Point]:
+    """Use the add-on at biases around each wanted reduction; an `eval_set` is what is asked, if anything is."""
     config = replace(trial.variant.method, weights=str(weights))
 
     def at(bias: float) -> Point:
@@ -170,12 +201,26 @@ def _next_bias(points: Sequence[Point], wanted: float) -> float | None:
     return None
 
 
-def _point(config: ReuseVitConfig, world: World, backbone: Backbone, eval_set: EvalSet, motion: MotionBinning) -> Point:
+def _point(
+    config: ReuseVitConfig, world: World, backbone: Backbone, eval_set: EvalSet | None, motion: MotionBinning
+) -> Point:
     clips = world.validation
     encoded = encode_all(config, world, backbone, motion)
     cosine_F = np.concatenate(
         [frame_cosines(one.embeddings_FE, clip.dense_FE) for one, clip in zip(encoded, clips, strict=True)]
     )
+    asked = _agreement(encoded, clips) if eval_set is None else _answered(encoded, clips, eval_set)
+    flops_F = np.concatenate([one.flops_F for one in encoded])
+    return Point(
+        bias=config.decision_bias,
+        reduction=dense_flops(backbone.vit.shape) / float(flops_F.mean()),
+        reuse_rate=float(np.concatenate([one.reuse_rate_F for one in encoded]).mean()),
+        cosine=float(cosine_F.mean()),
+        **asked,
+    )
+
+
+def _answered(encoded: Sequence[EncodedSegment], clips: Sequence[Footage], eval_set: EvalSet) -> dict[str, float]:
     by_clip = {clip.clip.clip_id: (one, clip.seconds_F) for one, clip in zip(encoded, clips, strict=True)}
     predictions = []
     for question in eval_set.questions:
@@ -183,15 +228,21 @@ def _point(config: ReuseVitConfig, world: World, backbone: Backbone, eval_set: E
         answer = zero_shot(one.embeddings_FE, seconds_F, eval_set.answers_AE[question.question_id])
         predictions.append(Prediction(question_id=question.question_id, answer=answer.answer, span_s=answer.span_s))
     task = score(eval_set.questions, predictions)
-    flops_F = np.concatenate([one.flops_F for one in encoded])
-    return Point(
-        bias=config.decision_bias,
-        reduction=dense_flops(backbone.vit.shape) / float(flops_F.mean()),
-        reuse_rate=float(np.concatenate([one.reuse_rate_F for one in encoded]).mean()),
-        cosine=float(cosine_F.mean()),
-        acc_gqa=task.acc_gqa,
-        acc_qa=task.acc_qa,
-    )
+    return {"acc_gqa": task.acc_gqa, "acc_qa": task.acc_qa}
+
+
+def _agreement(encoded: Sequence[EncodedSegment], clips: Sequence[Footage]) -> dict[str, float | None]:
+    queries = choose_queries({clip.clip.content_id: clip.clip.num_frames for clip in clips})
+    if queries is None:
+        return {"agreement": None}
+    ours, dense = NeighbourSearch(queries), NeighbourSearch(queries)
+    for search_of, frames in (
+        (ours, {clip.clip.content_id: one.embeddings_FE for clip, one in zip(clips, encoded, strict=True)}),
+        (dense, {clip.clip.content_id: clip.dense_FE for clip in clips}),
+    ):
+        search_of.ask(frames)
+        search_of.see(frames)
+    return {"agreement": agreement(ours, dense).mean}
 
 
 def encode_all(config: MethodConfig, world: World, backbone: Backbone, motion: MotionBinning) -> list[EncodedSegment]:

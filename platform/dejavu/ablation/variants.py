@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
+from dejavu.experiment import OWN_TRAINING
 from dejavu.video.codec_grid import MotionBinning
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import FitConfig
@@ -22,6 +24,8 @@ DEFAULT_FIT = FitConfig(
     clips_per_step=2,
 )
 """As the demo's recipe fits."""
+OWN_FIT = replace(OWN_TRAINING.fit, clips_per_step=2)
+"""As `folder` fits, and as many windows a step as its few videos come to."""
 DEFAULT_LOSS = LossConfig(target_rate=0.9, second_last_weight=0.0)
 
 
@@ -60,26 +64,27 @@ def changed(config: Any) -> dict[str, Any]:
     return found
 
 
-def _all() -> tuple[Variant, ...]:
+def _all(fit: FitConfig, loss: LossConfig) -> tuple[Variant, ...]:
+    vary = partial(Variant, fit=fit, loss=loss)
     targets = tuple(
-        Variant(
+        vary(
             name=f"target={target:g}",
             says=f"trained for a reuse rate of {target:g} instead of 0.9, trimmed by the same knob",
-            loss=replace(DEFAULT_LOSS, target_rate=target),
+            loss=replace(loss, target_rate=target),
         )
         for target in (0.95, 0.8, 0.7)
     )
     semantics = tuple(
-        Variant(
+        vary(
             name=f"semantics={semantics}",
             says=f"state semantics `{semantics}`, in training and use",
-            fit=replace(DEFAULT_FIT, semantics=semantics),
+            fit=replace(fit, semantics=semantics),
             method=ReuseVitConfig(semantics=semantics),
         )
         for semantics in ("chained", "grouped")
     )
     refresh = tuple(
-        Variant(
+        vary(
             name=f"refresh={refresh}",
             says=f"the default's add-ons with a dense frame after every {refresh}",
             method=ReuseVitConfig(refresh=refresh),
@@ -87,7 +92,7 @@ def _all() -> tuple[Variant, ...]:
         for refresh in (4, 8, 32)
     )
     adaptive = tuple(
-        Variant(name=name, says=f"the default's add-ons with a dense frame {says}", method=method)
+        vary(name=name, says=f"the default's add-ons with a dense frame {says}", method=method)
         for name, says, method in (
             ("refresh error=0.2", "once the estimated error sums up to 0.2", ReuseVitConfig(refresh_error=0.2)),
             ("refresh error=0.6", "once the estimated error sums up to 0.6", ReuseVitConfig(refresh_error=0.6)),
@@ -100,46 +105,49 @@ def _all() -> tuple[Variant, ...]:
         )
     )
     return (
-        Variant(name=DEFAULT, says="semantics `anchor`, no refresh, target 0.9, hidden terms 0"),
+        vary(
+            name=DEFAULT,
+            says=f"semantics `anchor`, no refresh, target {loss.target_rate:g}, hidden terms 0",
+        ),
         *semantics,
         *refresh,
         *adaptive,
         *(
-            Variant(
+            vary(
                 name=f"clips={clips}",
                 says=f"{clips} windows a step instead of 2, and as many windows in all",
-                fit=replace(DEFAULT_FIT, clips_per_step=clips),
+                fit=replace(fit, clips_per_step=clips),
             )
             for clips in (4, 16)
         ),
-        Variant(
+        vary(
             name="order=sequential",
             says="each frame after the one before it, instead of 4-2-1-3; in training and use",
-            fit=replace(DEFAULT_FIT, order="sequential"),
+            fit=replace(fit, order="sequential"),
             method=ReuseVitConfig(order="sequential"),
         ),
-        Variant(
+        vary(
             name="restoration off",
             says="reused patches as they are, in training and use",
-            fit=replace(DEFAULT_FIT, restoration_rank=0),
+            fit=replace(fit, restoration_rank=0),
         ),
-        Variant(
+        vary(
             name="restoration rank=11",
             says="a restoration of the published width, in proportion to the tower, instead of 4",
-            fit=replace(DEFAULT_FIT, restoration_rank=11),
+            fit=replace(fit, restoration_rank=11),
         ),
-        Variant(
+        vary(
             name="codec off",
             says="no codec net: decisions from importance, similarity and frame kind",
-            fit=replace(DEFAULT_FIT, codec=False),
+            fit=replace(fit, codec=False),
         ),
-        Variant(
+        vary(
             name="hidden=1.5",
             says="weight 1.5 on the second-to-last layer's hidden states",
-            loss=replace(DEFAULT_LOSS, second_last_weight=1.5),
+            loss=replace(loss, second_last_weight=1.5),
         ),
         *targets,
-        Variant(
+        vary(
             name="motion=published",
             says="motion vectors filed by their source, as in the artifact",
             motion="published",
@@ -147,4 +155,8 @@ def _all() -> tuple[Variant, ...]:
     )
 
 
-VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in _all()}
+VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in _all(DEFAULT_FIT, DEFAULT_LOSS)}
+OWN_VARIANTS: Mapping[str, Variant] = {
+    variant.name: variant for variant in _all(OWN_FIT, replace(DEFAULT_LOSS, target_rate=OWN_TRAINING.targets[0]))
+}
+"""The same ideas where what recipe `folder` trains with is the default."""

@@ -8,7 +8,7 @@ so that an answer is right at its own time only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -144,46 +144,68 @@ def write_script(rng: np.random.Generator, num_targets: int, duration_s: tuple[i
     ]
     if rng.random() < 0.3:
         tracks.append(_block_track(rng, side_px, length_s))
-    targets: list[Target] = []
-    fronts: list[Track] = []
-    slots_s = np.linspace(0.5, length_s - 0.5, num_targets + 1)
-    changed: set[int] = set()
-    for slot in range(num_targets):
-        visible_s = SAMPLING_PERIOD_S * rng.integers(VISIBLE_FRAMES[0], VISIBLE_FRAMES[1] + 1)
-        earliest, latest = slots_s[slot], max(slots_s[slot], slots_s[slot + 1] - visible_s)
-        start_s = float(min(rng.uniform(earliest, latest), length_s - visible_s))
-        end_s = float(start_s + visible_s)
-        how: How = ("appears", "appears", "appears", "changes", "hides")[rng.integers(5)]
-        member = int(rng.integers(num_cast))
-        if how == "changes" and member not in changed:
-            kind = next((k for k in free_kinds if k.shape == cast_kinds[member].shape), None)
-            if kind is not None:
-                free_kinds.remove(kind)
-                changed.add(member)
-                tracks[member] = _recoloured(tracks[member], kind, start_s, end_s, rng)
-                targets.append(Target(member, kind, start_s, end_s, "changes", cast_kinds[member]))
-                continue
-        if how == "hides" and member not in changed:
-            kind = next(k for k in free_kinds if k.shape in FULL_COVER_SHAPES)
-            fronts.append(_hiding_track(rng, kind, tracks[member], start_s, end_s))
-            targets.append(Target(len(tracks) + len(fronts) - 1, kind, start_s, end_s, "hides", cast_kinds[member]))
-        else:
-            kind = free_kinds[0]
-            fronts.append(_passing_track(rng, kind, side_px, start_s, end_s))
-            targets.append(Target(len(tracks) + len(fronts) - 1, kind, start_s, end_s, "appears", None))
-        free_kinds.remove(kind)
+    plot = _Plot(tracks, cast_kinds, free_kinds, side_px, length_s)
+    plot.add_targets(rng, num_targets)
     return Script(
         width_px=width_px,
         height_px=height_px,
         fps=FRAMES_PER_SECOND[rng.integers(len(FRAMES_PER_SECOND))],
         duration_s=length_s,
-        tracks=tuple(tracks + fronts),
-        targets=tuple(targets),
+        tracks=tuple(tracks + plot.fronts),
+        targets=tuple(plot.targets),
         sceneries=tuple(_scenery(rng, from_s) for from_s in (0.0, *cuts_s)),
         light=(rng.uniform(0.88, 1.05), rng.uniform(0, 0.13), rng.uniform(4, 20), rng.uniform(0, 6.28)),
         noise=rng.uniform(2, 9),
         noise_seed=int(rng.integers(2**31)),
     )
+
+
+@dataclass(slots=True)
+class _Plot:
+    """What happens among the cast of a clip, as far as it is invented."""
+
+    tracks: list[Track]
+    """The cast and what stands about; those that change are replaced."""
+    cast_kinds: list[Kind]
+    free_kinds: list[Kind]
+    """Kinds that nothing has been yet, in the order in which they are taken."""
+    side_px: int
+    length_s: int
+    fronts: list[Track] = field(default_factory=list)
+    """What comes before all others."""
+    targets: list[Target] = field(default_factory=list)
+
+    def add_targets(self, rng: np.random.Generator, num_targets: int) -> None:
+        """Invent things to ask about, one after the other."""
+        slots_s = np.linspace(0.5, self.length_s - 0.5, num_targets + 1)
+        changed: set[int] = set()
+        tracks, cast_kinds, free_kinds = self.tracks, self.cast_kinds, self.free_kinds
+        for slot in range(num_targets):
+            visible_s = SAMPLING_PERIOD_S * rng.integers(VISIBLE_FRAMES[0], VISIBLE_FRAMES[1] + 1)
+            earliest, latest = slots_s[slot], max(slots_s[slot], slots_s[slot + 1] - visible_s)
+            start_s = float(min(rng.uniform(earliest, latest), self.length_s - visible_s))
+            end_s = float(start_s + visible_s)
+            how: How = ("appears", "appears", "appears", "changes", "hides")[rng.integers(5)]
+            member = int(rng.integers(len(cast_kinds)))
+            if how == "changes" and member not in changed:
+                kind = next((k for k in free_kinds if k.shape == cast_kinds[member].shape), None)
+                if kind is not None:
+                    free_kinds.remove(kind)
+                    changed.add(member)
+                    tracks[member] = _recoloured(tracks[member], kind, start_s, end_s, rng)
+                    self.targets.append(Target(member, kind, start_s, end_s, "changes", cast_kinds[member]))
+                    continue
+            if how == "hides" and member not in changed:
+                kind = next(k for k in free_kinds if k.shape in FULL_COVER_SHAPES)
+                self.fronts.append(_hiding_track(rng, kind, tracks[member], start_s, end_s))
+                self.targets.append(
+                    Target(len(tracks) + len(self.fronts) - 1, kind, start_s, end_s, "hides", cast_kinds[member])
+                )
+            else:
+                kind = free_kinds[0]
+                self.fronts.append(_passing_track(rng, kind, self.side_px, start_s, end_s))
+                self.targets.append(Target(len(tracks) + len(self.fronts) - 1, kind, start_s, end_s, "appears", None))
+            free_kinds.remove(kind)
 
 
 def draw_frames(script: Script) -> Iterator[Drawing]:

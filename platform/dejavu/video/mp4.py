@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -145,21 +147,9 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
     try:
         with unfinished.open("xb") as file:
             sink = _Sink(file)
-            try:
+            with _said_plainly(source, sink):
                 sampler = Sampler(source, frame_px, config.rate, config.leniency, view)
                 _encode(sampler, sink, config)
-            except VideoError:
-                raise
-            except Exception as error:
-                if sink.error is not None:
-                    raise sink.error from None
-                if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
-                    raise
-                line = (str(error).splitlines() or [""])[0]
-                raise VideoError(
-                    f"{source.name}: got an error of the video library ({type(error).__name__}: {line}), expected a "
-                    "video that it can read; convert the file or leave it out"
-                ) from error
             file.flush()
             os.fsync(file.fileno())
         info = probe(unfinished)
@@ -182,6 +172,25 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
         concealed=to_ranges(sampler.concealed),
         remarks="; ".join(sampler.remarks),
     )
+
+
+@contextmanager
+def _said_plainly(source: Path, sink: _Sink) -> Iterator[None]:
+    """Raise what went wrong as it is if it is the disk's, and as a VideoError if it is the source's."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except Exception as error:
+        if sink.error is not None:
+            raise sink.error from None
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+            raise
+        line = (str(error).splitlines() or [""])[0]
+        raise VideoError(
+            f"{source.name}: got an error of the video library ({type(error).__name__}: {line}), expected a "
+            "video that it can read; convert the file or leave it out"
+        ) from error
 
 
 def probe(path: Path) -> Mp4Info:

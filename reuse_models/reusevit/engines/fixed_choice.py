@@ -77,8 +77,7 @@ def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Pl
     pairs: list[tuple[int, int, int]] = []
     waves: list[list[tuple[int, int, list[tuple[int, int]]]]] = [[] for _ in range(NUM_KINDS)]
     for slot, size in enumerate(sizes):
-        start = len(owns)
-        starts.append(start)
+        starts.append(start := len(owns))
         code_of = {PREVIOUS: 0} | {step.frame: 1 + index for index, step in enumerate(GROUPS[size])}
         sources: list[set[int]] = [{0}]
         for index, step in enumerate(GROUPS[size]):
