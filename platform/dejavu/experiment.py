@@ -231,6 +231,7 @@ DEMO_HEAD = TaskConfig(
 OWN_TRAINING = TrainConfig(
     targets=(0.85,),
     min_steps=200,
+    patience=2,
     validation_windows=24,
     fit=FitConfig(
         codec_learning_rate=5e-4,
