@@ -14,7 +14,7 @@ import _bootstrap  # first: makes the packages importable
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from dejavu.cluster import cluster
 from dejavu.ablation.footage import World, open_videos, open_world
 from dejavu.ablation.table import render
 from dejavu.ablation.trial import Trial, fit_addon, measure, to_row
-from dejavu.ablation.variants import OWN_VARIANTS, VARIANTS
+from dejavu.ablation.variants import DEFAULT_LOSS, VARIANTS, Variant, all_variants
 from dejavu.backbones.load import Backbone, BackboneError, load_backbone
-from dejavu.experiment import RECIPES
+from dejavu.experiment import OWN_TRAINING, RECIPES
 from dejavu.stages.score import EvalSet, build_eval_set
 from dejavu.embedding.texts import embed_texts
 from dejavu.storage.store import Store, StoreError, write_json, write_text
@@ -99,7 +99,7 @@ def run(options: Options) -> None:
     world, eval_set = open_data(options, backbone)
     clips = f"{len(world.train)} training clips, {len(world.validation)} validation clips"
     print(f"{clips}, {len(world.questions)} questions", flush=True)
-    variants = VARIANTS if options.videos is None else OWN_VARIANTS
+    variants = VARIANTS if options.videos is None else own_variants()
     names = options.variants or tuple(variants)
     trials = [Trial(variants[name], seed, options.steps) for seed in options.seeds for name in names]
     for number, trial in enumerate(trials, 1):
@@ -115,6 +115,12 @@ def run(options: Options) -> None:
         write_json(result, to_row(trial, points, fit_seconds))
         spent = time.monotonic() - began
         print(f"[{spent:6.0f} s] {number} of {len(trials)}: {trial.variant.name}, seed {trial.seed}", flush=True)
+
+
+def own_variants() -> dict[str, Variant]:
+    """Return the variants of what recipe `folder` fits, with as many windows a step as its few videos come to."""
+    loss = replace(DEFAULT_LOSS, target_rate=OWN_TRAINING.targets[0])
+    return all_variants(replace(OWN_TRAINING.fit, clips_per_step=2), loss)
 
 
 def open_data(options: Options, backbone: Backbone) -> tuple[World, EvalSet | None]:

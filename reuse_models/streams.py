@@ -6,7 +6,8 @@ N tokens, D width, E embedding width, P patches a side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,3 +149,23 @@ class Record:
 
 def _starts(lengths: list[int]) -> list[int]:
     return [sum(lengths[:stream]) for stream in range(len(lengths))]
+
+
+def each_core(run: Callable[[int, Sequence[int]], None], num_streams: int, device: torch.device) -> None:
+    """Call run(part, streams) for parts of the streams, a core each; on an accelerator for all of them at once."""
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    parts = min(cores, num_streams)
+    # Cores left over by a few streams serve better within each operator.
+    if parts < 2 or parts < cores:
+        run(0, range(num_streams))
+        return
+    shares = [range(part * num_streams // parts, (part + 1) * num_streams // parts) for part in range(parts)]
+    # An operator's number of threads belongs to the thread that calls it; the number it is set to last is also what
+    # later threads begin with, so that the caller's is set again.
+    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(run, part, share) for part, share in enumerate(shares)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            torch.set_num_threads(cores)

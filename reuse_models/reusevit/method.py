@@ -10,11 +10,9 @@ Shapes: B streams, F frames, L layers, N tokens (prefix first), A patches, E emb
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -27,19 +25,21 @@ from reuse_models.flops import dense_work
 from reuse_models.method import Chunk, Encoded, Method, Work
 from reuse_models.reusevit.addon import Addon, addon_shape, check_addon, load_addon
 from reuse_models.reusevit.anchors import BoundaryAnchors, measured_bytes, start_anchors
-from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history, codec_net_macs
+from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.compacted import Compacted, Pass, PassResult
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity
 from reuse_models.reusevit.engines.given_rows import GivenRows, Places
 from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.engines.workspace import Workspace
+from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, Order, check_refresh, group_size
 from reuse_models.reusevit.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.refresh import AdaptiveRefresh, ErrorMeter, Over
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
+from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
 from reuse_models.reusevit.skipping import Skipping
-from reuse_models.streams import check_chunk
+from reuse_models.streams import check_chunk, each_core
 from reuse_models.tower.vit import Vit
 
 STREAMS_PER_PASS = 16
@@ -165,50 +165,19 @@ class ReuseVitConfig:
         return addon.beside(vit.position).eval().requires_grad_(False)
 
 
-@dataclass(slots=True)
-class StreamPlace:
-    """Where one stream stands."""
-
-    next_frame: int = 0
-    """Number of the first frame not yet computed."""
-    left_in_segment: int | None = 0
-    """Frames before the next dense one; None for a GOP without end."""
-    error: float = 0.0
-    """What reuse has neglected since the last dense frame, as adaptive refresh estimates it."""
-    held_pixels: list[Tensor] = field(default_factory=list)
-    """Frames that wait for their group, [3, H, W] each."""
-    held_codec: list[Tensor] = field(default_factory=list)
-    """Their codec histories, [4, T, P, P] each."""
-    held_cuts: list[bool] = field(default_factory=list)
-    """Whether adaptive refresh sees a cut at them."""
-    ended: bool = False
-    """No frame follows those held."""
-    before_T4PP: Tensor | None = None
-    """The last codec grids seen, T - 1 of them."""
-
-    def copy(self) -> StreamPlace:
-        """Return the same place, to go on from separately."""
-        return dataclasses.replace(
-            self,
-            held_pixels=list(self.held_pixels),
-            held_codec=list(self.held_codec),
-            held_cuts=list(self.held_cuts),
-        )
-
-
 @dataclass(slots=True, weakref_slot=True)
 class ReuseVitMemory:
-    """Anchors and places of B streams; workspaces and fixed places are kept for their memory alone."""
+    """Anchors and states of B streams; workspaces and fixed places are kept for their memory alone."""
 
     anchors: tuple[BoundaryAnchors, ...]
-    places: list[StreamPlace]
+    states: list[StreamState]
     workspaces: dict[int, Workspace] = field(default_factory=dict)
     fixed_places: Places | None = None
 
     @property
     def bytes_per_stream(self) -> int:
         """Bytes that outlive a call, per stream; held frames left out."""
-        return measured_bytes(self.anchors) // max(len(self.places), 1)
+        return measured_bytes(self.anchors) // max(len(self.states), 1)
 
     @property
     def workspace_bytes(self) -> int:
@@ -231,27 +200,29 @@ class ReuseVit:
     """The method. Streams are independent, so each core takes its own and none waits for another."""
 
     def __init__(self, config: ReuseVitConfig, vit: Vit, addon: Addon, gate: Gate | None = None) -> None:
-        self.vit, self.addon, self.refresh = vit, addon, config.refresh
-        self.adaptive, self.group_size = config.adaptive_refresh(), group_size(config.order)
+        self.vit, self.addon = vit, addon
+        adaptive = config.adaptive_refresh()
         if gate is None and config.forced_rate is not None:
             gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape)
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
-        self.meter = None if self.adaptive.error is None else ErrorMeter(gate)
+        self.meter = None if adaptive.error is None else ErrorMeter(gate)
         policy = ReusePolicy(addon, self.meter or gate, config.semantics)
         self.engine = Compacted(vit, policy)
         on_gpu = vit.position.device.type == "cuda"
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
         self.fixed = fixed_engine(vit, policy) if is_fixed else None
+        one_size = self.fixed is not None and self.fixed.one_size
+        self.scheduler = Scheduler(config.refresh, adaptive, group_size(config.order), one_size=one_size)
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
         """Return the memory of streams of which nothing has been seen."""
-        streams = [StreamPlace() for _ in range(num_streams)]
+        states = [StreamState() for _ in range(num_streams)]
         if self.fixed is None:
-            return ReuseVitMemory(start_anchors(self.vit, num_streams), streams)
+            return ReuseVitMemory(start_anchors(self.vit, num_streams), states)
         anchors, fixed_places = self.fixed.take(num_streams, STREAMS_PER_PASS)
-        memory = ReuseVitMemory(anchors, streams, fixed_places=fixed_places)
+        memory = ReuseVitMemory(anchors, states, fixed_places=fixed_places)
         weakref.finalize(memory, self.fixed.give_back, anchors, fixed_places).atexit = False
         return memory
 
@@ -262,12 +233,12 @@ class ReuseVit:
             ValueError: A frame or codec grid does not fit the tower, there are no codec grids, or memory is for
                 another number of streams.
         """
-        check_chunk(chunk, self.vit, len(memory.places))
+        check_chunk(chunk, self.vit, len(memory.states))
         if chunk.codec is None:
             raise ValueError("reusevit: got frames without codec grids, expected one each; decode them with the frames")
-        for place, ended in zip(memory.places, chunk.ended, strict=True):
-            place.ended = ended
-        self._take(memory.places, chunk.pixels, chunk.codec)
+        for state, ended in zip(memory.states, chunk.ended, strict=True):
+            state.ended = ended
+        self._take(memory.states, chunk.pixels, chunk.codec)
         finished = self._advance(memory) if self.fixed is None else self._advance_fixed(self.fixed, memory)
         return self._encoded(finished, memory)
 
@@ -280,26 +251,26 @@ class ReuseVit:
             with torch.inference_mode(inference), torch.no_grad():
                 self._run(part, streams, memory, finished)
 
-        _each_core(run, len(memory.places), self.vit.position.device)
+        each_core(run, len(memory.states), self.vit.position.device)
         return finished
 
     def _advance_fixed(self, fixed: GivenRows[Any], memory: ReuseVitMemory) -> list[_Finished]:
         """Advance on the rows given; once more, on all rows, if they were too few."""
         assert memory.fixed_places is not None
         may_be_too_few = fixed.capacities.is_known
-        places = [place.copy() for place in memory.places] if may_be_too_few else []
+        states = [state.copy() for state in memory.states] if may_be_too_few else []
         if may_be_too_few:
             fixed.save(memory.anchors, memory.fixed_places)
         while True:
             finished: list[_Finished] = []
             with torch.no_grad():
-                self._run(0, range(len(memory.places)), memory, finished)
+                self._run(0, range(len(memory.states)), memory, finished)
             if fixed.were_enough([one.result for one in finished if one.result is not None]):
                 return finished
             fixed.restore(memory.anchors, memory.fixed_places)
-            memory.places[:] = places
+            memory.states[:] = states
 
-    def _take(self, places: Sequence[StreamPlace], pixels: Sequence[Tensor], codec: Sequence[Tensor]) -> None:
+    def _take(self, states: Sequence[StreamState], pixels: Sequence[Tensor], codec: Sequence[Tensor]) -> None:
         """Hold frames until their group is full; the codec grids of streams of one length are prepared at once."""
         of_length: dict[int, list[int]] = {}
         for stream, pixels_F3HW in enumerate(pixels):
@@ -308,93 +279,51 @@ class ReuseVit:
         for streams in of_length.values():
             codec_SF4PP = torch.stack([codec[stream] for stream in streams]).to(self.vit.position)
             nothing_T4PP = codec_SF4PP.new_zeros(CODEC_STEPS - 1, *codec_SF4PP.shape[2:])
-            before = [places[stream].before_T4PP for stream in streams]
+            before = [states[stream].before_T4PP for stream in streams]
             before_ST4PP = torch.stack([nothing_T4PP if one is None else one for one in before])
             histories = codec_history(before_ST4PP, codec_SF4PP).flatten(0, 1).unbind()
             lasts = torch.cat([before_ST4PP, codec_SF4PP], dim=1)[:, 1 - CODEC_STEPS :].clone().unbind()
             num_frames = codec_SF4PP.shape[1]
             for index, (stream, last_T4PP) in enumerate(zip(streams, lasts, strict=True)):
-                place = places[stream]
-                place.held_pixels += pixels[stream].to(self.vit.position.device).unbind()
-                place.held_codec += histories[index * num_frames : (index + 1) * num_frames]
-                place.held_cuts += self.adaptive.are_cuts(codec_SF4PP[index])
-                place.before_T4PP = last_T4PP
+                of_stream = histories[index * num_frames : (index + 1) * num_frames]
+                cuts = self.scheduler.adaptive.are_cuts(codec_SF4PP[index])
+                frames_F3HW = pixels[stream].to(self.vit.position.device)
+                states[stream].held += map(HeldFrame, frames_F3HW.unbind(), of_stream, cuts)
+                states[stream].before_T4PP = last_T4PP
 
     def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, finished: list[_Finished]) -> None:
         """Advance these streams as far as their frames go."""
         for start in range(0, len(streams), STREAMS_PER_PASS):
-            turn = streams[start : start + STREAMS_PER_PASS]
-            while True:
-                dense = [stream for stream in turn if self._dense_is_due(memory.places[stream])]
-                for stream in dense:
-                    place = memory.places[stream]
-                    place.left_in_segment, place.error = self.refresh, 0.0
-                if dense:
-                    finished.append(self._run_dense(dense, memory))
-                sizes = {stream: self._group_size(memory.places[stream]) for stream in turn}
-                groups = {stream: size for stream, size in sizes.items() if size}
-                for of_one_pass in self._passes(groups):
-                    finished.append(self._run_groups(part, of_one_pass, memory))
-                if not dense and not groups:
-                    break
+            some = streams[start : start + STREAMS_PER_PASS]
+            while turns := self.scheduler.schedule(memory.states, some):
+                finished += [
+                    self._dense(turn, memory) if turn.is_dense else self._group(part, turn, memory) for turn in turns
+                ]
 
-    def _passes(self, groups: dict[int, int]) -> list[dict[int, int]]:
-        """Return the groups that go together: all, or those of one size each."""
-        if self.fixed is None or not self.fixed.one_size:
-            return [groups] if groups else []
-        sizes = sorted(set(groups.values()), reverse=True)
-        return [{stream: size for stream, size in groups.items() if size == one} for one in sizes]
-
-    def _dense_is_due(self, place: StreamPlace) -> bool:
-        return bool(place.held_pixels) and (place.left_in_segment == 0 or place.held_cuts[0])
-
-    def _group_size(self, place: StreamPlace) -> int:
-        if place.left_in_segment == 0:
-            return 0
-        here, full = len(place.held_pixels), self.group_size
-        wanted = full if place.left_in_segment is None else min(full, place.left_in_segment)
-        if True in place.held_cuts[:wanted]:
-            wanted = place.held_cuts.index(True)
-        return wanted if here >= wanted else here * int(place.ended)
-
-    def _run_dense(self, streams: Sequence[int], memory: ReuseVitMemory) -> _Finished:
-        pixels_S3HW = torch.stack([memory.places[stream].held_pixels[0] for stream in streams])
+    def _dense(self, turn: Turn, memory: ReuseVitMemory) -> _Finished:
+        states = [memory.states[stream] for stream in turn.streams]
         if self.fixed is not None and self.fixed.capacities.is_known:
             assert memory.fixed_places is not None
-            self.fixed.keep(memory.anchors, memory.fixed_places, streams)
-        embeddings_SE = self.engine.dense(memory.anchors, streams, pixels_S3HW)
-        frames = [(stream, memory.places[stream].next_frame) for stream in streams]
-        for stream in streams:
-            _drop(memory.places[stream], 1)
+            self.fixed.keep(memory.anchors, memory.fixed_places, turn.streams)
+        pixels_S3HW = torch.stack([state.held[0].pixels_3HW for state in states])
+        embeddings_SE = self.engine.dense(memory.anchors, turn.streams, pixels_S3HW)
+        frames = [(stream, state.next_frame) for stream, state in zip(turn.streams, states, strict=True)]
+        self.scheduler.done(memory.states, turn)
         return _Finished(frames, embeddings_SE, None)
 
-    def _run_groups(self, part: int, groups: dict[int, int], memory: ReuseVitMemory) -> _Finished:
-        """Advance streams by a group each; `groups` gives its size by stream."""
-        streams, sizes = tuple(groups), tuple(groups.values())
-        places = [memory.places[stream] for stream in streams]
-        order = [(place, step.frame) for place, size in zip(places, sizes, strict=True) for step in GROUPS[size]]
+    def _group(self, part: int, turn: Turn, memory: ReuseVitMemory) -> _Finished:
+        states = [(stream, memory.states[stream], size) for stream, size in zip(turn.streams, turn.sizes, strict=True)]
+        held = [state.held[step.frame] for _, state, size in states for step in GROUPS[size]]
         work = Pass(
-            streams=streams,
-            sizes=sizes,
-            pixels_F3HW=torch.stack([place.held_pixels[offset] for place, offset in order]),
-            history_F4TPP=torch.stack([place.held_codec[offset] for place, offset in order]),
-            frames=[
-                (stream, memory.places[stream].next_frame + step.frame)
-                for stream, size in zip(streams, sizes, strict=True)
-                for step in GROUPS[size]
-            ],
+            streams=turn.streams,
+            sizes=turn.sizes,
+            pixels_F3HW=torch.stack([frame.pixels_3HW for frame in held]),
+            history_F4TPP=torch.stack([frame.history_4TPP for frame in held]),
+            frames=[(stream, state.next_frame + step.frame) for stream, state, size in states for step in GROUPS[size]],
         )
         result = self._pass(part, memory, work)
-        errors = self.meter.take(self.vit.shape.num_layers - 1) if self.meter else {}
-        for stream, place, size in zip(streams, places, sizes, strict=True):
-            if self.meter:
-                mine = [errors[stream, place.next_frame + offset] for offset in range(size)]
-                place.error = self.adaptive.estimate(place.error, mine)
-            _drop(place, size)
-            if place.left_in_segment is not None:
-                place.left_in_segment -= size
-            if self.adaptive.ends(place.error):
-                place.left_in_segment = 0
+        errors = None if self.meter is None else self.meter.take(self.vit.shape.num_layers - 1)
+        self.scheduler.done(memory.states, turn, errors)
         return _Finished(work.frames, result.embeddings_FE, result)
 
     def _pass(self, part: int, memory: ReuseVitMemory, work: Pass) -> PassResult:
@@ -406,43 +335,8 @@ class ReuseVit:
             workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(work.frames))
         return self.engine.group(memory.anchors, workspace, work)
 
-    def _group_work(self, results: Sequence[PassResult]) -> dict[str, Tensor]:
-        """Return [F, K] units of each part; a boundary is filed under the layer that it leads into."""
-        shape = self.vit.shape
-        num_tokens = shape.num_tokens
-        # One copy from the device for all.
-        columns = zip(
-            *((one.executed_Fb, one.restored_Fb, one.compared_Fb, one.weighed_Fb) for one in results), strict=True
-        )
-        computed_Fb, restored_Fb, compared_Fb, weighed_Fb = torch.stack([torch.cat(one) for one in columns]).cpu()
-        one_F1 = torch.ones(len(computed_Fb), 1, dtype=torch.int64)
-        none_F1 = torch.zeros_like(one_F1)
-        asked_F1 = shape.num_last_queries * one_F1
-        entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
-        closed_FL = torch.cat([computed_Fb, asked_F1], 1)
-        tokens_Fb = torch.full_like(computed_Fb, num_tokens)
-        return {
-            "patch_embedding": one_F1 * shape.num_patches,
-            # In the last layer of CLS alone; where it runs for all tokens, of those that are not reused.
-            "query": torch.cat([entered_FL[:, :-1], one_F1 if shape.has_cls else entered_FL[:, -1:]], 1),
-            "key_value": entered_FL,
-            "attention": torch.cat([tokens_Fb * num_tokens, num_tokens * asked_F1], 1),
-            "projection": closed_FL,
-            "mlp": closed_FL,
-            "pooling": asked_F1,
-            "head": one_F1,
-            "importance": torch.cat([none_F1, weighed_Fb], 1),
-            "similarity": torch.cat([none_F1, compared_Fb], 1),
-            "decision": torch.cat([none_F1, (tokens_Fb - shape.num_prefix) * self._decision_units()], 1),
-            "restoration": torch.cat([none_F1, restored_Fb], 1),
-            "codec_net": one_F1 * codec_net_macs(shape.patches_per_side) * int(self.addon.shape.codec),
-        }
-
     def _num_ranks(self) -> int:
         return (len(CORRECTED) - 1) * self.addon.shape.restoration_rank
-
-    def _decision_units(self) -> int:
-        return self.addon.shape.decision_hidden if self._decides else 0
 
     def _encoded(self, finished: Sequence[_Finished], memory: ReuseVitMemory) -> Encoded:
         """Put what was completed in display order, stream by stream."""
@@ -453,7 +347,7 @@ class ReuseVit:
         results = [one.result for one in groups if one.result is not None]
         num_dense = sum(len(one.frames) for one in dense)
         order = sorted(range(len(frames)), key=frames.__getitem__)
-        lengths = [0] * len(memory.places)
+        lengths = [0] * len(memory.states)
         for stream, _ in frames:
             lengths[stream] += 1
 
@@ -477,7 +371,7 @@ class ReuseVit:
         dense = {name: units_1K.expand(num_dense, -1) for name, units_1K in self._dense_work.parts.items()}
         if not results:
             return dense
-        groups = self._group_work(results)
+        groups = group_units(self.vit.shape, self.addon.shape, results, decides=self._decides)
         return {
             name: torch.cat([units_FK, dense.get(name, units_FK.new_zeros(num_dense, units_FK.shape[1]))])
             for name, units_FK in groups.items()
@@ -496,28 +390,3 @@ def fixed_engine(vit: Vit, policy: ReusePolicy) -> GivenRows[Any]:
         if can_fuse(vit, policy):
             return FusedCapacity(vit, policy)
     return FixedCapacity(vit, policy)
-
-
-def _drop(place: StreamPlace, num_frames: int) -> None:
-    del place.held_pixels[:num_frames], place.held_codec[:num_frames], place.held_cuts[:num_frames]
-    place.next_frame += num_frames
-
-
-def _each_core(run: Callable[[int, Sequence[int]], None], num_streams: int, device: torch.device) -> None:
-    """Call run(part, streams) for parts of the streams, a core each; on an accelerator for all of them at once."""
-    cores = torch.get_num_threads() if device.type == "cpu" else 1
-    parts = min(cores, num_streams)
-    # Cores left over by a few streams serve better within each operator.
-    if parts < 2 or parts < cores:
-        run(0, range(num_streams))
-        return
-    shares = [range(part * num_streams // parts, (part + 1) * num_streams // parts) for part in range(parts)]
-    # An operator's number of threads belongs to the thread that calls it; the number it is set to last is also what
-    # later threads begin with, so that the caller's is set again.
-    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(run, part, share) for part, share in enumerate(shares)]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            torch.set_num_threads(cores)

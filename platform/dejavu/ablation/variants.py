@@ -7,7 +7,6 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from dejavu.experiment import OWN_TRAINING
 from dejavu.video.codec_grid import MotionBinning
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import FitConfig
@@ -24,8 +23,6 @@ DEFAULT_FIT = FitConfig(
     clips_per_step=2,
 )
 """As the demo's recipe fits."""
-OWN_FIT = replace(OWN_TRAINING.fit, clips_per_step=2)
-"""As `folder` fits, and as many windows a step as its few videos come to."""
 DEFAULT_LOSS = LossConfig(target_rate=0.9, second_last_weight=0.0)
 
 
@@ -64,7 +61,8 @@ def changed(config: Any) -> dict[str, Any]:
     return found
 
 
-def _all(fit: FitConfig, loss: LossConfig) -> tuple[Variant, ...]:
+def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
+    """Return the variants of a default fit by name."""
     vary = partial(Variant, fit=fit, loss=loss)
     targets = tuple(
         vary(
@@ -104,7 +102,7 @@ def _all(fit: FitConfig, loss: LossConfig) -> tuple[Variant, ...]:
             ("refresh cut=0.95", "where 95 % of the macroblocks are intra", ReuseVitConfig(refresh_cut=0.95)),
         )
     )
-    return (
+    every = (
         vary(
             name=DEFAULT,
             says=f"semantics `anchor`, no refresh, target {loss.target_rate:g}, hidden terms 0",
@@ -153,10 +151,7 @@ def _all(fit: FitConfig, loss: LossConfig) -> tuple[Variant, ...]:
             motion="published",
         ),
     )
+    return {variant.name: variant for variant in every}
 
 
-VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in _all(DEFAULT_FIT, DEFAULT_LOSS)}
-OWN_VARIANTS: Mapping[str, Variant] = {
-    variant.name: variant for variant in _all(OWN_FIT, replace(DEFAULT_LOSS, target_rate=OWN_TRAINING.targets[0]))
-}
-"""The same ideas where what recipe `folder` trains with is the default."""
+VARIANTS: Mapping[str, Variant] = all_variants(DEFAULT_FIT, DEFAULT_LOSS)

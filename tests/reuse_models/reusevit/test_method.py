@@ -233,7 +233,7 @@ def test_a_long_stream_runs_in_constant_memory(vit: Vit, addon: Addon) -> None:
     for start in range(0, 40, 5):
         chunk = Chunk((pixels[0][start : start + 5],), (codec[0][start : start + 5],), (False,))
         memory = method.encode(chunk, memory).memory
-        held.append(len(memory.places[0].held_pixels))
+        held.append(len(memory.states[0].held))
         sizes.append(sum(workspace.num_bytes for workspace in memory.workspaces.values()))
     assert max(held) < 4
     assert max(sizes) < 2 * min(sizes)

@@ -65,6 +65,7 @@ def both(shape: VitShape, gate: Gate | None, addon: Addon, **config: Any) -> tup
     assert fused.fixed is not None
     assert fused_capacity.can_fuse(vit, fused.fixed.policy)
     fused.fixed = FusedCapacity(vit, fused.fixed.policy)
+    fused.scheduler = dataclasses.replace(fused.scheduler, one_size=True)
     return compacted, fused
 
 
