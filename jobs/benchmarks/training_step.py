@@ -28,7 +28,7 @@ import tyro
 from drawn_windows import make_batch
 from torch import Tensor
 
-from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN, FrameStep
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import Features, Gate
 from reuse_models.training.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.reusevit.engines.masked import MaskedOutput
@@ -101,7 +101,7 @@ class PlainFit(Fit):
         teacher = dense_teacher(self.teacher, batch.pixels_CF3HW)
         codec_XPP = self.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1))
         codec_CFA = codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]).flatten(2)
-        policy = ReusePolicy(self.addon, gate, self.config.semantics)
+        policy = ReusePolicy(self.addon, gate)
         output = plain_forward(self.vit, policy, batch.pixels_CF3HW, codec_CFA)
         return reuse_loss(output, teacher, self.loss), output.reuse_CFbN[:, -3:].detach().mean(dim=(0, 1, 3))
 
@@ -127,7 +127,6 @@ class Left:
     pre_proj_CAD: Tensor
     used: States
     remembered: States
-    group: int
 
 
 def plain_forward(vit: Vit, policy: ReusePolicy, pixels_CF3HW: Tensor, codec_CFA: Tensor) -> MaskedOutput:
@@ -166,11 +165,9 @@ def plain_mix(
         pre_proj_CAD = pre_proj_CFND[:, index, 1:]
         own = (h_CFND[:, index, 1:], qkv_CFNC[:, index, 1:])
         g_CA = torch.zeros_like(codec_CFA[:, index])
-        mixed = Left(pre_proj_CAD, own, own, step.group)
+        mixed = Left(pre_proj_CAD, own, own)
         if step.candidates:
-            similarity_CA, anchor_CAD, state = nearest(
-                pre_proj_CAD, [left[one] for one in step.candidates], policy, step
-            )
+            similarity_CA, anchor_CAD, state = nearest(pre_proj_CAD, [left[one] for one in step.candidates])
             features = Features(importance_CFN[:, index, 1:], similarity_CA, codec_CFA[:, index], step.kind)
             g_CA = policy.gate(boundary, features)
             g_CA1 = g_CA[..., None]
@@ -180,7 +177,6 @@ def plain_mix(
                 g_CA1 * anchor_CAD + (1 - g_CA1) * pre_proj_CAD,
                 blend(g_CA1, restored, own),
                 blend(g_CA1, state, own),
-                step.group,
             )
         left[step.frame] = mixed
         gates.append(g_CA)
@@ -189,26 +185,18 @@ def plain_mix(
     return used, torch.stack(gates, dim=1)
 
 
-def nearest(
-    pre_proj_CAD: Tensor, candidates: Sequence[Left], policy: ReusePolicy, step: FrameStep
-) -> tuple[Tensor, Tensor, States]:
+def nearest(pre_proj_CAD: Tensor, candidates: Sequence[Left]) -> tuple[Tensor, Tensor, States]:
     """Return the largest cosine, and the pre_proj and the states it was found at."""
     found = [(F.cosine_similarity(pre_proj_CAD, one.pre_proj_CAD, dim=-1), one) for one in candidates]
     similarity_CA, first = found[0]
-    anchor_CAD, state = first.pre_proj_CAD, referred(first, policy, step.group)
+    anchor_CAD, state = first.pre_proj_CAD, first.remembered
     for cosine_CA, other in found[1:]:
         nearer_CA1 = (cosine_CA > similarity_CA)[..., None]
         similarity_CA = torch.where(nearer_CA1[..., 0], cosine_CA, similarity_CA)
         anchor_CAD = torch.where(nearer_CA1, other.pre_proj_CAD, anchor_CAD)
-        h_CAD, qkv_CAC = referred(other, policy, step.group)
+        h_CAD, qkv_CAC = other.remembered
         state = (torch.where(nearer_CA1, h_CAD, state[0]), torch.where(nearer_CA1, qkv_CAC, state[1]))
     return similarity_CA, anchor_CAD, state
-
-
-def referred(left: Left, policy: ReusePolicy, group: int) -> States:
-    """Return what a frame of `group` finds: by the semantics."""
-    restored = policy.semantics == "chained" or (policy.semantics == "grouped" and group != left.group)
-    return left.used if restored else left.remembered
 
 
 def blend(g_CA1: Tensor, reused: States, computed: States) -> States:

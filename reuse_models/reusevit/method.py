@@ -29,7 +29,7 @@ from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.compacted import Compacted, Pass, PassResult
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity
 from reuse_models.reusevit.engines.given_rows import GivenRows, Places
-from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
 from reuse_models.reusevit.engines.workspace import Workspace
 from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, Order, check_refresh, group_size
@@ -73,7 +73,7 @@ class ReuseVitConfig:
     """Share of intra macroblocks at which a frame begins a new GOP; None for none."""
     order: Order = "nested"
     """In which order frames are computed; as the add-on was trained."""
-    semantics: Semantics = "anchor"
+    semantics: EngineSemantics = "anchor"
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
     """Added to every reuse logit: the runtime knob, calibrated on validation clips."""
@@ -99,7 +99,7 @@ class ReuseVitConfig:
         if not self.skip >= 0:
             raise ValueError(f"skip: got {self.skip}, expected 0 or more; 0 embeds every frame")
         for name, got, known in (
-            ("semantics", self.semantics, SEMANTICS),
+            ("semantics", self.semantics, ENGINE_SEMANTICS),
             ("variant", self.variant, VARIANTS),
             ("forced_choice", self.forced_choice, CHOICES),
             ("inference", self.inference, INFERENCES),

@@ -30,7 +30,6 @@ from torch import Tensor
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.cuda_graphs import Fused
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
-from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import Order, training_pattern
 from reuse_models.reusevit.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
 from reuse_models.reusevit.reuse_policy import ReusePolicy
@@ -66,7 +65,6 @@ class FitConfig:
     """What mixes computed and restored in training: ours, or the published Gumbel-softmax."""
     dropout: float = 0.0
     """In the decisions; the published value is 0.25."""
-    semantics: Semantics = "anchor"
     order: Order = "nested"
     """In which order frames are computed, in training and in use."""
     codec: bool = True
@@ -194,9 +192,7 @@ class Fit:
             codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
             steps=training_pattern(self.config.order),
         )
-        return masked_forward(
-            self.vit, ReusePolicy(self.addon, gate, self.config.semantics), clips, keep_last=keep_last
-        )
+        return masked_forward(self.vit, ReusePolicy(self.addon, gate), clips, keep_last=keep_last)
 
     def step(self, batch: Batch, average: Callable[[Sequence[Tensor]], None] | None = None) -> Report:
         """Take one optimiser step.

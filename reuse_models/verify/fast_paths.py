@@ -14,7 +14,7 @@ from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.masked import Clips, masked_forward
-from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
 from reuse_models.reusevit.frame_order import schedule
 from reuse_models.reusevit.gate import ForcedGate
 from reuse_models.reusevit.method import Inference, ReuseVit, ReuseVitConfig
@@ -39,7 +39,7 @@ FILE = "(random tower)"
 @torch.no_grad()
 def compare_fast_paths() -> Iterable[Row]:
     """Yield a row for each path; a path that the machine lacks is not listed."""
-    for semantics in SEMANTICS:
+    for semantics in ENGINE_SEMANTICS:
         plain = _plain(semantics)
         ours = _ours(semantics, torch.device("cpu"), torch.float32)
         yield _row(f"compacted inference, {semantics}", ours, plain, TOLERANCE)
@@ -50,7 +50,7 @@ def compare_fast_paths() -> Iterable[Row]:
         yield _row("streams shared among cores", ours, _plain("anchor"), TOLERANCE)
 
 
-def _on_gpu(semantics: Semantics, plain: Tensor) -> Iterable[Row]:
+def _on_gpu(semantics: EngineSemantics, plain: Tensor) -> Iterable[Row]:
     device = torch.device("cuda")
     for inference in ("compacted", "fixed"):
         for dtype, tolerance in ((torch.float32, TOLERANCE), (torch.bfloat16, HALF_TOLERANCE)):
@@ -83,7 +83,7 @@ def _gate(rate: float) -> ForcedGate:
     return ForcedGate(rate, "random", SHAPE)
 
 
-def _plain(semantics: Semantics) -> Tensor:
+def _plain(semantics: EngineSemantics) -> Tensor:
     vit, addon, pixels, codec = _world()
     embeddings = []
     for rate in RATES:
@@ -103,7 +103,7 @@ def _plain(semantics: Semantics) -> Tensor:
 
 
 def _ours(
-    semantics: Semantics,
+    semantics: EngineSemantics,
     device: torch.device,
     dtype: torch.dtype,
     *,

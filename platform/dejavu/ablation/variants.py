@@ -72,15 +72,6 @@ def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
         )
         for target in (0.95, 0.8, 0.7)
     )
-    semantics = tuple(
-        vary(
-            name=f"semantics={semantics}",
-            says=f"state semantics `{semantics}`, in training and use",
-            fit=replace(fit, semantics=semantics),
-            method=ReuseVitConfig(semantics=semantics),
-        )
-        for semantics in ("chained", "grouped")
-    )
     refresh = tuple(
         vary(
             name=f"refresh={refresh}",
@@ -105,9 +96,8 @@ def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
     every = (
         vary(
             name=DEFAULT,
-            says=f"semantics `anchor`, no refresh, target {loss.target_rate:g}, hidden terms 0",
+            says=f"no refresh, target {loss.target_rate:g}, hidden terms 0",
         ),
-        *semantics,
         *refresh,
         *adaptive,
         *(

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from dejavu.storage.store import local_copy
 from dejavu.storage.store_path import StorePath
 from dejavu.storage.working_directory import enter_again
-from reuse_models.reusevit.engines.token_memory import Semantics
 from reuse_models.reusevit.frame_order import Order
 
 EXPERIMENT = "dejavu"
@@ -213,7 +212,6 @@ class LoggedAddon:
     backbone: str
     """As load_backbone takes it; likewise the size of frames."""
     image_px: int | None
-    semantics: Semantics
     order: Order
 
 
@@ -317,7 +315,6 @@ def _log_model(run_id: str, addon: LoggedAddon) -> None:
             model_config={
                 "backbone": addon.backbone,
                 "image_px": addon.image_px,
-                "semantics": addon.semantics,
                 "order": addon.order,
             },
             signature=signature,

@@ -215,7 +215,7 @@ class AddonTrainer:
                     weights = Path(folder) / f"target={target:g}.safetensors"
                     save_addon(addon, weights)
                     fit = config.fit
-                    setting = ReuseVitConfig(weights=str(weights), semantics=fit.semantics, order=fit.order)
+                    setting = ReuseVitConfig(weights=str(weights), order=fit.order)
                     with metered(Step(stage=STAGE, step="calibrate")) as done:
                         curves[target].append(rate_curve(setting, backbone, frames))
                         done.num_frames = len(PROBED_BIASES) * num_frames[-1]
@@ -354,7 +354,6 @@ class AddonTrainer:
                     "target": target,
                     "achieved_rate": self.achieved[target],
                     "biases": self.biases[target],
-                    "semantics": self.task.config.fit.semantics,
                     "order": self.task.config.fit.order,
                     "curve": curve,
                 }

@@ -40,25 +40,22 @@ class Choice:
     reused_FN: Tensor
     """bool; False for the prefix."""
     source_FN: Tensor
-    """Where the patch was last computed: its own row if it is computed now."""
-    base_FN: Tensor
-    """Where h, q, k, v of a reused patch come from. The source's, but in `chained` the chosen candidate's own."""
+    """Where the patch was last computed, and where its h, q, k, v come from: its own row if it is computed now."""
     num_pairs_F: Tensor
     """Comparisons with computed rows, beyond one a token with the anchor."""
 
 
-def choose(boundary: int, seen: Seen, layout: GroupLayout, gate: Gate, chained: bool) -> Choice:
+def choose(boundary: int, seen: Seen, layout: GroupLayout, gate: Gate) -> Choice:
     """Decide for all frames of the pass, kind after kind."""
     num_frames, num_tokens = seen.norm_FN.shape
     prefix = num_tokens - seen.codec_FA.shape[1]
     rows_FN = torch.arange(num_frames * num_tokens, device=seen.norm_FN.device).view(num_frames, num_tokens)
     source_FN = torch.full_like(rows_FN, ANCHOR)
-    base_FN = torch.full_like(rows_FN, ANCHOR)
     reused_FN = torch.zeros_like(rows_FN, dtype=torch.bool)
     num_pairs_F = torch.zeros(num_frames, dtype=torch.int64, device=rows_FN.device)
     for wave in layout.waves:
         frames_K = wave.frames_K
-        similarity_KN, found_KN, chosen_KN = _nearest(seen, wave, source_FN, num_pairs_F)
+        similarity_KN, found_KN = _nearest(seen, wave, source_FN, num_pairs_F)
         features = Features(
             importance_XA=seen.importance_FN[frames_K, prefix:],
             similarity_XA=similarity_KN[:, prefix:],
@@ -70,21 +67,14 @@ def choose(boundary: int, seen: Seen, layout: GroupLayout, gate: Gate, chained: 
         reused_KN = torch.nn.functional.pad(reused_KA, (prefix, 0))
         reused_FN[frames_K] = reused_KN
         source_FN[frames_K] = torch.where(reused_KN, found_KN, rows_FN[frames_K])
-        if chained:
-            token_N = rows_FN[0]
-            own_KN = chosen_KN * num_tokens + token_N
-            base_FN[frames_K] = torch.where(chosen_KN == ANCHOR, chosen_KN, own_KN)
-        else:
-            base_FN[frames_K] = found_KN
-    return Choice(reused_FN, source_FN, base_FN, num_pairs_F)
+    return Choice(reused_FN, source_FN, num_pairs_F)
 
 
-def _nearest(seen: Seen, wave: Wave, source_FN: Tensor, num_pairs_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each token the best similarity, that candidate's source, and the candidate itself."""
+def _nearest(seen: Seen, wave: Wave, source_FN: Tensor, num_pairs_F: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each token the best similarity, and that candidate's source."""
     if len(wave.candidates) == 1:
         # The first frame of a group has nothing but the anchor.
-        anchor_KN = torch.full_like(source_FN[wave.frames_K], ANCHOR)
-        return seen.to_anchor_FN[wave.frames_K], anchor_KN, anchor_KN
+        return seen.to_anchor_FN[wave.frames_K], torch.full_like(source_FN[wave.frames_K], ANCHOR)
     similarities, sources = [], []
     for frame_K in wave.candidates:
         at_anchor_K1 = (frame_K == ANCHOR)[:, None]
@@ -95,7 +85,6 @@ def _nearest(seen: Seen, wave: Wave, source_FN: Tensor, num_pairs_F: Tensor) -> 
     return (
         torch.where(nearer_KN, similarities[1], similarities[0]),
         torch.where(nearer_KN, sources[1], sources[0]),
-        torch.where(nearer_KN, wave.candidates[1][:, None], wave.candidates[0][:, None]),
     )
 
 

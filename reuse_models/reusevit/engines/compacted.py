@@ -135,28 +135,54 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of all frames."""
+
+    rows_X: Tensor
+    """int64, ascending."""
+    ends: list[int]
+    """Of each frame: how many there are up to its end."""
+
+    @staticmethod
+    def of(mask_FN: Tensor) -> _Rows:
+        return _Rows(mask_FN.flatten().nonzero()[:, 0], mask_FN.sum(1).cumsum(0).tolist())
+
+    def part(self, start: int, stop: int) -> slice:
+        """Where those of some frames lie."""
+        return slice(self.ends[start - 1] if start else 0, self.ends[stop - 1])
+
+    def split(self, x_X: Tensor, blocks: Sequence[_Block]) -> tuple[Tensor, ...]:
+        """Cut what there is of each row by blocks, which cover all frames."""
+        parts = [self.part(block.start, block.stop) for block in blocks]
+        pieces: tuple[Tensor, ...] = x_X.split([part.stop - part.start for part in parts])
+        return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """The tower's input, of which all rows are stored."""
+
+    stored_h_XD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Held:
     """What one boundary holds until the next has read it."""
 
     boundary: int
-    choice: Choice | None
-    """None for the tower's input, of which all rows are stored."""
+    choice: Choice
     hidden_XQ: Tensor
     """Hidden units of the corrections of q, k, v side by side; of reused rows alone where few are."""
     place_X: Tensor
     """int64, of each row: where it is stored, or ANCHOR."""
     stored_h_XD: Tensor
-    stored_projected_XC: Tensor | None
-    computed_X: Tensor
-    """Rows that are computed, ascending: they are what is stored first."""
-    inside_X: Tensor
-    """Reused rows whose base lies in the group, ascending."""
-    plain_X: Tensor | None
-    """Other reused rows, ascending, where few are; None where all rows are restored."""
-    computed_ends: list[int]
-    """Of each frame: how many rows are computed up to its end; likewise below."""
-    inside_ends: list[int]
-    plain_ends: list[int]
+    stored_projected_XC: Tensor
+    computed: _Rows
+    """What is stored first."""
+    inside: _Rows
+    """Reused rows whose source lies in the group."""
+    plain: _Rows | None
+    """Other reused rows, where few are; None where all rows are restored."""
 
 
 class _GroupRun:
@@ -185,10 +211,9 @@ class _GroupRun:
         self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
-        # A frame that others build upon, restored rows and all: every frame of `chained`, the handed-on of `grouped`.
-        self.keeps_frames = policy.semantics != "anchor"
-        block_frames = 1 if self.keeps_frames else workspace.block_frames
-        self.blocks = list(self._blocks(block_frames))
+        # What is handed on is then a whole frame, restored rows and all.
+        self.keeps_frames = policy.semantics == "grouped"
+        self.blocks = list(self._blocks(workspace.block_frames))
         start_F = torch.tensor([block.start for block in self.blocks for _ in range(block.num_frames)], device=device)
         rows_X = torch.arange(self.num_rows, device=device)
         self.place_in_block_X = rows_X - start_F.repeat_interleave(self.num_tokens) * self.num_tokens
@@ -198,17 +223,11 @@ class _GroupRun:
             for first in range(start, start + size, block_frames):
                 yield _Block(stream, first, min(first + block_frames, start + size))
 
-    def _split(self, x_X: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
-        """Cut rows of all frames, ascending, by blocks."""
-        parts = [_part(ends, block) for block in self.blocks]
-        split: tuple[Tensor, ...] = x_X.split([part.stop - part.start for part in parts])
-        return split
-
     def run(self) -> PassResult:
         tokens = (self.num_frames, self.last, self.num_tokens)
         reuse_FbN = torch.zeros(tokens, dtype=torch.bool, device=self.vit.position.device)
         compared_Fb = torch.full_like(self.restored_Fb, self.num_tokens)
-        held = self._enter()
+        held: _Input | _Held = self._enter()
         for boundary in range(self.last):
             self._attend(boundary, held)
             choice = self._choose(boundary)
@@ -221,66 +240,60 @@ class _GroupRun:
         executed_Fb = self.num_tokens - reuse_FbN.sum(-1)
         return PassResult(embeddings_FE, reuse_FbN, executed_Fb, self.restored_Fb, compared_Fb, self.weighed_Fb)
 
-    def _enter(self) -> _Held:
-        """The tower's input: every row of it is stored, and the first layer's q, k, v are computed when filling."""
+    def _enter(self) -> _Input:
+        """Return the tower's input; the first layer's q, k, v are computed when filling."""
         h_XD = self.workspace.stored(1, self.num_rows, self.width)
         for block in self.blocks:
             h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.work.pixels_F3HW[block.frames]))
-        rows_X = torch.arange(self.num_rows, device=h_XD.device)
-        hidden_XQ = self.workspace.hidden_2XQ[1]
-        return _Held(-1, None, hidden_XQ, rows_X, h_XD, None, rows_X, rows_X[:0], None, [], [], [])
+        return _Input(h_XD)
 
     # Step 1: fill and attend. Threads share one interpreter, so that every call from here counts: what a block needs is
     # cut for all blocks at once.
 
-    def _filled(self, held: _Held) -> Iterator[tuple[_Block, Tensor]]:
+    def _filled(self, held: _Input | _Held) -> Iterator[tuple[_Block, Tensor]]:
         """Yield each block and its [K, N, C], input of the next attention, valid until the next is asked for."""
-        if held.choice is None or held.stored_projected_XC is None:
-            first = self.vit.layer(0)
-            for block in self.blocks:
-                out_KNC, out_XC, _ = self.workspace.block(block.num_frames, 3)
-                normed_XD = self.vit.norm1(0, held.stored_h_XD[block.rows(self.num_tokens)])
-                torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
-                yield block, out_KNC
-            return
+        return self._projected(held) if isinstance(held, _Input) else self._restored(held)
+
+    def _projected(self, held: _Input) -> Iterator[tuple[_Block, Tensor]]:
+        first = self.vit.layer(0)
+        for block in self.blocks:
+            out_KNC, out_XC, _ = self.workspace.block(block.num_frames, 3)
+            normed_XD = self.vit.norm1(0, held.stored_h_XD[block.rows(self.num_tokens)])
+            torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
+            yield block, out_KNC
+
+    def _restored(self, held: _Held) -> Iterator[tuple[_Block, Tensor]]:
+        computed, inside, plain = held.computed, held.inside, held.plain
         anchors = self.anchors[held.boundary].projected_BNC.unbind()
         parts = anchors[0].shape[-1] // self.width
         ups_pRD = self.policy.addon.restoration(held.boundary).up_4DR[len(CORRECTED) - parts :].mT
         hidden_pXR = self._by_part(held.boundary, held.hidden_XQ)
-        computed_X = self._split(self.place_in_block_X[held.computed_X], held.computed_ends)
-        computed_XC = self._split(held.stored_projected_XC[: len(held.computed_X)], held.computed_ends)
-        # Where whole frames are kept, a row may refer to one that an earlier block only now restores.
-        base_X = None if self.keeps_frames else self._split(self._bases(held, held.inside_X), held.inside_ends)
+        computed_X = computed.split(self.place_in_block_X[computed.rows_X], self.blocks)
+        computed_XC = computed.split(held.stored_projected_XC[: len(computed.rows_X)], self.blocks)
+        base_X = inside.split(held.place_X[held.choice.source_FN.flatten()[inside.rows_X]], self.blocks)
         for index, block in enumerate(self.blocks):
             out_KNC, out_XC, out_pXD = self.workspace.block(block.num_frames, parts)
-            inside_X = held.inside_X[_part(held.inside_ends, block)]
+            inside_X = inside.rows_X[inside.part(block.start, block.stop)]
             base_XC = None
             if len(inside_X):
-                base_XC = held.stored_projected_XC.index_select(
-                    0, self._bases(held, inside_X) if base_X is None else base_X[index]
-                )
-            if held.plain_X is None:
+                base_XC = held.stored_projected_XC.index_select(0, base_X[index])
+            if plain is None:
                 out_KNC.copy_(anchors[block.stream])
                 if base_XC is not None:
                     out_XC.index_copy_(0, self.place_in_block_X[inside_X], base_XC)
                 out_pXD.baddbmm_(hidden_pXR[:, block.rows(self.num_tokens)], ups_pRD)
             else:
-                plain_X = held.plain_X[_part(held.plain_ends, block)]
+                plain_X = plain.rows_X[plain.part(block.start, block.stop)]
                 anchor_XC = anchors[block.stream].index_select(0, plain_X % self.num_tokens)
                 self._restore(held, plain_X, anchor_XC, out_XC)
                 if base_XC is not None:
                     self._restore(held, inside_X, base_XC, out_XC)
             out_XC.index_copy_(0, computed_X[index], computed_XC[index])
-            if self.keeps_frames:
-                self._keep(held, block, out_XC)
+            if self.keeps_frames and block.start in self.layout.starts:
+                self._keep(held, block, out_XC[: self.num_tokens])
             yield block, out_KNC
-        if held.plain_X is None:
+        if plain is None:
             self.restored_Fb[:, held.boundary] += self._projected_ranks(held.boundary) * self.num_tokens
-
-    def _bases(self, held: _Held, inside_X: Tensor) -> Tensor:
-        """Return where the bases of rows whose base lies in the group are stored."""
-        assert held.choice is not None
-        return held.place_X[held.choice.base_FN.flatten()[inside_X]]
 
     def _restore(self, held: _Held, rows_X: Tensor, base_XC: Tensor, out_XC: Tensor) -> None:
         """Write some rows of a block: their bases and the corrections of q, k, v (before the last layer of k, v)."""
@@ -292,21 +305,21 @@ class _GroupRun:
             out_XC.index_copy_(0, self.place_in_block_X[rows_X], base_XC)
 
     def _keep(self, held: _Held, block: _Block, projected_XC: Tensor) -> None:
-        """Store a whole frame, restored rows and all, behind the computed rows."""
-        assert held.choice is not None
-        assert held.stored_projected_XC is not None
-        rows = block.rows(self.num_tokens)
-        first = len(held.computed_X) + rows.start
-        kept = slice(first, first + self.num_tokens)
+        """Store the first frame of a block, restored rows and all, behind the computed rows: it is handed on."""
+        kept = self._kept(held, block.start)
         # Before the last layer h of CLS is all there is.
         num_h = 1 if self.anchors[held.boundary].h_BND is None else self.num_tokens
-        rows_X = torch.arange(rows.start, rows.start + num_h, device=projected_XC.device)
-        held.stored_h_XD[first : first + num_h] = self._h_of(held, rows_X)
+        row = block.start * self.num_tokens
+        rows_X = torch.arange(row, row + num_h, device=projected_XC.device)
+        held.stored_h_XD[kept.start : kept.start + num_h] = self._h_of(held, rows_X)
         held.stored_projected_XC[kept] = projected_XC
-        if self.policy.semantics == "chained":
-            held.place_X[rows] = torch.arange(kept.start, kept.stop, device=projected_XC.device)
 
-    def _attend(self, boundary: int, held: _Held) -> None:
+    def _kept(self, held: _Held, start: int) -> slice:
+        """Where the frame is stored that is handed on of the group that begins at frame `start`."""
+        first = len(held.computed.rows_X) + self.layout.starts.index(start) * self.num_tokens
+        return slice(first, first + self.num_tokens)
+
+    def _attend(self, boundary: int, held: _Input | _Held) -> None:
         """Run attention block by block and compare what it gives with the stream's anchor."""
         workspace, at = self.workspace, self.anchors[boundary]
         anchors = at.pre_proj_BND.unbind()
@@ -331,17 +344,18 @@ class _GroupRun:
             hidden_XQ.relu_()
             self.restored_Fb[:, boundary] += down_DQ.shape[1] * self.num_tokens
 
-    def _leave(self, held: _Held) -> Tensor:
+    def _leave(self, held: _Input | _Held) -> Tensor:
         """Return embeddings_FE: the last layer, for CLS alone where there is one."""
         vit = self.vit
         if not vit.shape.has_cls:
             pre_proj_FND = self._pre_proj(self.last)
             for block, projected_KNC in self._filled(held):
                 pre_proj_FND[block.frames] = vit.attend(*vit.split_heads(projected_KNC))
-            every_X = torch.arange(self.num_rows, device=held.place_X.device)
+            every_X = torch.arange(self.num_rows, device=self.anchor_X.device)
             h_FND = self._h_of(held, every_X).view_as(pre_proj_FND)
             return vit.head(vit.close(self.last, h_FND, pre_proj_FND))
-        h_F1D = held.stored_h_XD[held.place_X[:: self.num_tokens]][:, None]
+        cls_X = torch.arange(0, self.num_rows, self.num_tokens, device=self.anchor_X.device)
+        h_F1D = self._h_of(held, cls_X)[:, None]
         pre_proj_F1D = torch.empty_like(h_F1D)
         (query_Fh1d,) = vit.split_heads(vit.query(self.last, h_F1D))
         for block, projected_KNC in self._filled(held):
@@ -361,21 +375,23 @@ class _GroupRun:
             self.codec_FA,
             self.work.frames,
         )
-        return choose(boundary, seen, self.layout, self.policy.gate, self.policy.semantics == "chained")
+        return choose(boundary, seen, self.layout, self.policy.gate)
 
     # Step 3: compute.
 
-    def _compute(self, boundary: int, choice: Choice, before: _Held) -> _Held:
+    def _compute(self, boundary: int, choice: Choice, before: _Input | _Held) -> _Held:
         """Put the computed rows through the layer, and prepare the restoration of the others."""
         vit, workspace = self.vit, self.workspace
-        computed_X = _rows(~choice.reused_FN)
+        computed = _Rows.of(~choice.reused_FN)
+        computed_X = computed.rows_X
         num_computed = len(computed_X)
         ends_into_last = self.anchors[boundary].h_BND is None
         next_layer = vit.layer(boundary + 1)
         first = self.width if ends_into_last else 0
         weight_CD, bias_C = next_layer.qkv_weight[first:], next_layer.qkv_bias[first:]
         # One at least, to be read in vain where everything is reused: without CLS it may be.
-        num_stored = max(1, num_computed + self.num_rows * int(self.keeps_frames))
+        num_kept = len(self.layout.starts) * self.num_tokens * int(self.keeps_frames)
+        num_stored = max(1, num_computed + num_kept)
         stored_h_XD = workspace.stored(boundary, num_stored, self.width)
         stored_projected_XC = workspace.stored(boundary, num_stored, (2 if ends_into_last else 3) * self.width)
         pre_proj_XD = as_rows(self._pre_proj(boundary))
@@ -391,13 +407,12 @@ class _GroupRun:
         place_X[computed_X] = torch.arange(num_computed, device=computed_X.device)
 
         many = self.num_rows - num_computed >= RESTORE_ALL_FROM * self.num_rows
-        at_anchor_FN = choice.base_FN == ANCHOR
-        inside_FN = choice.reused_FN & ~at_anchor_FN
-        plain_FN = choice.reused_FN & at_anchor_FN
-        # Hidden units differ from those prepared where the source, not only the base, lies in the group.
-        self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN != ANCHOR)))
+        at_anchor_FN = choice.source_FN == ANCHOR
+        inside, plain = _Rows.of(choice.reused_FN & ~at_anchor_FN), _Rows.of(choice.reused_FN & at_anchor_FN)
+        # Hidden units differ from those prepared where the source lies in the group.
+        self._hide(boundary, choice, inside.rows_X)
         if not workspace.expects_reuse[boundary]:
-            self._hide(boundary, choice, _rows(choice.reused_FN & (choice.source_FN == ANCHOR)))
+            self._hide(boundary, choice, plain.rows_X)
         all_prepared = workspace.expects_reuse[boundary]
         workspace.expects_reuse[boundary] = many
         restores_all = many and all_prepared
@@ -411,12 +426,9 @@ class _GroupRun:
             place_X=place_X,
             stored_h_XD=stored_h_XD,
             stored_projected_XC=stored_projected_XC,
-            computed_X=computed_X,
-            inside_X=_rows(inside_FN),
-            plain_X=None if restores_all else _rows(plain_FN),
-            computed_ends=_ends(~choice.reused_FN),
-            inside_ends=_ends(inside_FN),
-            plain_ends=_ends(plain_FN),
+            computed=computed,
+            inside=inside,
+            plain=None if restores_all else plain,
         )
 
     def _hide(self, boundary: int, choice: Choice, rows_X: Tensor) -> None:
@@ -439,17 +451,19 @@ class _GroupRun:
             other_XD.index_copy_(0, inside, pre_proj_XD.index_select(0, source_X[inside]))
         return torch.sub(pre_proj_XD.index_select(0, rows_X), other_XD, out=other_XD)
 
-    def _h_of(self, held: _Held, rows_X: Tensor, out_XD: Tensor | None = None) -> Tensor:
+    def _h_of(self, held: _Input | _Held, rows_X: Tensor, out_XD: Tensor | None = None) -> Tensor:
         """Return the input h of the next layer for some rows: stored, or restored now."""
+        if isinstance(held, _Input):
+            return torch.index_select(held.stored_h_XD, 0, rows_X, out=out_XD)
         place_X = held.place_X[rows_X]
         h_XD = torch.index_select(held.stored_h_XD, 0, place_X.clamp_min(0), out=out_XD)
         (lacking,) = (place_X == ANCHOR).nonzero(as_tuple=True)
-        if held.choice is None or not len(lacking):
+        if not len(lacking):
             return h_XD
         lacking_X = rows_X[lacking]
         at = self.anchors[held.boundary]
         assert at.h_BND is not None
-        base_X = held.choice.base_FN.flatten()[lacking_X]
+        base_X = held.choice.source_FN.flatten()[lacking_X]
         base_XD = as_rows(at.h_BND).index_select(0, self.anchor_X[lacking_X])
         (inside,) = (base_X != ANCHOR).nonzero(as_tuple=True)
         if len(inside):
@@ -461,20 +475,19 @@ class _GroupRun:
         self._add_ranks(held.boundary, lacking_X, 2 * self.rank)
         return h_XD.index_copy_(0, lacking, base_XD)
 
-    def _move_on(self, held: _Held) -> None:
+    def _move_on(self, held: _Input | _Held) -> None:
         """Hand each group's first computed frame, its last in display order, on as the anchor of its stream."""
-        if held.choice is None or held.stored_projected_XC is None:
+        if isinstance(held, _Input):
             return
         at, pre_proj_FND = self.anchors[held.boundary], self._pre_proj(held.boundary)
         for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
-            stored = _part(held.computed_ends, _Block(stream, start, start + 1))
-            token_X = held.computed_X[stored] - start * self.num_tokens
+            stored = held.computed.part(start, start + 1)
+            token_X = held.computed.rows_X[stored] - start * self.num_tokens
             pre_proj_XD = pre_proj_FND[start].index_select(0, token_X)
             at.pre_proj_BND[stream].index_copy_(0, token_X, pre_proj_XD)
             at.norm_BN[stream].index_copy_(0, token_X, norms(pre_proj_XD))
             if self.keeps_frames:
-                first = len(held.computed_X) + start * self.num_tokens
-                kept = slice(first, first + self.num_tokens)
+                kept = self._kept(held, start)
                 at.projected_BNC[stream] = held.stored_projected_XC[kept]
                 if at.h_BND is not None:
                     at.h_BND[stream] = held.stored_h_XD[kept]
@@ -509,17 +522,3 @@ class _GroupRun:
     def _add_ranks(self, boundary: int, rows_X: Tensor, ranks: int) -> None:
         frame_X = rows_X.div(self.num_tokens, rounding_mode="floor")
         self.restored_Fb[:, boundary] += ranks * torch.bincount(frame_X, minlength=self.num_frames)
-
-
-def _rows(mask_FN: Tensor) -> Tensor:
-    return mask_FN.flatten().nonzero()[:, 0]
-
-
-def _ends(mask_FN: Tensor) -> list[int]:
-    ends: list[int] = mask_FN.sum(1).cumsum(0).tolist()
-    return ends
-
-
-def _part(ends: list[int], block: _Block) -> slice:
-    """Where a block's rows lie among the ascending rows of all frames."""
-    return slice(ends[block.start - 1] if block.start else 0, ends[block.stop - 1])

@@ -37,7 +37,7 @@ from reuse_models.reusevit.engines.fixed_choice import (
     FixedWave,
     Plan,
     addresses,
-    choose_codes,
+    choose_sources,
     nearest_candidate,
     plan_of,
     similarities,
@@ -60,16 +60,14 @@ class FixedPlaces(Places):
         super().__init__(vit, num_streams, records)
         shape, like = vit.shape, vit.position
         num_tokens, width = shape.num_tokens, shape.width
-        whole = policy.semantics == "chained"
-        pool_rows = num_streams * num_tokens + self.num_rows * (2 if whole else 1)
+        pool_rows = num_streams * num_tokens + self.num_rows
         self.pool_h_XD = like.new_zeros(pool_rows, width)
         self.pool_projected_XC = like.new_zeros(pool_rows, 3 * width)
         self.block_frames = self.num_frames
         if policy.semantics == "anchor":
             frame_bytes = 3 * num_tokens * width * like.element_size()
             self.block_frames = min(self.num_frames, max(1, BLOCK_BYTES // frame_bytes))
-        # `chained` fills the end of the pool itself, since later frames refer to what earlier ones were filled with.
-        self.filled_XC = like.new_zeros(0 if whole else self.block_frames * num_tokens, 3 * width)
+        self.filled_XC = like.new_zeros(self.block_frames * num_tokens, 3 * width)
         self.base_X = torch.zeros(self.num_rows, dtype=torch.int64, device=like.device)
         self.hidden_XQ = like.new_zeros(self.num_rows, len(CORRECTED) * policy.addon.shape.restoration_rank)
         self.saved: list[Tensor] = []
@@ -143,12 +141,10 @@ class FixedRun(GivenRun[FixedPlaces]):
         super().__init__(engine, anchors, places, plan, frames)
         self.num_anchors = plan.num_streams * self.num_tokens
         self.base_X = places.base_X[: self.num_rows]
-        # The pool: anchors, places of computed rows, and in `chained` the rows of the pass as filled.
+        # The pool: anchors, and places of computed rows.
         first, second = self.num_anchors, self.num_anchors + self.num_rows
         self.anchors_h_XD, self.stored_h_XD = places.pool_h_XD[:first], places.pool_h_XD[first:second]
-        self.filled_h_XD = places.pool_h_XD[second : second + self.num_rows]
-        filled_XC = places.pool_projected_XC[second:] if self.is_chained else places.filled_XC
-        self.filled_XC = filled_XC[: self.num_rows]
+        self.filled_XC = places.filled_XC[: self.num_rows]
         frames_at_once = places.block_frames
         self.blocks = [
             slice(start, min(start + frames_at_once, plan.num_frames))
@@ -180,8 +176,8 @@ class FixedRun(GivenRun[FixedPlaces]):
         anchor_norm_SN = at.norm_BN.index_select(0, self.streams_S)
         norm_FN, similarity_FcN = self.engine.similarities(pre_proj_FND, anchor_SND, anchor_norm_SN, self.plan)
         decide = partial(self._decide, boundary, importance_FN)
-        codes = choose_codes(similarity_FcN, self.plan, decide, self.is_chained, self.engine.nearest, self.prefix)
-        place = self.engine.addresses(codes, self.plan, num_given, self.is_chained)
+        source_FN = choose_sources(similarity_FcN, self.plan, decide, self.engine.nearest, self.prefix)
+        place = self.engine.addresses(source_FN, self.plan, num_given)
         self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
 
         self._compute(boundary, place, as_rows(pre_proj_FND))
@@ -230,22 +226,11 @@ class FixedRun(GivenRun[FixedPlaces]):
             channels = self.num_parts(held) * self.width
             pool_XC = self.places.pool_projected_XC[:, :channels]
             hidden_XQ = self._hidden(held)[:, -self.num_parts(held) * self.rank :]
-            if self.is_chained:
-                out_XC = self.filled_XC[:, :channels]
-                self._fill_in_waves(pool_XC, out_XC, hidden_XQ, self._ups(held))
-            else:
-                out_XC = self.filled_XC[: rows.stop - rows.start, :channels]
-                torch.index_select(pool_XC, 0, self.base_X[rows], out=out_XC)
-                self._correct(out_XC, hidden_XQ[rows], self._ups(held))
+            out_XC = self.filled_XC[: rows.stop - rows.start, :channels]
+            torch.index_select(pool_XC, 0, self.base_X[rows], out=out_XC)
+            self._correct(out_XC, hidden_XQ[rows], self._ups(held))
         projected_KNC: Tensor = out_XC.unflatten(0, (-1, self.num_tokens))
         return projected_KNC
-
-    def _fill_in_waves(self, pool_XC: Tensor, out_XC: Tensor, hidden_XQ: Tensor, ups_pDR: Tensor) -> None:
-        """Fill the end of the pool, frames before those that refer to them."""
-        for wave in self.plan.waves:
-            filled_YC = pool_XC.index_select(0, self.base_X.index_select(0, wave.rows_Y))
-            self._correct(filled_YC, hidden_XQ.index_select(0, wave.rows_Y), ups_pDR)
-            out_XC.index_copy_(0, wave.rows_Y, filled_YC)
 
     def _correct(self, x_XC: Tensor, hidden_XQ: Tensor, ups_pDR: Tensor) -> None:
         """Add the corrections of p parts side by side."""
@@ -283,9 +268,6 @@ class FixedRun(GivenRun[FixedPlaces]):
         at, handed_H = self.anchors[held], self.plan.handed_rows_H
         channels = self.num_parts(held) * self.width
         base_H = self.base_X.index_select(0, handed_H)
-        if self.is_chained and at.h_BND is not None:
-            hidden_XQ = self._hidden(held)[:, : self.rank]
-            self._fill_in_waves(self.places.pool_h_XD, self.filled_h_XD, hidden_XQ, self._up_h(held))
         if self.semantics == "anchor":
             projected_HC = self.places.pool_projected_XC[:, :channels].index_select(0, base_H)
         else:
@@ -337,8 +319,6 @@ class FixedRun(GivenRun[FixedPlaces]):
         """Return the input h of the next layer for some rows, restored where they are reused."""
         if held < 0:
             return self.stored_h_XD.index_select(0, rows_X)
-        if self.is_chained:
-            return self.filled_h_XD.index_select(0, rows_X)
         h_XD = self._stored_h(self.base_X.index_select(0, rows_X))
         self._correct(h_XD, self._hidden(held)[:, : self.rank].index_select(0, rows_X), self._up_h(held))
         return h_XD

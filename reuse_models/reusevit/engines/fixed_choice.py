@@ -30,8 +30,6 @@ class FixedWave:
     kind: int
     frames: tuple[int, ...]
     frames_K: Tensor
-    rows_Y: Tensor
-    """int64 [K · N]: their rows."""
     own_K1: Tensor
     """Codes of the frames themselves."""
     candidates: tuple[tuple[Tensor, Tensor], ...]
@@ -117,7 +115,6 @@ def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Pl
                 kind=kind,
                 frames=tuple(frame for frame, _, _ in wave),
                 frames_K=tensor([frame for frame, _, _ in wave]),
-                rows_Y=rows([frame for frame, _, _ in wave]),
                 own_K1=tensor([own for _, own, _ in wave])[:, None],
                 candidates=tuple(
                     (tensor([frame for frame, _ in column]), tensor([code for _, code in column])[:, None])
@@ -130,52 +127,34 @@ def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Pl
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """Who is reused, from where."""
-
-    source_FN: Tensor
-    """Where the patch was last computed; its own frame's code if it is computed now."""
-    base_FN: Tensor
-    """Where h, q, k, v come from: the source, but in `chained` the chosen candidate; the own code if computed."""
-
-
 Decide = Callable[[FixedWave, Tensor], Tensor]
 """From a wave and similarity_KA to g_KA."""
-Nearest = Callable[[Tensor, Tensor, FixedWave], tuple[Tensor, Tensor, Tensor]]
+Nearest = Callable[[Tensor, Tensor, FixedWave], tuple[Tensor, Tensor]]
 
 
-def choose_codes(  # noqa: PLR0913, PLR0917  one call, in one place
-    similarity_FcN: Tensor, plan: Plan, decide: Decide, chained: bool, nearest: Nearest, prefix: int
-) -> Codes:
-    """Decide for all frames of the pass, kind after kind; the first `prefix` tokens are never reused."""
+def choose_sources(similarity_FcN: Tensor, plan: Plan, decide: Decide, nearest: Nearest, prefix: int) -> Tensor:
+    """Decide for all frames of the pass, kind after kind; the first `prefix` tokens are never reused.
+
+    Returns:
+        source_FN, the code of the frame in which each patch was last computed: its own frame's if it is computed now.
+    """
     source_FN = torch.zeros_like(plan.anchor_FN)
-    base_FN = torch.zeros_like(source_FN) if chained else source_FN
     for wave in plan.waves:
-        similarity_KN, found_KN, chosen_KN = nearest(similarity_FcN, source_FN, wave)
+        similarity_KN, found_KN = nearest(similarity_FcN, source_FN, wave)
         reused_KN = torch.nn.functional.pad(decide(wave, similarity_KN[:, prefix:]) > 0.5, (prefix, 0))
         source_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, found_KN, wave.own_K1))
-        if chained:
-            base_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, chosen_KN, wave.own_K1))
-    return Codes(source_FN, base_FN)
+    return source_FN
 
 
-def nearest_candidate(similarity_FcN: Tensor, source_FN: Tensor, wave: FixedWave) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each token the best similarity, that candidate's source, and the candidate; the first of equals."""
+def nearest_candidate(similarity_FcN: Tensor, source_FN: Tensor, wave: FixedWave) -> tuple[Tensor, Tensor]:
+    """Return for each token the best similarity and that candidate's source; the first of equals."""
     similarity_KcN = similarity_FcN.index_select(0, wave.frames_K)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for frame_K, code_K1 in wave.candidates:
-        found_KN = source_FN.index_select(0, frame_K).masked_fill(code_K1 == 0, 0)
-        similarity_KN = similarity_KcN.gather(1, found_KN[:, None])[:, 0]
-        chosen_KN = code_K1.expand_as(found_KN)
-        if best is None:
-            best = similarity_KN, found_KN, chosen_KN
-        else:
-            nearer_KN = similarity_KN > best[0]
-            one = (similarity_KN, found_KN, chosen_KN)
-            best = tuple(torch.where(nearer_KN, a, b) for a, b in zip(one, best, strict=True))  # type: ignore[assignment]
-    assert best is not None
-    return best
+    found = [source_FN.index_select(0, frame_K).masked_fill(code_K1 == 0, 0) for frame_K, code_K1 in wave.candidates]
+    similarities = [similarity_KcN.gather(1, found_KN[:, None])[:, 0] for found_KN in found]
+    if len(found) == 1:
+        return similarities[0], found[0]
+    nearer_KN = similarities[1] > similarities[0]
+    return torch.where(nearer_KN, similarities[1], similarities[0]), torch.where(nearer_KN, found[1], found[0])
 
 
 def similarities(pre_proj_FND: Tensor, anchor_SND: Tensor, anchor_norm_SN: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -207,15 +186,14 @@ class Addresses:
     source_X: Tensor
     """Where each row was last computed, among H rows of anchors and then X rows of the pass."""
     base_X: Tensor
-    """Where its h, q, k, v come from: among H rows of anchors, then X places of which computed rows fill the first,
-    then (`chained` alone) the X rows of the pass, whole."""
+    """Where its h, q, k, v lie: among H rows of anchors, then X places of which computed rows fill the first."""
 
 
-def addresses(codes: Codes, plan: Plan, num_given: int, chained: bool) -> Addresses:
+def addresses(source_FN: Tensor, plan: Plan, num_given: int) -> Addresses:
     """Turn codes into places; with more computed rows than `num_given`, C, the last ones get wrong places."""
-    num_frames, num_tokens = codes.source_FN.shape
+    num_frames, num_tokens = source_FN.shape
     num_rows, num_anchors = num_frames * num_tokens, plan.num_streams * num_tokens
-    computed_FN = codes.source_FN == plan.own_F1
+    computed_FN = source_FN == plan.own_F1
     computed_X = computed_FN.flatten()
     rank_X = computed_X.cumsum(0) - 1
     place_X = torch.where(computed_X & (rank_X < num_given), rank_X, num_given)
@@ -224,15 +202,9 @@ def addresses(codes: Codes, plan: Plan, num_given: int, chained: bool) -> Addres
     rows_C = torch.zeros(num_given + 1, dtype=torch.int64, device=rank_X.device).scatter(0, place_X, every_X)[:-1]
     stored_X = rank_X.clamp(0, num_given - 1)
 
-    def row_of(code_FN: Tensor) -> Tensor:
-        return (plan.first_FN + (code_FN - 1) * num_tokens).flatten()
-
+    row_X = (plan.first_FN + (source_FN - 1) * num_tokens).flatten()
     anchor_X = plan.anchor_FN.flatten()
-    from_anchor_X = (codes.source_FN == 0).flatten()
-    source_X = torch.where(from_anchor_X, anchor_X, num_anchors + row_of(codes.source_FN))
-    if chained:
-        base_X = torch.where(computed_X, stored_X, num_rows + row_of(codes.base_FN))
-    else:
-        base_X = stored_X[row_of(codes.base_FN).clamp_min(0)]
-    base_X = torch.where((codes.base_FN == 0).flatten(), anchor_X, num_anchors + base_X)
+    from_anchor_X = (source_FN == 0).flatten()
+    source_X = torch.where(from_anchor_X, anchor_X, num_anchors + row_X)
+    base_X = torch.where(from_anchor_X, anchor_X, num_anchors + stored_X[row_X.clamp_min(0)])
     return Addresses(computed_FN, rows_C, source_X, base_X)

@@ -165,7 +165,6 @@ class GivenRun(ABC, Generic[P]):
         self.rank = self.addon.shape.restoration_rank
         self.num_rows = plan.num_frames * self.num_tokens
         self.streams_S = places.streams_S[: plan.num_streams]
-        self.is_chained = self.semantics == "chained"
 
     @abstractmethod
     def enter(self) -> None:
@@ -191,12 +190,10 @@ class GivenRun(ABC, Generic[P]):
         work = self.engine.work_of.get(self.plan.sizes)
         if work is None:
             self.engine.work_of[self.plan.sizes] = work = self._known_work()
-        restored_Fb = work.restored_Fb
-        if not self.is_chained:
-            # h of what the next layer computes; of all that the last one does, where that is more than CLS.
-            in_last = 0 if self.vit.shape.has_cls else self.num_tokens
-            later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1), value=in_last)
-            restored_Fb = torch.add(restored_Fb, later_Fb, alpha=self.rank)
+        # h of what the next layer computes; of all that the last one does, where that is more than CLS.
+        in_last = 0 if self.vit.shape.has_cls else self.num_tokens
+        later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1), value=in_last)
+        restored_Fb = torch.add(work.restored_Fb, later_Fb, alpha=self.rank)
         return PassResult(
             embeddings_FE=self.places.embeddings_FE[:num_frames].clone(),
             reuse_FbN=reuse_FbN,
@@ -213,7 +210,7 @@ class GivenRun(ABC, Generic[P]):
         for boundary in range(self.last):
             num_parts, num_h = self.num_parts(boundary), int(self.anchors[boundary].h_BND is not None)
             of_anchors = self.num_ranks(boundary) + self.rank * num_h * int(self.semantics == "grouped")
-            of_all = self.num_ranks(boundary) + self.rank * (num_parts + num_h * int(self.is_chained))
+            of_all = self.num_ranks(boundary) + self.rank * num_parts
             ranks.append((of_all, of_anchors))
         handed, every = self.plan.handed, range(self.plan.num_frames)
         restored = [[of_all + of_anchors * int(frame in handed) for of_all, of_anchors in ranks] for frame in every]

@@ -15,6 +15,10 @@ from reuse_models.reusevit.engines.similarity import cosine_dtype, similarity
 
 Semantics = Literal["anchor", "chained", "grouped"]
 SEMANTICS: tuple[Semantics, ...] = ("anchor", "chained", "grouped")
+"""All that `masked` computes: `chained` is what the published training does, `grouped` its evaluation."""
+EngineSemantics = Literal["anchor", "grouped"]
+ENGINE_SEMANTICS: tuple[EngineSemantics, ...] = ("anchor", "grouped")
+"""Those that inference computes: ours, and what published checkpoints are evaluated with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Literal
 import pytest
 import torch
 
-from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.training.fit import FitConfig
@@ -38,11 +37,8 @@ def step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("rank", [6, 0])
 @pytest.mark.parametrize("gate", ["straight", "gumbel"])
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_gradients_equal_those_of_plain_operations(
-    step: ModuleType, semantics: Semantics, gate: Gates, rank: int
-) -> None:
-    config = FitConfig(semantics=semantics, gate=gate, restoration_rank=rank, dropout=0.0)
+def test_gradients_equal_those_of_plain_operations(step: ModuleType, gate: Gates, rank: int) -> None:
+    config = FitConfig(gate=gate, restoration_rank=rank, dropout=0.0)
     loss = LossConfig(target_rate=0.99, second_last_weight=1.5)
     batch = step.make_batch(TINY, 3)
     vit = Vit.random(TINY, seed=5).double()

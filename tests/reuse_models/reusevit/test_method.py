@@ -15,7 +15,7 @@ from reuse_models.reusevit.addon import Addon, addon_shape, save_addon
 from reuse_models.reusevit.anchors import artifact_bytes_per_stream, state_bytes_per_stream
 from reuse_models.reusevit.codec_net import codec_history
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
-from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
 from reuse_models.reusevit.frame_order import Order, schedule
 from reuse_models.reusevit.gate import Choice, Features, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
@@ -89,11 +89,11 @@ def of_stream(encoded: list[Encoded], stream: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.45, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("choice", ["random", "similar"])
 def test_compacted_inference_equals_computing_every_token(
-    vit: Vit, addon: Addon, semantics: Semantics, rate: float, choice: Choice
+    vit: Vit, addon: Addon, semantics: EngineSemantics, rate: float, choice: Choice
 ) -> None:
     lengths = [19, 1, 12, 7, 22]
     pixels, codec = streams_of(lengths)
@@ -121,8 +121,8 @@ def test_segments_begin_again_with_a_dense_frame(vit: Vit, addon: Addon, refresh
         torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, semantics: Semantics) -> None:
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, semantics: EngineSemantics) -> None:
     pixels, codec = streams_of([13, 5])
     for bias in (-1.0, 0.0, 1.0):
         gate = HardGate(addon.decisions, bias)
@@ -135,8 +135,8 @@ def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, semanti
             torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, semantics: Semantics) -> None:
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, semantics: EngineSemantics) -> None:
     steps = schedule(9, 3, "sequential")
     assert [step.frame for step in steps] == list(range(9))
     assert [step.candidates for step in steps] == [(), (0,), (1,), (2,), (), (4,), (5,), (6,), ()]

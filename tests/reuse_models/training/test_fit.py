@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from reuse_models.reusevit.addon import load_addon, save_addon
-from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import HardGate
 from reuse_models.tower.vit import Vit
@@ -51,11 +50,8 @@ def test_training_moves_the_rate_to_its_target_and_leaves_the_tower_alone(
     assert all(weight.grad is not None for weight in fit.addon.parameters())
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_beside_a_tower_of_sixteen_bits_float32_weights_are_trained_the_same_way(
-    clip_vit: Vit, batch: Batch, semantics: Semantics
-) -> None:
-    config = FitConfig(decision_learning_rate=2e-2, decision_hidden=16, restoration_rank=8, semantics=semantics)
+def test_beside_a_tower_of_sixteen_bits_float32_weights_are_trained_the_same_way(clip_vit: Vit, batch: Batch) -> None:
+    config = FitConfig(decision_learning_rate=2e-2, decision_hidden=16, restoration_rank=8)
     exact, half = Fit(clip_vit, LOSS, config), Fit(copy.deepcopy(clip_vit).bfloat16(), LOSS, config)
     pairs_b = list(gather_pairs(half.vit, [batch.pixels_CF3HW], PUBLISHED_PATTERN, WarmUpConfig()))
     for fit in (exact, half):

@@ -15,7 +15,7 @@ from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity, FixedRun
 from reuse_models.reusevit.engines.fixed_choice import plan_of
-from reuse_models.reusevit.engines.token_memory import SEMANTICS, Semantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
 from reuse_models.reusevit.gate import ForcedGate, Gate, HardGate
 from reuse_models.reusevit.method import INFERENCES, Inference, ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
@@ -80,18 +80,20 @@ def with_inference(config: ReuseVitConfig, inference: Any) -> ReuseVitConfig:
     return ReuseVitConfig(**{**fields, "inference": inference})
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
 @pytest.mark.parametrize(("rate", "choice"), [(0.0, "random"), (0.3, "similar"), (0.9, "random"), (1.0, "similar")])
-def test_it_equals_compacted_inference(vit: Vit, addon: Addon, semantics: Semantics, rate: float, choice: str) -> None:
+def test_it_equals_compacted_inference(
+    vit: Vit, addon: Addon, semantics: EngineSemantics, rate: float, choice: str
+) -> None:
     method = assert_same(ReuseVitConfig(semantics=semantics), vit, addon, forced(rate, choice))
     given = fixed_of(method).capacities.rows(1000)
     computed = 1 - round(rate * SHAPE.num_tokens) / SHAPE.num_tokens
     assert all(computed <= rows / 1000 <= max(1.2 * computed + 0.01, 0.05) for rows in given)
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
 @pytest.mark.parametrize("bias", [-1.0, 0.0, 1.0])
-def test_decisions_feed_back_alike(vit: Vit, addon: Addon, semantics: Semantics, bias: float) -> None:
+def test_decisions_feed_back_alike(vit: Vit, addon: Addon, semantics: EngineSemantics, bias: float) -> None:
     assert_same(ReuseVitConfig(semantics=semantics, decision_bias=bias), vit, addon, None)
 
 
@@ -104,9 +106,9 @@ def test_an_addon_without_restoration_is_the_same(vit: Vit) -> None:
     assert_same(ReuseVitConfig(), vit, Addon(addon_shape(SHAPE, restoration_rank=0)).double(), forced(0.6))
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
 def test_too_few_rows_are_seen_and_the_call_is_done_again(
-    vit: Vit, addon: Addon, semantics: Semantics, monkeypatch: pytest.MonkeyPatch
+    vit: Vit, addon: Addon, semantics: EngineSemantics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, codec = streams((9, 12))
     chunk = Chunk(tuple(pixels), tuple(codec), (True, True))
@@ -132,8 +134,8 @@ def test_too_few_rows_are_seen_and_the_call_is_done_again(
         torch.testing.assert_close(found.embeddings[stream], expected.embeddings[stream], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_sixteen_bits_stay_close(semantics: Semantics, vit: Vit, addon: Addon) -> None:
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+def test_sixteen_bits_stay_close(semantics: EngineSemantics, vit: Vit, addon: Addon) -> None:
     """The same tokens are computed, since random masks do not round."""
     pixels, codec = streams()
     exact = encode(ReuseVit(ReuseVitConfig(semantics=semantics), vit, addon, forced(0.7, "random")), pixels, codec)
@@ -145,8 +147,8 @@ def test_sixteen_bits_stay_close(semantics: Semantics, vit: Vit, addon: Addon) -
     assert torch.cosine_similarity(half[0], exact[0], dim=-1).min() > 0.99
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_reported_work_is_what_is_executed_padding_included(semantics: Semantics) -> None:
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+def test_reported_work_is_what_is_executed_padding_included(semantics: EngineSemantics) -> None:
     shape = VitShape(
         image_px=96, patch_px=16, width=128, num_heads=2, num_layers=4, mlp_width=512, embed_dim=64, has_cls=True
     )
@@ -181,9 +183,9 @@ class NoQuestions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("gate", ["decisions", "random", "similar"])
-@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
 def test_a_pass_asks_the_host_nothing(
-    vit: Vit, addon: Addon, semantics: Semantics, gate: str, monkeypatch: pytest.MonkeyPatch
+    vit: Vit, addon: Addon, semantics: EngineSemantics, gate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, codec = streams((10, 7))
     method = ReuseVit(
@@ -208,8 +210,8 @@ def test_a_pass_asks_the_host_nothing(
         ReuseVit(ReuseVitConfig(), vit, addon).encode(Chunk(tuple(pixels), tuple(codec), (True, True)), method.start(2))
 
 
-@pytest.mark.parametrize("semantics", SEMANTICS)
-def test_steps_have_shapes_that_no_value_decides(semantics: Semantics) -> None:
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+def test_steps_have_shapes_that_no_value_decides(semantics: EngineSemantics) -> None:
     """Tensors without values run through all steps: what depends on one raises there."""
     meta = torch.device("meta")
     with meta:
@@ -260,9 +262,9 @@ def test_memory_that_nobody_uses_is_used_again(vit: Vit, addon: Addon) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
 def test_on_a_gpu_a_replayed_pass_waits_for_nothing(
-    addon: Addon, semantics: Semantics, monkeypatch: pytest.MonkeyPatch
+    addon: Addon, semantics: EngineSemantics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, codec = streams((9, 9))
     chunk = Chunk(tuple(pixels), tuple(codec), (True, True))
