@@ -29,7 +29,7 @@ from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.compacted import Compacted, Pass, PassResult
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity
 from reuse_models.reusevit.engines.given_rows import GivenRows, Places
-from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.engines.workspace import Workspace
 from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, Order, check_refresh, group_size
@@ -73,7 +73,7 @@ class ReuseVitConfig:
     """Share of intra macroblocks at which a frame begins a new GOP; None for none."""
     order: Order = "nested"
     """In which order frames are computed; as the add-on was trained."""
-    semantics: EngineSemantics = "anchor"
+    reference_state: EngineState = "anchor"
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
     """Added to every reuse logit: the runtime knob, calibrated on validation clips."""
@@ -99,7 +99,7 @@ class ReuseVitConfig:
         if not self.skip >= 0:
             raise ValueError(f"skip: got {self.skip}, expected 0 or more; 0 embeds every frame")
         for name, got, known in (
-            ("semantics", self.semantics, ENGINE_SEMANTICS),
+            ("reference_state", self.reference_state, ENGINE_STATES),
             ("variant", self.variant, VARIANTS),
             ("forced_choice", self.forced_choice, CHOICES),
             ("inference", self.inference, INFERENCES),
@@ -117,8 +117,8 @@ class ReuseVitConfig:
             parts.append("untrained")
         if self.weights is not None and self.variant != "as_trained":
             parts.append(self.variant)
-        if self.semantics != "anchor":
-            parts.append(self.semantics)
+        if self.reference_state != "anchor":
+            parts.append(self.reference_state)
         if self.decision_bias:
             parts.append(f"bias={self.decision_bias:+.3g}")
         if self.refresh is not None:
@@ -207,7 +207,7 @@ class ReuseVit:
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
         self.meter = None if adaptive.error is None else ErrorMeter(gate)
-        policy = ReusePolicy(addon, self.meter or gate, config.semantics)
+        policy = ReusePolicy(addon, self.meter or gate, config.reference_state)
         self.engine = Compacted(vit, policy)
         on_gpu = vit.position.device.type == "cuda"
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)

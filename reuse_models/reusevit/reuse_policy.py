@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reuse_models.reusevit.addon import Addon
-from reuse_models.reusevit.engines.token_memory import Semantics
+from reuse_models.reusevit.engines.token_memory import ReferenceState
 from reuse_models.reusevit.gate import Gate
 
 
@@ -17,5 +17,5 @@ class ReusePolicy:
     """Its restorations; its decisions act through the gate."""
     gate: Gate
     """Soft for training; hard or forced otherwise."""
-    semantics: Semantics = "anchor"
+    reference_state: ReferenceState = "anchor"
     """What a frame finds at a reference that reused the patch itself."""

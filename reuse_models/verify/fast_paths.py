@@ -14,7 +14,7 @@ from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.masked import Clips, masked_forward
-from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.frame_order import schedule
 from reuse_models.reusevit.gate import ForcedGate
 from reuse_models.reusevit.method import Inference, ReuseVit, ReuseVitConfig
@@ -39,23 +39,23 @@ FILE = "(random tower)"
 @torch.no_grad()
 def compare_fast_paths() -> Iterable[Row]:
     """Yield a row for each path; a path that the machine lacks is not listed."""
-    for semantics in ENGINE_SEMANTICS:
-        plain = _plain(semantics)
-        ours = _ours(semantics, torch.device("cpu"), torch.float32)
-        yield _row(f"compacted inference, {semantics}", ours, plain, TOLERANCE)
+    for reference_state in ENGINE_STATES:
+        plain = _plain(reference_state)
+        ours = _ours(reference_state, torch.device("cpu"), torch.float32)
+        yield _row(f"compacted inference, {reference_state}", ours, plain, TOLERANCE)
         if torch.cuda.is_available():
-            yield from _on_gpu(semantics, plain)
+            yield from _on_gpu(reference_state, plain)
     if torch.get_num_threads() > 1:
         ours = _ours("anchor", torch.device("cpu"), torch.float32, cores=len(LENGTHS))
         yield _row("streams shared among cores", ours, _plain("anchor"), TOLERANCE)
 
 
-def _on_gpu(semantics: EngineSemantics, plain: Tensor) -> Iterable[Row]:
+def _on_gpu(reference_state: EngineState, plain: Tensor) -> Iterable[Row]:
     device = torch.device("cuda")
     for inference in ("compacted", "fixed"):
         for dtype, tolerance in ((torch.float32, TOLERANCE), (torch.bfloat16, HALF_TOLERANCE)):
-            ours = _ours(semantics, device, dtype, inference=inference)
-            name = f"cuda {str(dtype).removeprefix('torch.')} {inference}, {semantics}"
+            ours = _ours(reference_state, device, dtype, inference=inference)
+            name = f"cuda {str(dtype).removeprefix('torch.')} {inference}, {reference_state}"
             yield _row(name, ours, plain, tolerance)
 
 
@@ -83,7 +83,7 @@ def _gate(rate: float) -> ForcedGate:
     return ForcedGate(rate, "random", SHAPE)
 
 
-def _plain(semantics: EngineSemantics) -> Tensor:
+def _plain(reference_state: EngineState) -> Tensor:
     vit, addon, pixels, codec = _world()
     embeddings = []
     for rate in RATES:
@@ -97,13 +97,13 @@ def _plain(semantics: EngineSemantics) -> Tensor:
             clips = Clips(
                 pixels_F3HW[frames].expand(copies, -1, -1, -1, -1), scores[frames].expand(copies, -1, -1, -1), order
             )
-            output = masked_forward(vit, ReusePolicy(addon, _gate(rate), semantics), clips)
+            output = masked_forward(vit, ReusePolicy(addon, _gate(rate), reference_state), clips)
             embeddings.append(output.embeddings_CFE[stream][torch.tensor(frames).argsort()])
     return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
 
 def _ours(
-    semantics: EngineSemantics,
+    reference_state: EngineState,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -118,7 +118,9 @@ def _ours(
     torch.set_num_threads(cores)
     try:
         for rate in RATES:
-            method = ReuseVit(ReuseVitConfig(semantics=semantics, inference=inference), vit, addon, _gate(rate))
+            method = ReuseVit(
+                ReuseVitConfig(reference_state=reference_state, inference=inference), vit, addon, _gate(rate)
+            )
             chunk = Chunk(tuple(x.to(device, dtype) for x in pixels), tuple(codec), (True,) * len(pixels))
             for _ in range(1 if method.fixed is None else TIMES):
                 encoded = method.encode(chunk, method.start(len(pixels)))

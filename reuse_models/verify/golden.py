@@ -224,7 +224,7 @@ class Golden:
         dense_FE = self.vit(pixels_F3HW)
         yield compare("grouped dense_embeds", file, dense_FE, expected["dense_embeds"], EMBEDDING_TOLERANCE)
         for variant in VARIANTS:
-            method = ReuseVit(ReuseVitConfig(semantics="grouped"), self.vit, self.addon(variant))
+            method = ReuseVit(ReuseVitConfig(reference_state="grouped"), self.vit, self.addon(variant))
             encoded = method.encode(Chunk((pixels_F3HW,), (codec_F4PP,), (True,)), method.start(1))
             embeds_GE, map_GbN = expected[f"{variant}_embeds"], expected[f"{variant}_reuse_map"]
             theirs = torch.cat([embeds_GE[0, :1], embeds_GE[1:].flatten(0, 1)])

@@ -25,7 +25,7 @@ from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Chunk, Encoded, MethodConfig
 from reuse_models.reusevit.addon import Addon, addon_shape
-from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
@@ -46,8 +46,8 @@ def clips(lengths: tuple[int, ...] = (5, 1, 3)) -> tuple[Tensor, ...]:
     return tuple(streams_of(list(lengths))[0])
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
-def test_both_engines_equal_computing_every_token(vit: Vit, addon: Addon, semantics: EngineSemantics) -> None:
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+def test_both_engines_equal_computing_every_token(vit: Vit, addon: Addon, reference_state: EngineState) -> None:
     lengths = [13, 1, 6]
     pixels, codec = streams_of(lengths)
     gates = [
@@ -57,11 +57,11 @@ def test_both_engines_equal_computing_every_token(vit: Vit, addon: Addon, semant
     ]
     for gate in (*gates, HardGate(addon.decisions)):
         expected = [
-            oracle(vit, ReusePolicy(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
+            oracle(vit, ReusePolicy(addon, gate, reference_state), (stream, pixels[stream], codec[stream]), None)
             for stream in range(len(lengths))
         ]
         for inference in ("compacted", "fixed"):
-            method = ReuseVit(ReuseVitConfig(semantics=semantics, inference=inference), vit, addon, gate)
+            method = ReuseVit(ReuseVitConfig(reference_state=reference_state, inference=inference), vit, addon, gate)
             encoded = encode_in_chunks(method, pixels, codec, [3, 5, 5])
             for stream, one in enumerate(expected):
                 embeddings, reuse = of_stream(encoded, stream)

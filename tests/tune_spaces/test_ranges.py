@@ -22,7 +22,7 @@ TOWERS = {
 }
 ADDONS = Trained(
     (
-        AddonCurve(ReuseVitConfig(name="target=0.8", weights="a/addon", semantics="grouped"), (-1.8, 0.9)),
+        AddonCurve(ReuseVitConfig(name="target=0.8", weights="a/addon", reference_state="grouped"), (-1.8, 0.9)),
         AddonCurve(ReuseVitConfig(name="target=0.9", weights="b/addon"), (-2.5, 1.25)),
     )
 )
@@ -58,7 +58,7 @@ def test_a_trained_addon_is_taken_with_a_bias() -> None:
     assert (config.name, config.weights, config.decision_bias) == ("target=0.9", "b/addon", -0.123)
     grid = GRIDS["reusevit"](trained, "demo")
     assert [ranges.config(ranges.values(one) or {}) for one in grid] == list(grid)
-    assert {(one.name, one.semantics) for one in grid} == {("target=0.8", "grouped"), ("target=0.9", "anchor")}  # type: ignore[attr-defined]
+    assert {(one.name, one.reference_state) for one in grid} == {("target=0.8", "grouped"), ("target=0.9", "anchor")}  # type: ignore[attr-defined]
 
 
 def test_a_setting_outside_a_range_has_no_values() -> None:

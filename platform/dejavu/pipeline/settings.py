@@ -91,7 +91,10 @@ def published_configs(job: Job) -> list[MethodConfig]:
         for refresh in PUBLISHED_REFRESH:
             configs.append(
                 ReuseVitConfig(
-                    weights=str(path.resolve()), variant=job.experiment.variant, refresh=refresh, semantics="grouped"
+                    weights=str(path.resolve()),
+                    variant=job.experiment.variant,
+                    refresh=refresh,
+                    reference_state="grouped",
                 )
             )
         with_local_weights(configs[-1]).build(job.backbone.vit)

@@ -212,7 +212,7 @@ class _GroupRun:
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
         # What is handed on is then a whole frame, restored rows and all.
-        self.keeps_frames = policy.semantics == "grouped"
+        self.keeps_frames = policy.reference_state == "grouped"
         self.blocks = list(self._blocks(workspace.block_frames))
         start_F = torch.tensor([block.start for block in self.blocks for _ in range(block.num_frames)], device=device)
         rows_X = torch.arange(self.num_rows, device=device)

@@ -64,7 +64,7 @@ class FixedPlaces(Places):
         self.pool_h_XD = like.new_zeros(pool_rows, width)
         self.pool_projected_XC = like.new_zeros(pool_rows, 3 * width)
         self.block_frames = self.num_frames
-        if policy.semantics == "anchor":
+        if policy.reference_state == "anchor":
             frame_bytes = 3 * num_tokens * width * like.element_size()
             self.block_frames = min(self.num_frames, max(1, BLOCK_BYTES // frame_bytes))
         self.filled_XC = like.new_zeros(self.block_frames * num_tokens, 3 * width)
@@ -268,14 +268,14 @@ class FixedRun(GivenRun[FixedPlaces]):
         at, handed_H = self.anchors[held], self.plan.handed_rows_H
         channels = self.num_parts(held) * self.width
         base_H = self.base_X.index_select(0, handed_H)
-        if self.semantics == "anchor":
+        if self.reference_state == "anchor":
             projected_HC = self.places.pool_projected_XC[:, :channels].index_select(0, base_H)
         else:
             projected_HC = self.filled_XC[:, :channels].index_select(0, handed_H)
         by_stream = (self.plan.num_streams, self.num_tokens)
         at.projected_BNC.index_copy_(0, self.streams_S, projected_HC.unflatten(0, by_stream))
         if at.h_BND is not None:
-            h_HD = self._stored_h(base_H) if self.semantics == "anchor" else self._h_of(held, handed_H)
+            h_HD = self._stored_h(base_H) if self.reference_state == "anchor" else self._h_of(held, handed_H)
             at.h_BND.index_copy_(0, self.streams_S, h_HD.unflatten(0, by_stream))
 
     # Choose.

@@ -7,8 +7,8 @@ move, hidden units, and the layer's own four products with two norms and an acti
 Anchors are read where they lie, and only what was computed is written to them; what that overwrites is kept, so that a
 call which had too few rows can be undone. All groups of a pass have one size.
 
-Serves the semantics `anchor`, gates that look at a token alone (trained ones, and forced ones with random masks), and
-towers without rotary positions; others take `fixed_capacity`'s plain steps.
+Serves the reference state `anchor`, gates that look at a token alone (trained ones, and forced ones with random masks),
+and towers without rotary positions; others take `fixed_capacity`'s plain steps.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def can_fuse(vit: Vit, policy: ReusePolicy) -> bool:
     shape = vit.shape
     return (
         sees_one_token
-        and policy.semantics == "anchor"
+        and policy.reference_state == "anchor"
         and vit.position.dtype in HALVES
         and shape.rope_theta is None
         and shape.num_prefix <= PREFIX_ROWS

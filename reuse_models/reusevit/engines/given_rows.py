@@ -158,7 +158,7 @@ class GivenRun(ABC, Generic[P]):
         frames: Sequence[FrameId],
     ) -> None:
         self.engine, self.anchors, self.places, self.plan, self.frames = engine, anchors, places, plan, frames
-        self.vit, self.addon, self.semantics = engine.vit, engine.policy.addon, engine.policy.semantics
+        self.vit, self.addon, self.reference_state = engine.vit, engine.policy.addon, engine.policy.reference_state
         shape = self.vit.shape
         self.num_tokens, self.width, self.last = shape.num_tokens, shape.width, shape.num_layers - 1
         self.prefix = shape.num_prefix
@@ -209,7 +209,7 @@ class GivenRun(ABC, Generic[P]):
         ranks = []
         for boundary in range(self.last):
             num_parts, num_h = self.num_parts(boundary), int(self.anchors[boundary].h_BND is not None)
-            of_anchors = self.num_ranks(boundary) + self.rank * num_h * int(self.semantics == "grouped")
+            of_anchors = self.num_ranks(boundary) + self.rank * num_h * int(self.reference_state == "grouped")
             of_all = self.num_ranks(boundary) + self.rank * num_parts
             ranks.append((of_all, of_anchors))
         handed, every = self.plan.handed, range(self.plan.num_frames)

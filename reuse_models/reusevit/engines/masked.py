@@ -58,7 +58,7 @@ def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, *, keep_last: bo
 
     Args:
         vit: The frozen tower; gradients flow through it, not into it.
-        policy: The add-on, the gate (soft for training) and the semantics.
+        policy: The add-on, the gate (soft for training) and the reference state.
         clips: Frames, codec scores and their order.
         keep_last: Whether the last layer runs for all tokens, and its output is kept.
 
@@ -172,7 +172,7 @@ def _mix(
         g_CA = frame.pre_proj_CND.new_zeros(codec_CA.shape)
         if step.candidates:
             candidates = tuple(traces[frame] for frame in step.candidates)
-            reference = choose_reference(frame.pre_proj_CND, candidates, policy.semantics, step.group)
+            reference = choose_reference(frame.pre_proj_CND, candidates, policy.reference_state, step.group)
             clip_ids = [(clip, step.frame) for clip in range(len(codec_CA))]
             prefix = frame.importance_CN.shape[1] - codec_CA.shape[1]
             similarity_CA, importance_CA = reference.similarity_CA[:, prefix:], frame.importance_CN[:, prefix:]
@@ -180,7 +180,7 @@ def _mix(
             g_CA = policy.gate(boundary, features).to(frame.pre_proj_CND.dtype)
             # The prefix is mixed as well, none of it reused: patches would have to be cut out and put back otherwise.
             g_CN = torch.nn.functional.pad(g_CA, (prefix, 0))
-            remembers = policy.semantics != "chained" and step.frame in referred
+            remembers = policy.reference_state != "chained" and step.frame in referred
             trace = mix(g_CN, trace, reference, policy.addon.restoration(boundary), remembers=remembers)
         traces[step.frame] = trace
         gates.append(g_CA)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from reuse_models.reusevit.engines.similarity import cosine_dtype, similarity
 
-Semantics = Literal["anchor", "chained", "grouped"]
-SEMANTICS: tuple[Semantics, ...] = ("anchor", "chained", "grouped")
+ReferenceState = Literal["anchor", "chained", "grouped"]
+REFERENCE_STATES: tuple[ReferenceState, ...] = ("anchor", "chained", "grouped")
 """All that `masked` computes: `chained` is what the published training does, `grouped` its evaluation."""
-EngineSemantics = Literal["anchor", "grouped"]
-ENGINE_SEMANTICS: tuple[EngineSemantics, ...] = ("anchor", "grouped")
+EngineState = Literal["anchor", "grouped"]
+ENGINE_STATES: tuple[EngineState, ...] = ("anchor", "grouped")
 """Those that inference computes: ours, and what published checkpoints are evaluated with."""
 
 
@@ -34,16 +34,16 @@ class Trace:
     """What one frame leaves at one boundary."""
 
     pre_proj_CAD: Tensor
-    """Of the frame in which the patch was last computed, whatever the semantics."""
+    """Of the frame in which the patch was last computed, whatever the reference state."""
     used: State
     """What the frame's own next layer works with."""
     remembered: State
-    """What later frames refer to, by the semantics; `grouped` tells group mates this and later groups `used`."""
+    """What later frames refer to, by the reference state; `grouped` tells group mates this and later groups `used`."""
     group: int
 
-    def referred(self, semantics: Semantics, group: int) -> State:
+    def referred(self, reference_state: ReferenceState, group: int) -> State:
         """Return the state that a frame of `group` finds here."""
-        if semantics == "chained" or (semantics == "grouped" and group != self.group):
+        if reference_state == "chained" or (reference_state == "grouped" and group != self.group):
             return self.used
         return self.remembered
 
@@ -58,7 +58,7 @@ class Reference:
 
 
 def choose_reference(
-    pre_proj_CAD: Tensor, candidates: tuple[Trace, ...], semantics: Semantics, group: int
+    pre_proj_CAD: Tensor, candidates: tuple[Trace, ...], reference_state: ReferenceState, group: int
 ) -> Reference:
     """Pick the candidate whose pre_proj is most similar; the first in computing order where they are equal.
 
@@ -68,13 +68,13 @@ def choose_reference(
     with torch.no_grad():
         cosine_CA = _cosine(pre_proj_CAD, best.pre_proj_CAD)
     chosen = best.pre_proj_CAD
-    state = best.referred(semantics, group)
+    state = best.referred(reference_state, group)
     for other in candidates[1:]:
         with torch.no_grad():
             other_CA = _cosine(pre_proj_CAD, other.pre_proj_CAD)
         nearer_CA = other_CA > cosine_CA
         nearer_CA1 = nearer_CA[..., None]
-        found = other.referred(semantics, group)
+        found = other.referred(reference_state, group)
         cosine_CA = torch.where(nearer_CA, other_CA, cosine_CA)
         chosen = torch.where(nearer_CA1, other.pre_proj_CAD, chosen)
         state = State(

@@ -76,7 +76,7 @@ def test_the_dense_tower_beside_it_is_ignored(checkpoint: Path) -> None:
 
 
 def test_a_method_runs_on_it(checkpoint: Path, golden_vit: Vit) -> None:
-    config = ReuseVitConfig(weights=str(checkpoint), variant="released", semantics="grouped", refresh=8)
+    config = ReuseVitConfig(weights=str(checkpoint), variant="released", reference_state="grouped", refresh=8)
     assert config.setting == "published released grouped R=8"
     assert config.build(golden_vit).vit is golden_vit
 

@@ -15,7 +15,7 @@ from reuse_models.reusevit.addon import Addon, addon_shape, save_addon
 from reuse_models.reusevit.anchors import artifact_bytes_per_stream, state_bytes_per_stream
 from reuse_models.reusevit.codec_net import codec_history
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
-from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.frame_order import Order, schedule
 from reuse_models.reusevit.gate import Choice, Features, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
@@ -61,7 +61,7 @@ def oracle(
         return policy.gate(boundary, dataclasses.replace(features, frames=ids))
 
     with torch.no_grad():
-        output = masked_forward(vit, ReusePolicy(policy.addon, of_stream, policy.semantics), clips)
+        output = masked_forward(vit, ReusePolicy(policy.addon, of_stream, policy.reference_state), clips)
     back = frames.argsort()
     return MaskedOutput(output.embeddings_CFE[:, back], output.reuse_CFbN[:, back], output.second_last_CFND, None)
 
@@ -89,19 +89,19 @@ def of_stream(encoded: list[Encoded], stream: int) -> tuple[Tensor, Tensor]:
     )
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.45, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("choice", ["random", "similar"])
 def test_compacted_inference_equals_computing_every_token(
-    vit: Vit, addon: Addon, semantics: EngineSemantics, rate: float, choice: Choice
+    vit: Vit, addon: Addon, reference_state: EngineState, rate: float, choice: Choice
 ) -> None:
     lengths = [19, 1, 12, 7, 22]
     pixels, codec = streams_of(lengths)
     gate = ForcedGate(rate, choice, SHAPE)
-    method = ReuseVit(ReuseVitConfig(semantics=semantics), vit, addon, gate)
+    method = ReuseVit(ReuseVitConfig(reference_state=reference_state), vit, addon, gate)
     encoded = encode_in_chunks(method, pixels, codec, [3, 9, 1, 10])
     for stream in range(len(lengths)):
-        expected = oracle(vit, ReusePolicy(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
+        expected = oracle(vit, ReusePolicy(addon, gate, reference_state), (stream, pixels[stream], codec[stream]), None)
         embeddings, reuse = of_stream(encoded, stream)
         assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
         torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
@@ -121,29 +121,31 @@ def test_segments_begin_again_with_a_dense_frame(vit: Vit, addon: Addon, refresh
         torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
-def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, semantics: EngineSemantics) -> None:
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, reference_state: EngineState) -> None:
     pixels, codec = streams_of([13, 5])
     for bias in (-1.0, 0.0, 1.0):
         gate = HardGate(addon.decisions, bias)
-        method = ReuseVit(ReuseVitConfig(semantics=semantics, decision_bias=bias), vit, addon)
+        method = ReuseVit(ReuseVitConfig(reference_state=reference_state, decision_bias=bias), vit, addon)
         encoded = encode_in_chunks(method, pixels, codec, [4, 9])
         for stream in range(2):
-            expected = oracle(vit, ReusePolicy(addon, gate, semantics), (stream, pixels[stream], codec[stream]), None)
+            expected = oracle(
+                vit, ReusePolicy(addon, gate, reference_state), (stream, pixels[stream], codec[stream]), None
+            )
             embeddings, reuse = of_stream(encoded, stream)
             assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
             torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
-def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, semantics: EngineSemantics) -> None:
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, reference_state: EngineState) -> None:
     steps = schedule(9, 3, "sequential")
     assert [step.frame for step in steps] == list(range(9))
     assert [step.candidates for step in steps] == [(), (0,), (1,), (2,), (), (4,), (5,), (6,), ()]
     pixels, codec = streams_of([9, 6])
-    config = ReuseVitConfig(semantics=semantics, order="sequential", refresh=3)
+    config = ReuseVitConfig(reference_state=reference_state, order="sequential", refresh=3)
     encoded = encode_in_chunks(ReuseVit(config, vit, addon), pixels, codec, [4, 9])
-    policy = ReusePolicy(addon, HardGate(addon.decisions), semantics)
+    policy = ReusePolicy(addon, HardGate(addon.decisions), reference_state)
     for stream in range(2):
         expected = oracle(vit, policy, (stream, pixels[stream], codec[stream]), 3, "sequential")
         embeddings, reuse = of_stream(encoded, stream)
@@ -254,8 +256,8 @@ def test_what_does_not_fit_is_refused(vit: Vit, addon: Addon) -> None:
         ReuseVitConfig(forced_rate=1.5)
     with pytest.raises(ValueError, match="refresh: got 0"):
         ReuseVitConfig(refresh=0)
-    with pytest.raises(ValueError, match="semantics: got 'magic'"):
-        ReuseVitConfig(semantics="magic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reference_state: got 'magic'"):
+        ReuseVitConfig(reference_state="magic")  # type: ignore[arg-type]
 
 
 def test_untrained_weights_say_so() -> None:

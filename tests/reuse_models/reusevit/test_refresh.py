@@ -69,7 +69,7 @@ def by_definition(vit: Vit, policy: ReusePolicy, stream: tuple[Tensor, Tensor], 
 
         masked_forward(
             vit,
-            ReusePolicy(policy.addon, noting, policy.semantics),
+            ReusePolicy(policy.addon, noting, policy.reference_state),
             Clips(pixels_F3HW[frames][None], scores[frames][None], steps),
         )
         total = 0.0

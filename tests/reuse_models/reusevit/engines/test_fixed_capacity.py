@@ -15,7 +15,7 @@ from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity, FixedRun
 from reuse_models.reusevit.engines.fixed_choice import plan_of
-from reuse_models.reusevit.engines.token_memory import ENGINE_SEMANTICS, EngineSemantics
+from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, Gate, HardGate
 from reuse_models.reusevit.method import INFERENCES, Inference, ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
@@ -80,40 +80,40 @@ def with_inference(config: ReuseVitConfig, inference: Any) -> ReuseVitConfig:
     return ReuseVitConfig(**{**fields, "inference": inference})
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
 @pytest.mark.parametrize(("rate", "choice"), [(0.0, "random"), (0.3, "similar"), (0.9, "random"), (1.0, "similar")])
 def test_it_equals_compacted_inference(
-    vit: Vit, addon: Addon, semantics: EngineSemantics, rate: float, choice: str
+    vit: Vit, addon: Addon, reference_state: EngineState, rate: float, choice: str
 ) -> None:
-    method = assert_same(ReuseVitConfig(semantics=semantics), vit, addon, forced(rate, choice))
+    method = assert_same(ReuseVitConfig(reference_state=reference_state), vit, addon, forced(rate, choice))
     given = fixed_of(method).capacities.rows(1000)
     computed = 1 - round(rate * SHAPE.num_tokens) / SHAPE.num_tokens
     assert all(computed <= rows / 1000 <= max(1.2 * computed + 0.01, 0.05) for rows in given)
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
 @pytest.mark.parametrize("bias", [-1.0, 0.0, 1.0])
-def test_decisions_feed_back_alike(vit: Vit, addon: Addon, semantics: EngineSemantics, bias: float) -> None:
-    assert_same(ReuseVitConfig(semantics=semantics, decision_bias=bias), vit, addon, None)
+def test_decisions_feed_back_alike(vit: Vit, addon: Addon, reference_state: EngineState, bias: float) -> None:
+    assert_same(ReuseVitConfig(reference_state=reference_state, decision_bias=bias), vit, addon, None)
 
 
 def test_segments_and_the_sequential_order_are_the_same(vit: Vit, addon: Addon) -> None:
     assert_same(ReuseVitConfig(refresh=6, refresh_error=0.02), vit, addon, None)
-    assert_same(ReuseVitConfig(order="sequential", refresh=5, semantics="grouped"), vit, addon, None)
+    assert_same(ReuseVitConfig(order="sequential", refresh=5, reference_state="grouped"), vit, addon, None)
 
 
 def test_an_addon_without_restoration_is_the_same(vit: Vit) -> None:
     assert_same(ReuseVitConfig(), vit, Addon(addon_shape(SHAPE, restoration_rank=0)).double(), forced(0.6))
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
 def test_too_few_rows_are_seen_and_the_call_is_done_again(
-    vit: Vit, addon: Addon, semantics: EngineSemantics, monkeypatch: pytest.MonkeyPatch
+    vit: Vit, addon: Addon, reference_state: EngineState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, codec = streams((9, 12))
     chunk = Chunk(tuple(pixels), tuple(codec), (True, True))
     compacted, method = (
-        ReuseVit(ReuseVitConfig(semantics=semantics, inference=inference), vit, addon, forced(0.5))
+        ReuseVit(ReuseVitConfig(reference_state=reference_state, inference=inference), vit, addon, forced(0.5))
         for inference in INFERENCES[1:]
     )
     fixed, passes = fixed_of(method), 0
@@ -134,26 +134,28 @@ def test_too_few_rows_are_seen_and_the_call_is_done_again(
         torch.testing.assert_close(found.embeddings[stream], expected.embeddings[stream], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
-def test_sixteen_bits_stay_close(semantics: EngineSemantics, vit: Vit, addon: Addon) -> None:
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+def test_sixteen_bits_stay_close(reference_state: EngineState, vit: Vit, addon: Addon) -> None:
     """The same tokens are computed, since random masks do not round."""
     pixels, codec = streams()
-    exact = encode(ReuseVit(ReuseVitConfig(semantics=semantics), vit, addon, forced(0.7, "random")), pixels, codec)
+    exact = encode(
+        ReuseVit(ReuseVitConfig(reference_state=reference_state), vit, addon, forced(0.7, "random")), pixels, codec
+    )
     half_vit, half_addon = Vit.random(SHAPE, seed=1).bfloat16(), Addon(addon.shape).bfloat16()
     half_addon.load_state_dict(addon.state_dict())
-    config = ReuseVitConfig(semantics=semantics, inference="fixed")
+    config = ReuseVitConfig(reference_state=reference_state, inference="fixed")
     half = encode(ReuseVit(config, half_vit, half_addon, forced(0.7, "random")), pixels, codec)
     assert torch.equal(half[1], exact[1])
     assert torch.cosine_similarity(half[0], exact[0], dim=-1).min() > 0.99
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
-def test_reported_work_is_what_is_executed_padding_included(semantics: EngineSemantics) -> None:
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+def test_reported_work_is_what_is_executed_padding_included(reference_state: EngineState) -> None:
     shape = VitShape(
         image_px=96, patch_px=16, width=128, num_heads=2, num_layers=4, mlp_width=512, embed_dim=64, has_cls=True
     )
     vit = Vit.random(shape, seed=1)
-    method = ReuseVitConfig(forced_rate=0.8, refresh=8, semantics=semantics, inference="fixed").build(vit)
+    method = ReuseVitConfig(forced_rate=0.8, refresh=8, reference_state=reference_state, inference="fixed").build(vit)
     generator = torch.Generator().manual_seed(0)
     pixels = tuple(torch.randn(length, 3, 96, 96, generator=generator) for length in (11, 6))
     codec = tuple(torch.rand(length, 4, 6, 6, generator=generator) for length in (11, 6))
@@ -183,13 +185,13 @@ class NoQuestions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("gate", ["decisions", "random", "similar"])
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
 def test_a_pass_asks_the_host_nothing(
-    vit: Vit, addon: Addon, semantics: EngineSemantics, gate: str, monkeypatch: pytest.MonkeyPatch
+    vit: Vit, addon: Addon, reference_state: EngineState, gate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, codec = streams((10, 7))
     method = ReuseVit(
-        ReuseVitConfig(semantics=semantics, inference="fixed"),
+        ReuseVitConfig(reference_state=reference_state, inference="fixed"),
         vit,
         addon,
         None if gate == "decisions" else forced(0.5, gate),
@@ -210,13 +212,13 @@ def test_a_pass_asks_the_host_nothing(
         ReuseVit(ReuseVitConfig(), vit, addon).encode(Chunk(tuple(pixels), tuple(codec), (True, True)), method.start(2))
 
 
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
-def test_steps_have_shapes_that_no_value_decides(semantics: EngineSemantics) -> None:
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+def test_steps_have_shapes_that_no_value_decides(reference_state: EngineState) -> None:
     """Tensors without values run through all steps: what depends on one raises there."""
     meta = torch.device("meta")
     with meta:
         vit, addon = Vit(SHAPE), Addon(addon_shape(SHAPE))
-    engine = FixedCapacity(vit, ReusePolicy(addon, HardGate(addon.decisions), semantics))
+    engine = FixedCapacity(vit, ReusePolicy(addon, HardGate(addon.decisions), reference_state))
     plan = plan_of((4, 3), SHAPE.num_tokens, meta)
     run = FixedRun(engine, *engine.take(2, 2), plan, [])
     with torch.no_grad():
@@ -262,13 +264,13 @@ def test_memory_that_nobody_uses_is_used_again(vit: Vit, addon: Addon) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("semantics", ENGINE_SEMANTICS)
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
 def test_on_a_gpu_a_replayed_pass_waits_for_nothing(
-    addon: Addon, semantics: EngineSemantics, monkeypatch: pytest.MonkeyPatch
+    addon: Addon, reference_state: EngineState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels, codec = streams((9, 9))
     chunk = Chunk(tuple(pixels), tuple(codec), (True, True))
-    config, gate = ReuseVitConfig(semantics=semantics), forced(0.7, "random")
+    config, gate = ReuseVitConfig(reference_state=reference_state), forced(0.7, "random")
     expected = ReuseVit(config, Vit.random(SHAPE, seed=1).double(), addon, gate)
     on_gpu = Addon(addon.shape).double()
     on_gpu.load_state_dict(addon.state_dict())

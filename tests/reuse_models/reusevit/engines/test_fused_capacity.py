@@ -148,7 +148,12 @@ def test_reported_work_is_that_of_the_plain_steps_but_for_importance() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "serves"),
-    [({}, True), ({"semantics": "grouped"}, False), ({"forced_rate": 0.5}, False), ({"refresh_error": 0.1}, False)],
+    [
+        ({}, True),
+        ({"reference_state": "grouped"}, False),
+        ({"forced_rate": 0.5}, False),
+        ({"refresh_error": 0.1}, False),
+    ],
 )
 def test_what_kernels_do_not_serve_is_left_to_plain_steps(changes: dict[str, Any], serves: bool) -> None:
     vit = Vit.random(small("clip"))
