@@ -29,6 +29,7 @@ from dejavu.tasks.temp_clip.fit import TempClipFitConfig
 from dejavu.video.mp4 import TranscodeConfig
 from dejavu.video.transcode_apart import CLIP_LIMIT_S
 from reuse_models.artifact.weights import Variant
+from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES
 from reuse_models.baselines.diffrate.search import SearchConfig
 from reuse_models.baselines.residual_vit.fit import TokenFitConfig
 from reuse_models.training.fit import FitConfig
@@ -245,6 +246,9 @@ OWN_TRAINING = TrainConfig(
 that costs little (of the rank that the tower's width gives, more is not explained), and a fifth of the published rates:
 with two windows a step, decisions of whole layers ran to all or nothing at those (docs/training.md)."""
 
+OWN_SCHEDULES = SchedulesConfig(shares=PUBLISHED_SHARES[::2], num_frames=192)
+"""As many as are chosen of a method at most, on half of the frames: five took longer than the training."""
+
 OWN_SWEEP = SweepConfig(num_frames=400, chosen_per_method=3)
 """Enough frames to tell settings apart; fifty settings on all validation clips would take longer than the training."""
 
@@ -273,7 +277,9 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
     ),
     "folder": (
         "a folder of your own videos, no answers needed: the score is fidelity to Original",
-        Experiment(recipe="folder", dataset="video_folder", train=OWN_TRAINING, sweep=OWN_SWEEP),
+        Experiment(
+            recipe="folder", dataset="video_folder", train=OWN_TRAINING, schedules=OWN_SCHEDULES, sweep=OWN_SWEEP
+        ),
     ),
     "classes": (
         "your own videos in folders of classes, [split/]class/video: the score is the accuracy of a linear probe",
@@ -282,6 +288,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             dataset="class_folders",
             prompt="a video of {answer}",
             train=OWN_TRAINING,
+            schedules=OWN_SCHEDULES,
             sweep=OWN_SWEEP,
         ),
     ),

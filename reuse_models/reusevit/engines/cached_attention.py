@@ -9,8 +9,6 @@ Shapes: K frames, h heads, N tokens (prefix first), d head width, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,23 +37,23 @@ class CachedAttention:
             self._cls_scores_hN, self._cls_sum_h1 = self._scores_hNN[:, 0], self._sum_hN1[:, 0]
             self._cls_hN = torch.empty_like(self._cls_scores_hN)
 
-    def __call__(self, projected_KNC: Tensor, heads_K: Sequence[Tensor], importance_K: Sequence[Tensor]) -> bool:
+    def __call__(self, projected_KNC: Tensor, pre_proj_KND: Tensor, importance_KN: Tensor) -> bool:
         """Attend in a block.
 
         Args:
             projected_KNC: q, k, v of all tokens.
-            heads_K: Where pre_proj goes, [h, N, d] of each frame.
-            importance_K: Where importance goes, [N] of each frame.
+            pre_proj_KND: Where what attention gives goes, heads side by side.
+            importance_KN: Where importance goes.
 
         Returns:
             Whether importance took a product of its own.
         """
         q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
-        if self.is_used and all(map(self._one, q_KhNd, k_KhNd.mT, v_KhNd, heads_K, importance_K)):
+        out_KhNd = pre_proj_KND.unflatten(2, q_KhNd.shape[1::2]).transpose(1, 2)
+        if self.is_used and all(map(self._one, q_KhNd, k_KhNd.mT, v_KhNd, out_KhNd, importance_KN)):
             return False
-        attended_KhNd = F.scaled_dot_product_attention(q_KhNd, k_KhNd, v_KhNd)
-        torch._foreach_copy_(list(heads_K), list(attended_KhNd))
-        torch._foreach_copy_(list(importance_K), list(self.vit.importance(q_KhNd, k_KhNd)))
+        out_KhNd.copy_(F.scaled_dot_product_attention(q_KhNd, k_KhNd, v_KhNd))
+        importance_KN.copy_(self.vit.importance(q_KhNd, k_KhNd))
         return True
 
     def _one(self, q_hNd: Tensor, k_hdN: Tensor, v_hNd: Tensor, out_hNd: Tensor, importance_N: Tensor) -> bool:

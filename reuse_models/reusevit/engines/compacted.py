@@ -115,11 +115,13 @@ class _Frames:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Consecutive frames of one stream."""
+    """Consecutive frames of the pass: of one stream, or whole groups of several where frames are small."""
 
-    stream: int
+    streams: tuple[int, ...]
     start: int
     stop: int
+    stream_K: Tensor
+    """int64: of each frame."""
 
     @property
     def num_frames(self) -> int:
@@ -209,6 +211,9 @@ class _GroupRun:
         token_N = torch.arange(self.num_tokens, device=device)
         # Row of each row's anchor among all streams' anchors.
         self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
+        is_handed_F = torch.zeros(self.num_frames, dtype=torch.bool, device=device)
+        is_handed_F[list(self.layout.starts)] = True
+        self.is_handed_X = is_handed_F.repeat_interleave(self.num_tokens)
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
         # What is handed on is then a whole frame, restored rows and all.
@@ -219,9 +224,27 @@ class _GroupRun:
         self.place_in_block_X = rows_X - start_F.repeat_interleave(self.num_tokens) * self.num_tokens
 
     def _blocks(self, block_frames: int) -> Iterator[_Block]:
-        for stream, start, size in zip(self.work.streams, self.layout.starts, self.layout.sizes, strict=True):
-            for first in range(start, start + size, block_frames):
-                yield _Block(stream, first, min(first + block_frames, start + size))
+        """Yield frames, `block_frames` of them at most, in order."""
+        streams, sizes, starts = self.work.streams, self.layout.sizes, self.layout.starts
+        if block_frames <= max(sizes):
+            for stream, start, size in zip(streams, starts, sizes, strict=True):
+                for first in range(start, start + size, block_frames):
+                    last = min(first + block_frames, start + size)
+                    yield _Block((stream,), first, last, self.stream_F[first:last])
+            return
+        begin = 0
+        for index in range(1, len(sizes) + 1):
+            stop = self.num_frames if index == len(sizes) else starts[index]
+            if index == len(sizes) or stop + sizes[index] - starts[begin] > block_frames:
+                first = starts[begin]
+                yield _Block(streams[begin:index], first, stop, self.stream_F[first:stop])
+                begin = index
+
+    def _anchors_of(self, block: _Block, anchors_BNC: Tensor, out_KNC: Tensor) -> Tensor:
+        """Return what each frame of a block has at its stream's anchor: [N, C] where that is one, else in `out_KNC`."""
+        if len(block.streams) == 1:
+            return anchors_BNC[block.streams[0]]
+        return torch.index_select(anchors_BNC, 0, block.stream_K, out=out_KNC)
 
     def run(self) -> PassResult:
         tokens = (self.num_frames, self.last, self.num_tokens)
@@ -264,8 +287,8 @@ class _GroupRun:
 
     def _restored(self, held: _Held) -> Iterator[tuple[_Block, Tensor]]:
         computed, inside, plain = held.computed, held.inside, held.plain
-        anchors = self.anchors[held.boundary].projected_BNC.unbind()
-        parts = anchors[0].shape[-1] // self.width
+        anchors_BNC = self.anchors[held.boundary].projected_BNC
+        parts = self._num_parts(held.boundary)
         ups_pRD = self.policy.addon.restoration(held.boundary).up_4DR[len(CORRECTED) - parts :].mT
         hidden_pXR = self._by_part(held.boundary, held.hidden_XQ)
         computed_X = computed.split(self.place_in_block_X[computed.rows_X], self.blocks)
@@ -278,19 +301,19 @@ class _GroupRun:
             if len(inside_X):
                 base_XC = held.stored_projected_XC.index_select(0, base_X[index])
             if plain is None:
-                out_KNC.copy_(anchors[block.stream])
+                out_KNC.copy_(self._anchors_of(block, anchors_BNC, out_KNC))
                 if base_XC is not None:
                     out_XC.index_copy_(0, self.place_in_block_X[inside_X], base_XC)
                 out_pXD.baddbmm_(hidden_pXR[:, block.rows(self.num_tokens)], ups_pRD)
             else:
                 plain_X = plain.rows_X[plain.part(block.start, block.stop)]
-                anchor_XC = anchors[block.stream].index_select(0, plain_X % self.num_tokens)
+                anchor_XC = as_rows(anchors_BNC).index_select(0, self.anchor_X[plain_X])
                 self._restore(held, plain_X, anchor_XC, out_XC)
                 if base_XC is not None:
                     self._restore(held, inside_X, base_XC, out_XC)
             out_XC.index_copy_(0, computed_X[index], computed_XC[index])
-            if self.keeps_frames and block.start in self.layout.starts:
-                self._keep(held, block, out_XC[: self.num_tokens])
+            if self.keeps_frames:
+                self._keep(held, block, out_KNC)
             yield block, out_KNC
         if plain is None:
             self.restored_Fb[:, held.boundary] += self._projected_ranks(held.boundary) * self.num_tokens
@@ -304,34 +327,34 @@ class _GroupRun:
             base_pXD.baddbmm_(hidden_pXR, ups_4DR[len(CORRECTED) - len(base_pXD) :].mT)
             out_XC.index_copy_(0, self.place_in_block_X[rows_X], base_XC)
 
-    def _keep(self, held: _Held, block: _Block, projected_XC: Tensor) -> None:
-        """Store the first frame of a block, restored rows and all, behind the computed rows: it is handed on."""
-        kept = self._kept(held, block.start)
+    def _keep(self, held: _Held, block: _Block, projected_KNC: Tensor) -> None:
+        """Store the frames of a block that are handed on, restored rows and all, behind the computed rows."""
         # Before the last layer h of CLS is all there is.
         num_h = 1 if self.anchors[held.boundary].h_BND is None else self.num_tokens
-        row = block.start * self.num_tokens
-        rows_X = torch.arange(row, row + num_h, device=projected_XC.device)
-        held.stored_h_XD[kept.start : kept.start + num_h] = self._h_of(held, rows_X)
-        held.stored_projected_XC[kept] = projected_XC
+        for slot, start in enumerate(self.layout.starts):
+            if block.start <= start < block.stop:
+                kept, row = self._kept(held, slot), start * self.num_tokens
+                rows_X = torch.arange(row, row + num_h, device=projected_KNC.device)
+                held.stored_h_XD[kept.start : kept.start + num_h] = self._h_of(held, rows_X)
+                held.stored_projected_XC[kept] = projected_KNC[start - block.start]
 
-    def _kept(self, held: _Held, start: int) -> slice:
-        """Where the frame is stored that is handed on of the group that begins at frame `start`."""
-        first = len(held.computed.rows_X) + self.layout.starts.index(start) * self.num_tokens
+    def _kept(self, held: _Held, slot: int) -> slice:
+        """Where the frame lies that the group at this place hands on."""
+        first = len(held.computed.rows_X) + slot * self.num_tokens
         return slice(first, first + self.num_tokens)
 
     def _attend(self, boundary: int, held: _Input | _Held) -> None:
         """Run attention block by block and compare what it gives with the stream's anchor."""
         workspace, at = self.workspace, self.anchors[boundary]
-        anchors = at.pre_proj_BND.unbind()
         pre_proj_FND, hidden_XQ = self._pre_proj(boundary), self._hidden(boundary)
         down_DQ = self._down(boundary).mT
         for block, projected_KNC in self._filled(held):
             pre_proj_KND = pre_proj_FND[block.frames]
-            heads = workspace.heads_2F[boundary % 2][block.frames]
-            if workspace.attention(projected_KNC, heads, workspace.importances[block.frames]):
+            if workspace.attention(projected_KNC, pre_proj_KND, workspace.importance_FN[block.frames]):
                 self.weighed_Fb[block.frames, boundary] += self.num_tokens * self.vit.shape.num_last_queries
             difference_KND = workspace.difference_KND[: block.num_frames]
-            torch.sub(pre_proj_KND, anchors[block.stream], out=difference_KND)
+            anchor = self._anchors_of(block, at.pre_proj_BND, difference_KND)
+            torch.sub(pre_proj_KND, anchor, out=difference_KND)
             norms(pre_proj_KND, out=workspace.norm_FN[block.frames])
             norms(difference_KND, out=workspace.difference_norm_FN[block.frames])
             if workspace.expects_reuse[boundary]:
@@ -479,22 +502,23 @@ class _GroupRun:
         """Hand each group's first computed frame, its last in display order, on as the anchor of its stream."""
         if isinstance(held, _Input):
             return
-        at, pre_proj_FND = self.anchors[held.boundary], self._pre_proj(held.boundary)
-        for stream, start in zip(self.work.streams, self.layout.starts, strict=True):
-            stored = held.computed.part(start, start + 1)
-            token_X = held.computed.rows_X[stored] - start * self.num_tokens
-            pre_proj_XD = pre_proj_FND[start].index_select(0, token_X)
-            at.pre_proj_BND[stream].index_copy_(0, token_X, pre_proj_XD)
-            at.norm_BN[stream].index_copy_(0, token_X, norms(pre_proj_XD))
-            if self.keeps_frames:
-                kept = self._kept(held, start)
+        at = self.anchors[held.boundary]
+        (stored_X,) = self.is_handed_X[held.computed.rows_X].nonzero(as_tuple=True)
+        rows_X = held.computed.rows_X[stored_X]
+        anchor_X = self.anchor_X[rows_X]
+        pre_proj_XD = as_rows(self._pre_proj(held.boundary)).index_select(0, rows_X)
+        as_rows(at.pre_proj_BND).index_copy_(0, anchor_X, pre_proj_XD)
+        at.norm_BN.flatten().index_copy_(0, anchor_X, norms(pre_proj_XD))
+        if self.keeps_frames:
+            for slot, stream in enumerate(self.work.streams):
+                kept = self._kept(held, slot)
                 at.projected_BNC[stream] = held.stored_projected_XC[kept]
                 if at.h_BND is not None:
                     at.h_BND[stream] = held.stored_h_XD[kept]
-            else:
-                at.projected_BNC[stream].index_copy_(0, token_X, held.stored_projected_XC[stored])
-                if at.h_BND is not None:
-                    at.h_BND[stream].index_copy_(0, token_X, held.stored_h_XD[stored])
+            return
+        as_rows(at.projected_BNC).index_copy_(0, anchor_X, held.stored_projected_XC.index_select(0, stored_X))
+        if at.h_BND is not None:
+            as_rows(at.h_BND).index_copy_(0, anchor_X, held.stored_h_XD.index_select(0, stored_X))
 
     # What restoration is made of.
 

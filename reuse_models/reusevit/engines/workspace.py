@@ -14,7 +14,6 @@ from torch import Tensor
 from reuse_models.reusevit.anchors import empty_projected
 from reuse_models.reusevit.engines.cached_attention import CachedAttention
 from reuse_models.reusevit.engines.similarity import cosine_dtype
-from reuse_models.reusevit.frame_order import GROUP_SIZE
 from reuse_models.tower.vit import Vit
 
 ROWS_PER_PRODUCT = 1024
@@ -40,7 +39,7 @@ class Workspace:
         tokens = (num_frames, shape.num_tokens)
         self.num_frames = num_frames
         frame_bytes = 3 * shape.num_tokens * shape.width * like.element_size()
-        self.block_frames = max(1, min(GROUP_SIZE, BLOCK_BYTES // frame_bytes))
+        self.block_frames = max(1, min(num_frames, BLOCK_BYTES // frame_bytes))
         self.block_KNC = empty_projected(like, self.block_frames, shape, 3)
         self._views: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.difference_KND = like.new_empty(self.block_frames, shape.num_tokens, shape.width)
@@ -48,13 +47,9 @@ class Workspace:
         self.difference_norm_FN = torch.empty_like(self.norm_FN)
         self.to_anchor_FN = torch.empty_like(self.norm_FN)
         self.importance_FN = like.new_empty(tokens)
-        self.importances = self.importance_FN.unbind()
         self.attention = CachedAttention(vit)
         # Of two layers each: rows of the layer before are read while those of this one are written.
         self.pre_proj_2FND = [like.new_empty(*tokens, shape.width) for _ in range(2)]
-        by_head = (shape.num_heads, shape.head_dim)
-        self.heads_2F = [x.unflatten(2, by_head).transpose(1, 2).unbind() for x in self.pre_proj_2FND]
-        """pre_proj again, frame by frame and as [h, N, d]."""
         self.hidden_2XQ = [like.new_empty(num_frames * shape.num_tokens, num_ranks) for _ in range(2)]
         rows = min(ROWS_PER_PRODUCT, num_frames * shape.num_tokens)
         self._room = Room(*(like.new_empty(rows, channels) for channels in (shape.width, shape.width, shape.fc1_width)))

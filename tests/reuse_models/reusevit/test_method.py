@@ -14,6 +14,7 @@ from reuse_models.method import Chunk, Encoded
 from reuse_models.reusevit.addon import Addon, addon_shape, save_addon
 from reuse_models.reusevit.anchors import artifact_bytes_per_stream, state_bytes_per_stream
 from reuse_models.reusevit.codec_net import codec_history
+from reuse_models.reusevit.engines import workspace
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.frame_order import Order, schedule
@@ -105,6 +106,26 @@ def test_compacted_inference_equals_computing_every_token(
         embeddings, reuse = of_stream(encoded, stream)
         assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
         torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reference_state", ENGINE_STATES)
+@pytest.mark.parametrize("frames_at_once", [1, 3, 4, 5, 9, 64])
+def test_blocks_of_any_size_give_the_same(
+    vit: Vit, addon: Addon, reference_state: EngineState, frames_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame_bytes = 3 * SHAPE.num_tokens * SHAPE.width * vit.position.element_size()
+    monkeypatch.setattr(workspace, "BLOCK_BYTES", frames_at_once * frame_bytes)
+    lengths = [9, 3, 14, 8, 6]
+    pixels, codec = streams_of(lengths)
+    for rate in (0.3, 0.8):  # few rows are restored one by one, many all together
+        gate = ForcedGate(rate, "random", SHAPE)
+        method = ReuseVit(ReuseVitConfig(reference_state=reference_state), vit, addon, gate)
+        encoded = encode_in_chunks(method, pixels, codec, [3, 9, 2])
+        policy = ReusePolicy(addon, gate, reference_state)
+        for stream in range(len(lengths)):
+            expected = oracle(vit, policy, (stream, pixels[stream], codec[stream]), None)
+            embeddings, _ = of_stream(encoded, stream)
+            torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("refresh", [1, 4, 6])

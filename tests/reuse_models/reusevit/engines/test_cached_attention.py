@@ -24,8 +24,7 @@ def test_it_equals_the_ordinary_attention(scale: float) -> None:
     projected_KNC = scale * torch.randn(2, SHAPE.num_tokens, 3 * 64 + 16, generator=generator)[..., : 3 * 64]
     pre_proj_KND = torch.empty(2, SHAPE.num_tokens, 64)
     importance_KN = torch.empty(2, SHAPE.num_tokens)
-    heads_KhNd = pre_proj_KND.unflatten(2, (SHAPE.num_heads, SHAPE.head_dim)).transpose(1, 2)
-    took_over = attention(projected_KNC, heads_KhNd.unbind(), importance_KN.unbind())
+    took_over = attention(projected_KNC, pre_proj_KND, importance_KN)
     assert took_over == (scale == 60.0)
     q_KhNd, k_KhNd, v_KhNd = vit.split_heads(projected_KNC)
     torch.testing.assert_close(pre_proj_KND, vit.attend(q_KhNd, k_KhNd, v_KhNd), rtol=1e-4, atol=scale * 1e-5)
