@@ -115,19 +115,10 @@ def schedule(num_frames: int, refresh: int | None = None, order: Order = "nested
     Raises:
         ValueError: refresh is below 1, or there is no such order.
     """
-    return gop_steps(gop_frames(num_frames, refresh), order)
-
-
-def gop_steps(gops: Sequence[range], order: Order = "nested") -> tuple[FrameStep, ...]:
-    """Return the frames of GOPs of any lengths in computing order.
-
-    Raises:
-        ValueError: There is no such order.
-    """
     full = group_size(order)
     steps: list[FrameStep] = []
     group = 0
-    for gop in gops:
+    for gop in gop_frames(num_frames, refresh):
         steps.append(FrameStep(gop.start, (), 0, group))
         previous = gop.start
         for start in range(gop.start + 1, gop.stop, full):

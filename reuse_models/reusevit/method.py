@@ -34,7 +34,6 @@ from reuse_models.reusevit.engines.workspace import Workspace
 from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, Order, check_refresh, group_size
 from reuse_models.reusevit.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
-from reuse_models.reusevit.refresh import AdaptiveRefresh, ErrorMeter, Over
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
@@ -65,12 +64,6 @@ class ReuseVitConfig:
     """Names the weights in tables, such as `target=0.8`; their file's name unless given."""
     refresh: int | None = None
     """Frames after which a dense one begins a new GOP; None for never."""
-    refresh_error: float | None = None
-    """Estimate of the error at which a GOP ends before, see refresh.AdaptiveRefresh; None for never."""
-    refresh_over: Over = "gop"
-    """What the estimate covers."""
-    refresh_cut: float | None = None
-    """Share of intra macroblocks at which a frame begins a new GOP; None for none."""
     order: Order = "nested"
     """In which order frames are computed; as the add-on was trained."""
     reference_state: EngineState = "anchor"
@@ -93,7 +86,6 @@ class ReuseVitConfig:
     def __post_init__(self) -> None:
         check_refresh(self.refresh)
         group_size(self.order)
-        self.adaptive_refresh()
         if self.forced_rate is not None:
             check_rate(self.forced_rate)
         if not self.skip >= 0:
@@ -123,10 +115,6 @@ class ReuseVitConfig:
             parts.append(f"bias={self.decision_bias:+.3g}")
         if self.refresh is not None:
             parts.append(f"R={self.refresh}")
-        if self.refresh_error is not None:
-            parts.append(f"error={self.refresh_error:g} a {self.refresh_over}")
-        if self.refresh_cut is not None:
-            parts.append(f"cut={self.refresh_cut:g}")
         if self.order != "nested":
             parts.append(self.order)
         if self.skip:
@@ -136,14 +124,6 @@ class ReuseVitConfig:
     def build(self, vit: Vit) -> Method:
         method = ReuseVit(self, vit, self.addon(vit))
         return Skipping(method, self.skip) if self.skip else method
-
-    def adaptive_refresh(self) -> AdaptiveRefresh:
-        """Return when a GOP ends before its time.
-
-        Raises:
-            ValueError: A threshold is out of range.
-        """
-        return AdaptiveRefresh(error=self.refresh_error, over=self.refresh_over, cut=self.refresh_cut)
 
     def addon(self, vit: Vit) -> Addon:
         """Return the weights on the tower's device and type.
@@ -201,19 +181,17 @@ class ReuseVit:
 
     def __init__(self, config: ReuseVitConfig, vit: Vit, addon: Addon, gate: Gate | None = None) -> None:
         self.vit, self.addon = vit, addon
-        adaptive = config.adaptive_refresh()
         if gate is None and config.forced_rate is not None:
             gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape)
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
-        self.meter = None if adaptive.error is None else ErrorMeter(gate)
-        policy = ReusePolicy(addon, self.meter or gate, config.reference_state)
+        policy = ReusePolicy(addon, gate, config.reference_state)
         self.engine = Compacted(vit, policy)
         on_gpu = vit.position.device.type == "cuda"
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
         self.fixed = fixed_engine(vit, policy) if is_fixed else None
         one_size = self.fixed is not None and self.fixed.one_size
-        self.scheduler = Scheduler(config.refresh, adaptive, group_size(config.order), one_size=one_size)
+        self.scheduler = Scheduler(config.refresh, group_size(config.order), one_size=one_size)
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
@@ -286,9 +264,8 @@ class ReuseVit:
             num_frames = codec_SF4PP.shape[1]
             for index, (stream, last_T4PP) in enumerate(zip(streams, lasts, strict=True)):
                 of_stream = histories[index * num_frames : (index + 1) * num_frames]
-                cuts = self.scheduler.adaptive.are_cuts(codec_SF4PP[index])
                 frames_F3HW = pixels[stream].to(self.vit.position.device)
-                states[stream].held += map(HeldFrame, frames_F3HW.unbind(), of_stream, cuts)
+                states[stream].held += map(HeldFrame, frames_F3HW.unbind(), of_stream)
                 states[stream].before_T4PP = last_T4PP
 
     def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, finished: list[_Finished]) -> None:
@@ -322,8 +299,7 @@ class ReuseVit:
             frames=[(stream, state.next_frame + step.frame) for stream, state, size in states for step in GROUPS[size]],
         )
         result = self._pass(part, memory, work)
-        errors = None if self.meter is None else self.meter.take(self.vit.shape.num_layers - 1)
-        self.scheduler.done(memory.states, turn, errors)
+        self.scheduler.done(memory.states, turn)
         return _Finished(work.frames, result.embeddings_FE, result)
 
     def _pass(self, part: int, memory: ReuseVitMemory, work: Pass) -> PassResult:

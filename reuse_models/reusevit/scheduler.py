@@ -15,13 +15,10 @@ Shapes: T codec steps, P patches a side.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
-
-from reuse_models.reusevit.gate import FrameId
-from reuse_models.reusevit.refresh import AdaptiveRefresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +28,6 @@ class HeldFrame:
     pixels_3HW: Tensor
     history_4TPP: Tensor
     """Codec grids up to it."""
-    is_cut: bool
-    """Whether adaptive refresh sees a cut at it."""
 
 
 @dataclass(slots=True)
@@ -47,8 +42,6 @@ class StreamState:
     """Frames before the next dense one; None for a GOP without end."""
     ended: bool = False
     """No frame follows those held."""
-    error: float = 0.0
-    """What reuse has neglected since the last dense frame, as adaptive refresh estimates it."""
     before_T4PP: Tensor | None = None
     """The last codec grids seen, T - 1 of them."""
 
@@ -73,7 +66,6 @@ class Scheduler:
 
     refresh: int | None
     """Frames between dense ones; None for a GOP without end."""
-    adaptive: AdaptiveRefresh
     group_size: int
     """Frames of a full group."""
     one_size: bool = False
@@ -92,38 +84,23 @@ class Scheduler:
         by_size = {one: tuple(stream for stream, size in sizes.items() if size == one) for one in sizes.values()}
         return [Turn(some, (size,) * len(some), is_dense=False) for size, some in sorted(by_size.items(), reverse=True)]
 
-    def done(self, states: Sequence[StreamState], turn: Turn, errors: Mapping[FrameId, float] | None = None) -> None:
-        """Move the streams of a turn on: its frames have been computed.
-
-        Args:
-            states: Of all streams.
-            turn: One of those that `schedule` returned.
-            errors: Of each frame of a group, where adaptive refresh meters it.
-        """
+    def done(self, states: Sequence[StreamState], turn: Turn) -> None:
+        """Move the streams of a turn on: its frames have been computed."""
         for stream, size in zip(turn.streams, turn.sizes, strict=True):
             state = states[stream]
             if turn.is_dense:
-                state.left_in_gop, state.error = self.refresh, 0.0
-            else:
-                if state.left_in_gop is not None:
-                    state.left_in_gop -= size
-                if errors is not None:
-                    of_group = [errors[stream, state.next_frame + offset] for offset in range(size)]
-                    state.error = self.adaptive.estimate(state.error, of_group)
-                    if self.adaptive.ends(state.error):
-                        state.left_in_gop = 0
+                state.left_in_gop = self.refresh
+            elif state.left_in_gop is not None:
+                state.left_in_gop -= size
             del state.held[:size]
             state.next_frame += size
 
     def _next_group(self, state: StreamState) -> int:
         """Return how many frames the next group of a stream has: all that it takes, or at the end what is left."""
         wanted = self.group_size if state.left_in_gop is None else min(self.group_size, state.left_in_gop)
-        cut = next((offset for offset, frame in enumerate(state.held[:wanted]) if frame.is_cut), None)
-        if cut is not None:
-            wanted = cut
         here = len(state.held)
         return wanted if here >= wanted else here * int(state.ended)
 
 
 def _is_dense_next(state: StreamState) -> bool:
-    return bool(state.held) and (state.left_in_gop == 0 or state.held[0].is_cut)
+    return bool(state.held) and state.left_in_gop == 0

@@ -72,7 +72,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
         f"| variant | {' | '.join(heads)} | seeds |",
         f"|---|{'---|' * (2 * len(heads))}---|",
     ]
-    for name in VARIANTS:
+    gone = sorted(found.keys() - VARIANTS.keys())
+    for name in (*VARIANTS, *gone):
         if name in found:
             cells = [
                 cell

@@ -80,26 +80,12 @@ def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
         )
         for refresh in (4, 8, 32)
     )
-    adaptive = tuple(
-        vary(name=name, says=f"the default's add-ons with a dense frame {says}", method=method)
-        for name, says, method in (
-            ("refresh error=0.2", "once the estimated error sums up to 0.2", ReuseVitConfig(refresh_error=0.2)),
-            ("refresh error=0.6", "once the estimated error sums up to 0.6", ReuseVitConfig(refresh_error=0.6)),
-            (
-                "refresh group error=0.04",
-                "after a group with an estimated error of 0.04",
-                ReuseVitConfig(refresh_error=0.04, refresh_over="group"),
-            ),
-            ("refresh cut=0.95", "where 95 % of the macroblocks are intra", ReuseVitConfig(refresh_cut=0.95)),
-        )
-    )
     every = (
         vary(
             name=DEFAULT,
             says=f"no refresh, target {loss.target_rate:g}, hidden terms 0",
         ),
         *refresh,
-        *adaptive,
         *(
             vary(
                 name=f"clips={clips}",

@@ -193,7 +193,7 @@ def test_work_that_is_not_there_is_not_reported() -> None:
     )
     vit = Vit.random(shape, seed=1)
     bare = Addon(dataclasses.replace(addon_shape(shape, restoration_rank=0), codec=False)).requires_grad_(False)
-    method = ReuseVit(ReuseVitConfig(refresh=8, refresh_error=0.05), vit, bare)
+    method = ReuseVit(ReuseVitConfig(refresh=8), vit, bare)
     generator = torch.Generator().manual_seed(0)
     chunk = Chunk(
         (torch.randn(11, 3, 96, 96, generator=generator),), (torch.rand(11, 4, 6, 6, generator=generator),), (True,)
@@ -277,6 +277,8 @@ def test_what_does_not_fit_is_refused(vit: Vit, addon: Addon) -> None:
         ReuseVitConfig(forced_rate=1.5)
     with pytest.raises(ValueError, match="refresh: got 0"):
         ReuseVitConfig(refresh=0)
+    with pytest.raises(ValueError, match="order: got 'backwards'"):
+        ReuseVitConfig(order="backwards")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference_state: got 'magic'"):
         ReuseVitConfig(reference_state="magic")  # type: ignore[arg-type]
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reuse_models.reusevit.frame_order import GROUPS, gop_steps, schedule
-from reuse_models.reusevit.refresh import AdaptiveRefresh
+from reuse_models.reusevit.frame_order import GROUPS, schedule
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
 
-NO_REFRESH = AdaptiveRefresh()
 
-
-def hold(state: StreamState, *cuts: bool, ended: bool = False) -> StreamState:
-    state.held += [HeldFrame(torch.empty(0), torch.empty(0), cut) for cut in cuts]
+def hold(state: StreamState, num_frames: int = 0, *, ended: bool = False) -> StreamState:
+    state.held += [HeldFrame(torch.empty(0), torch.empty(0))] * num_frames
     state.ended = ended
     return state
 
@@ -34,57 +31,39 @@ def run(scheduler: Scheduler, states: list[StreamState]) -> list[list[tuple[int,
 @pytest.mark.parametrize("refresh", [None, 1, 3, 4, 6])
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 8, 13])
 def test_frames_are_computed_in_the_order_that_is_laid_down(num_frames: int, refresh: int | None) -> None:
-    state = hold(StreamState(), *[False] * num_frames, ended=True)
-    (computed,) = run(Scheduler(refresh, NO_REFRESH, 4), [state])
+    state = hold(StreamState(), num_frames, ended=True)
+    (computed,) = run(Scheduler(refresh, 4), [state])
     assert computed == [(step.frame, not step.candidates) for step in schedule(num_frames, refresh)]
     assert (state.held, state.next_frame) == ([], num_frames)
 
 
 def test_a_group_waits_until_it_is_full_or_its_stream_has_ended() -> None:
-    scheduler, state = Scheduler(None, NO_REFRESH, 4), hold(StreamState(), False, False, False, False)
+    scheduler, state = Scheduler(None, 4), hold(StreamState(), 4)
     assert run(scheduler, [state]) == [[(0, True)]]
     assert len(state.held) == 3
-    assert run(scheduler, [hold(state, False)]) == [[(4, False), (2, False), (1, False), (3, False)]]
-    assert run(scheduler, [hold(state, False, False)]) == [[]]
+    assert run(scheduler, [hold(state, 1)]) == [[(4, False), (2, False), (1, False), (3, False)]]
+    assert run(scheduler, [hold(state, 2)]) == [[]]
     assert run(scheduler, [hold(state, ended=True)]) == [[(6, False), (5, False)]]
-
-
-def test_a_cut_ends_the_group_before_it_and_is_computed_densely() -> None:
-    state = hold(StreamState(), False, False, False, True, False, ended=True)
-    (computed,) = run(Scheduler(None, NO_REFRESH, 4), [state])
-    assert computed == [(step.frame, not step.candidates) for step in gop_steps([range(3), range(3, 5)])]
-
-
-def test_a_gop_ends_where_the_metered_error_reaches_its_bound() -> None:
-    scheduler = Scheduler(None, AdaptiveRefresh(error=0.5), 4)
-    state = hold(StreamState(), *[False] * 9)
-    states = [state]
-    scheduler.done(states, scheduler.schedule(states, [0])[0])
-    for error, is_dense_next in ((0.1, False), (0.2, True)):
-        (turn,) = scheduler.schedule(states, [0])
-        scheduler.done(states, turn, {(0, state.next_frame + offset): error for offset in range(4)})
-        assert (state.left_in_gop == 0) == is_dense_next
-    assert state.error == pytest.approx(1.2)
 
 
 def test_streams_of_which_the_same_comes_next_go_together_and_dense_frames_first() -> None:
     states = [
-        hold(StreamState(left_in_gop=None), *[False] * 4),
-        hold(StreamState(), False),
-        hold(StreamState(left_in_gop=None), False, False, ended=True),
-        hold(StreamState(left_in_gop=None), False),
+        hold(StreamState(left_in_gop=None), 4),
+        hold(StreamState(), 1),
+        hold(StreamState(left_in_gop=None), 2, ended=True),
+        hold(StreamState(left_in_gop=None), 1),
     ]
-    scheduler = Scheduler(None, NO_REFRESH, 4)
+    scheduler = Scheduler(None, 4)
     (dense,) = scheduler.schedule(states, range(4))
     assert dense == Turn((1,), (1,), is_dense=True)
     scheduler.done(states, dense)
     assert scheduler.schedule(states, range(4)) == [Turn((0, 2), (4, 2), is_dense=False)]
-    one_size = Scheduler(None, NO_REFRESH, 4, one_size=True)
+    one_size = Scheduler(None, 4, one_size=True)
     assert one_size.schedule(states, range(4)) == [Turn((0,), (4,), is_dense=False), Turn((2,), (2,), is_dense=False)]
 
 
 def test_a_copy_goes_on_by_itself() -> None:
-    state = hold(StreamState(), False)
+    state = hold(StreamState(), 1)
     other = state.copy()
-    Scheduler(None, NO_REFRESH, 4).done([other], Turn((0,), (1,), is_dense=True))
+    Scheduler(None, 4).done([other], Turn((0,), (1,), is_dense=True))
     assert (len(state.held), state.next_frame, other.held, other.next_frame) == (1, 0, [], 1)

@@ -98,7 +98,7 @@ def test_decisions_feed_back_alike(vit: Vit, addon: Addon, reference_state: Engi
 
 
 def test_segments_and_the_sequential_order_are_the_same(vit: Vit, addon: Addon) -> None:
-    assert_same(ReuseVitConfig(refresh=6, refresh_error=0.02), vit, addon, None)
+    assert_same(ReuseVitConfig(refresh=6), vit, addon, None)
     assert_same(ReuseVitConfig(order="sequential", refresh=5, reference_state="grouped"), vit, addon, None)
 
 

@@ -152,7 +152,6 @@ def test_reported_work_is_that_of_the_plain_steps_but_for_importance() -> None:
         ({}, True),
         ({"reference_state": "grouped"}, False),
         ({"forced_rate": 0.5}, False),
-        ({"refresh_error": 0.1}, False),
     ],
 )
 def test_what_kernels_do_not_serve_is_left_to_plain_steps(changes: dict[str, Any], serves: bool) -> None:
