@@ -70,7 +70,7 @@ def run_facts(job: Job, original: SettingScore) -> RunFacts:
         failures=job.store.failures(),
         odd=[clip for clip in job.clips.values() if clip.is_odd],
         num_rounds=job.experiment.measure.num_rounds,
-        num_streams=job.experiment.measure.num_clips,
+        num_streams=job.experiment.measure.num_clips or job.experiment.embed.streams,
         tags=tags(job),
         config_yaml=(job.results / "config.yaml").read_text(encoding="utf-8"),
         allowed_loss=job.experiment.allowed_loss,

@@ -272,7 +272,9 @@ def _driver_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     }
     for key in spent.steps:
         if key.step == "time":
-            passes = measure_passes(recipe.measure, spent.steps[key].seconds / max(1, spent.steps[key].frames))
+            passes = measure_passes(
+                recipe.measure, recipe.embed.streams, spent.steps[key].seconds / max(1, spent.steps[key].frames)
+            )
             yield _line(spent, key, chosen.get(key.method, 0) * passes, at_once=1)
     if texts := spent.stages.get("texts"):
         whole = extent.data.texts
@@ -281,10 +283,16 @@ def _driver_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
         )
 
 
-def measure_passes(config: MeasureConfig, frame_s: float) -> int:
-    """Return how many frames are encoded to time one setting, each of which takes so many seconds."""
+def measure_passes(config: MeasureConfig, streams: int, frame_s: float) -> int:
+    """Return how many frames are encoded to time one setting, each of which takes so many seconds.
+
+    Args:
+        config: Of the timing pass.
+        streams: Clips that it takes together unless it says otherwise.
+        frame_s: Seconds a frame.
+    """
     frame_s = max(frame_s, LEAST_S)
-    clips, num_frames = sample_within(PASS_S, frame_s, config.num_clips, config.num_frames)
+    clips, num_frames = sample_within(PASS_S, frame_s, config.num_clips or streams, config.num_frames)
     rounds = rounds_within(ROUNDS_S, PASSES_PER_ROUND * clips * num_frames * frame_s, config.num_rounds)
     return clips * num_frames * (PASSES_APART + PASSES_PER_ROUND * rounds)
 

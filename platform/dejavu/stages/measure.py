@@ -59,9 +59,10 @@ FEWEST_ROUNDS = 2
 class MeasureConfig:
     """How the timing pass runs."""
 
-    num_clips: int = 8
+    num_clips: int | None = None
     """Clips that advance in lockstep, the first by content id: the same sample for every setting. As many as are
-    embedded at once (`embed.streams`); fewer where Original takes more than ten seconds over 16 frames of each."""
+    embedded at once (`embed.streams`) unless given; fewer where Original takes more than ten seconds over 16 frames of
+    each."""
     num_frames: int = 32
     """Frames of each clip, at most; down to 16 where Original takes more than ten seconds."""
     num_rounds: int = 5
@@ -75,7 +76,7 @@ class MeasureConfig:
             ValueError: One of them is below 1.
         """
         for name, value in asdict(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"measure.{name}: got {value}, expected 1 or more; leave it at its default")
 
 
@@ -114,6 +115,7 @@ def measure_settings(
 
     The pass runs alone in one worker that holds a whole CPU or GPU, while no other stage runs.
     """
+    config = replace(config, num_clips=config.num_clips or embedding.config.streams)
     chosen = sorted(clips, key=lambda clip: clip.content_id)[: config.num_clips]
     device = cluster_hardware()
     sample = identity({"clips": [clip.content_id for clip in chosen], "config": asdict(config), "hardware": device})
