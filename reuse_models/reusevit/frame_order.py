@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 GROUP_SIZE = 4
 NUM_KINDS = 3
@@ -54,38 +53,10 @@ PUBLISHED_PATTERN: tuple[FrameStep, ...] = (
 )
 """Frames of a training clip in computing order: three groups, of which the last is seen at each of its kinds."""
 
-SEQUENTIAL_PATTERN: tuple[FrameStep, ...] = (
-    FrameStep(7, (), 0, 0),
-    *(FrameStep(frame, (frame - 1,), 0, frame - 7) for frame in range(8, 13)),
-)
-"""As many frames of a training clip, each with the frame before it: the last ones of the same span."""
-
 PATTERN_SPAN = 13
 """Consecutive frames that hold a pattern."""
 PATTERN_STEP = 12
 """Frames between the starts of two training clips: the last anchor of one is the dense frame of the next."""
-
-
-Order = Literal["nested", "sequential"]
-"""In which order frames are computed: groups of four inside out (4-2-1-3, published), or each after the one before it.
-The sequential order is groups of one: whatever holds for a group's last frame holds for every frame."""
-ORDERS: tuple[Order, ...] = get_args(Order)
-
-
-def group_size(order: Order) -> int:
-    """Return how many frames a full group has.
-
-    Raises:
-        ValueError: There is no such order.
-    """
-    if order not in ORDERS:
-        raise ValueError(f"order: got {order!r}, expected one of {', '.join(ORDERS)}; choose one")
-    return GROUP_SIZE if order == "nested" else 1
-
-
-def training_pattern(order: Order) -> tuple[FrameStep, ...]:
-    """Return a training clip's frames in computing order; both orders take six frames of PATTERN_SPAN."""
-    return PUBLISHED_PATTERN if group_size(order) == GROUP_SIZE else SEQUENTIAL_PATTERN
 
 
 def check_refresh(refresh: int | None) -> None:
@@ -109,20 +80,19 @@ def gop_frames(num_frames: int, refresh: int | None) -> tuple[range, ...]:
     return tuple(range(start, min(start + length, num_frames)) for start in range(0, num_frames, max(length, 1)))
 
 
-def schedule(num_frames: int, refresh: int | None = None, order: Order = "nested") -> tuple[FrameStep, ...]:
+def schedule(num_frames: int, refresh: int | None = None) -> tuple[FrameStep, ...]:
     """Return all frames of a stream in computing order.
 
     Raises:
-        ValueError: refresh is below 1, or there is no such order.
+        ValueError: refresh is below 1.
     """
-    full = group_size(order)
     steps: list[FrameStep] = []
     group = 0
     for gop in gop_frames(num_frames, refresh):
         steps.append(FrameStep(gop.start, (), 0, group))
         previous = gop.start
-        for start in range(gop.start + 1, gop.stop, full):
-            size = min(full, gop.stop - start)
+        for start in range(gop.start + 1, gop.stop, GROUP_SIZE):
+            size = min(GROUP_SIZE, gop.stop - start)
             group += 1
             for step in GROUPS[size]:
                 candidates = tuple(previous if one == PREVIOUS else start + one for one in step.candidates)

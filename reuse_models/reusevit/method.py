@@ -32,7 +32,7 @@ from reuse_models.reusevit.engines.given_rows import GivenRows, Places
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.engines.workspace import Workspace
 from reuse_models.reusevit.executed import group_units
-from reuse_models.reusevit.frame_order import GROUPS, Order, check_refresh, group_size
+from reuse_models.reusevit.frame_order import GROUPS, check_refresh
 from reuse_models.reusevit.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
@@ -64,8 +64,6 @@ class ReuseVitConfig:
     """Names the weights in tables, such as `target=0.8`; their file's name unless given."""
     refresh: int | None = None
     """Frames after which a dense one begins a new GOP; None for never."""
-    order: Order = "nested"
-    """In which order frames are computed; as the add-on was trained."""
     reference_state: EngineState = "anchor"
     """What a frame finds at a reference that reused the patch itself."""
     decision_bias: float = 0.0
@@ -85,7 +83,6 @@ class ReuseVitConfig:
 
     def __post_init__(self) -> None:
         check_refresh(self.refresh)
-        group_size(self.order)
         if self.forced_rate is not None:
             check_rate(self.forced_rate)
         if not self.skip >= 0:
@@ -115,8 +112,6 @@ class ReuseVitConfig:
             parts.append(f"bias={self.decision_bias:+.3g}")
         if self.refresh is not None:
             parts.append(f"R={self.refresh}")
-        if self.order != "nested":
-            parts.append(self.order)
         if self.skip:
             parts.append(f"skip={self.skip:g}")
         return " ".join(parts)
@@ -191,7 +186,7 @@ class ReuseVit:
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
         self.fixed = fixed_engine(vit, policy) if is_fixed else None
         one_size = self.fixed is not None and self.fixed.one_size
-        self.scheduler = Scheduler(config.refresh, group_size(config.order), one_size=one_size)
+        self.scheduler = Scheduler(config.refresh, one_size=one_size)
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:

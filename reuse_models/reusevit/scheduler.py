@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from reuse_models.reusevit.frame_order import GROUP_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class HeldFrame:
@@ -62,12 +64,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """When frames are computed densely, and how many go together."""
+    """When frames are computed densely, and which go together."""
 
     refresh: int | None
     """Frames between dense ones; None for a GOP without end."""
-    group_size: int
-    """Frames of a full group."""
     one_size: bool = False
     """Whether the groups of a turn must have one size."""
 
@@ -97,7 +97,7 @@ class Scheduler:
 
     def _next_group(self, state: StreamState) -> int:
         """Return how many frames the next group of a stream has: all that it takes, or at the end what is left."""
-        wanted = self.group_size if state.left_in_gop is None else min(self.group_size, state.left_in_gop)
+        wanted = GROUP_SIZE if state.left_in_gop is None else min(GROUP_SIZE, state.left_in_gop)
         here = len(state.held)
         return wanted if here >= wanted else here * int(state.ended)
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.cuda_graphs import Fused
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
-from reuse_models.reusevit.frame_order import Order, training_pattern
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
@@ -65,8 +65,6 @@ class FitConfig:
     """What mixes computed and restored in training: ours, or the published Gumbel-softmax."""
     dropout: float = 0.0
     """In the decisions; the published value is 0.25."""
-    order: Order = "nested"
-    """In which order frames are computed, in training and in use."""
     codec: bool = True
     """Whether decisions read the codec grid."""
     decision_hidden: int | None = None
@@ -82,7 +80,6 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        training_pattern(self.order)
         rates = (self.codec_learning_rate, self.restoration_learning_rate, self.decision_learning_rate)
         if not (min(rates) >= 0 and 0 < self.decay <= 1 and self.clip_norm > 0 and self.clips_per_step >= 1):
             raise ValueError(
@@ -92,7 +89,7 @@ class FitConfig:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Clips of one step, frames in computing order (`training_pattern`)."""
+    """Clips of one step, frames in computing order (`PUBLISHED_PATTERN`)."""
 
     pixels_CF3HW: Tensor
     codec_CF4TPP: Tensor
@@ -190,7 +187,7 @@ class Fit:
         clips = Clips(
             pixels_CF3HW=batch.pixels_CF3HW,
             codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
-            steps=training_pattern(self.config.order),
+            steps=PUBLISHED_PATTERN,
         )
         return masked_forward(self.vit, ReusePolicy(self.addon, gate), clips, keep_last=keep_last)
 

@@ -249,7 +249,7 @@ def test_a_stream_is_the_same_in_any_company(vit: Vit, run: Run) -> None:
 def test_training_goes_through_every_family(vit: Vit) -> None:
     """The soft forward has a gradient for every weight that inference reads."""
     from reuse_models.reusevit.engines.masked import Clips, masked_forward
-    from reuse_models.reusevit.frame_order import training_pattern
+    from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
     from reuse_models.reusevit.gate import StraightGate
 
     torch.manual_seed(0)
@@ -257,7 +257,7 @@ def test_training_goes_through_every_family(vit: Vit) -> None:
     with torch.no_grad():
         for weight in addon.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    steps = training_pattern("nested")
+    steps = PUBLISHED_PATTERN
     pixels, codec = streams_of([6])
     scores_FPP = addon.codec_net(codec[0][:, :, None].expand(-1, -1, 4, -1, -1))
     clip = Clips(pixels[0][None], scores_FPP[None], steps)

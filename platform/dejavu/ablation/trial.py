@@ -31,7 +31,7 @@ from dejavu.video.codec_grid import MotionBinning
 from reuse_models.flops import dense_flops
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit.addon import Addon, save_addon
-from reuse_models.reusevit.frame_order import PATTERN_SPAN, training_pattern
+from reuse_models.reusevit.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit
 from reuse_models.training.held_out import best_share, scaled, to_target
@@ -101,15 +101,16 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     began = time.monotonic()
     variant = trial.variant
     config = replace(variant.fit, seed=trial.seed)
-    pattern = training_pattern(config.order)
-    stream = windows(world.train, pattern, variant.motion, trial.seed)
+    stream = windows(world.train, PUBLISHED_PATTERN, variant.motion, trial.seed)
     fit = Fit(backbone.vit, variant.loss, config)
     start = variant.start
     size = config.clips_per_step
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
-    warm_up({variant.loss.target_rate: fit.addon}, gather_pairs(backbone.vit, some, pattern, start), start)
+    warm_up({variant.loss.target_rate: fit.addon}, gather_pairs(backbone.vit, some, PUBLISHED_PATTERN, start), start)
     if config.rate == "held":
-        fit = _begun(fit, [clip.window(0, pattern, variant.motion) for clip in _longest(world.validation)], backbone)
+        fit = _begun(
+            fit, [clip.window(0, PUBLISHED_PATTERN, variant.motion) for clip in _longest(world.validation)], backbone
+        )
     # All variants see as many windows: one with smaller steps takes more of them.
     num_steps = trial.num_steps * DEFAULT_FIT.clips_per_step // size
     for step in range(1, num_steps + 1):

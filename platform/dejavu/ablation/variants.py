@@ -95,12 +95,6 @@ def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
             for clips in (4, 16)
         ),
         vary(
-            name="order=sequential",
-            says="each frame after the one before it, instead of 4-2-1-3; in training and use",
-            fit=replace(fit, order="sequential"),
-            method=ReuseVitConfig(order="sequential"),
-        ),
-        vary(
             name="restoration off",
             says="reused patches as they are, in training and use",
             fit=replace(fit, restoration_rank=0),

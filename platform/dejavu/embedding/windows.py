@@ -21,7 +21,7 @@ from dejavu.embedding.batch import EmbedContext, Segment, decode_segment
 from dejavu.observability.metrics import first_line
 from dejavu.records import Failure, Transcoded
 from reuse_models.reusevit.codec_net import CODEC_STEPS
-from reuse_models.reusevit.frame_order import PATTERN_SPAN, PATTERN_STEP, Order, training_pattern
+from reuse_models.reusevit.frame_order import PATTERN_SPAN, PATTERN_STEP, PUBLISHED_PATTERN
 from reuse_models.training.fit import Batch
 from reuse_models.training.loss import Teacher
 
@@ -49,7 +49,6 @@ class WindowStream:
     teacher: Mapping[str, NDArray[np.float32]]
     """Clip id -> [frames, E]."""
     embedding: EmbedContext
-    order: Order = "nested"
     failures: dict[str, Failure] = field(default_factory=dict)
     """Clips that could not be read, each once: they are skipped from then on."""
 
@@ -110,7 +109,7 @@ class WindowStream:
         codec_F4PP = np.concatenate([missing, frames.codec_F4PP])
         teacher_FE = self.teacher[clip.clip_id]
         for first in range(0, num_windows * PATTERN_STEP, PATTERN_STEP):
-            at = np.array([first + step.frame for step in training_pattern(self.order)])
+            at = np.array([first + step.frame for step in PUBLISHED_PATTERN])
             history = np.stack([codec_F4PP[place : place + CODEC_STEPS] for place in at])
             yield Window(frames.rgb_FHWC[at + before], history.transpose(0, 2, 1, 3, 4), teacher_FE[at + start])
 

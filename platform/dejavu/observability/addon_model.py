@@ -19,7 +19,7 @@ class ReuseVitModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
     def load_context(self, context: Any) -> None:
         """Build the method on its backbone."""
         trained = context.model_config
-        config = ReuseVitConfig(weights=context.artifacts["weights"], order=trained["order"])
+        config = ReuseVitConfig(weights=context.artifacts["weights"])
         self.method = config.build(load_backbone(trained["backbone"], trained["image_px"]).vit)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from dejavu.storage.store import local_copy
 from dejavu.storage.store_path import StorePath
 from dejavu.storage.working_directory import enter_again
-from reuse_models.reusevit.frame_order import Order
 
 EXPERIMENT = "dejavu"
 METRICS_PER_CALL = 500
@@ -212,7 +211,6 @@ class LoggedAddon:
     backbone: str
     """As load_backbone takes it; likewise the size of frames."""
     image_px: int | None
-    order: Order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,7 +313,6 @@ def _log_model(run_id: str, addon: LoggedAddon) -> None:
             model_config={
                 "backbone": addon.backbone,
                 "image_px": addon.image_px,
-                "order": addon.order,
             },
             signature=signature,
             pip_requirements=["dejavu-platform"],

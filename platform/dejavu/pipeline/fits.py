@@ -102,7 +102,7 @@ def fit_run(job: Job, addon: TrainedAddon) -> Run:
         metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
         tags=tags(job),
         curves=curves,
-        addon=LoggedAddon(addon.weights, job.experiment.backbone, job.experiment.image_px, addon.order),
+        addon=LoggedAddon(addon.weights, job.experiment.backbone, job.experiment.image_px),
     )
 
 

@@ -33,7 +33,7 @@ from dejavu.stages.search_schedules import SchedulesConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.search import JUDGED_FRAMES
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
-from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
 from tune_spaces.grids import GRIDS
@@ -230,7 +230,7 @@ def _train_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     targets, warm_up = len(train.targets), train.warm_up
     clips_per_step, steps = train.course(data.windows)
     epochs = train.visits(data.windows)
-    window = len(training_pattern(train.fit.order))
+    window = len(PUBLISHED_PATTERN)
     fitted = steps * clips_per_step * window
     calibrated = min(data.frames("val", fps) / data.videos["val"], recipe.embed.segment_frames)
     calibrated *= len(PROBED_BIASES) * train.calibration_clips * targets

@@ -31,7 +31,7 @@ from dejavu.storage.store_path import StorePath, is_file
 from reuse_models.baselines.residual_vit.fit import Pairs, TokenFit, TokenFitConfig, fit_tokenizer
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig, num_kept
 from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, save_tokenizer
-from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.tower.vit import Vit
 from reuse_models.training.large_blocks import return_large_blocks
 
@@ -131,7 +131,7 @@ def task_bytes(vit: Vit, config: TokenFitConfig) -> int:
     shape = vit.shape
     kept = shape.num_prefix + 1 + max(num_kept(shape, keep) for keep in config.keeps)
     backward = 4 * KEPT_INPUTS * shape.width * shape.num_layers * kept * _pairs_in_window()
-    windows = (SHUFFLED_WINDOWS + config.windows_per_step + HELD_OUT_WINDOWS) * len(training_pattern("nested"))
+    windows = (SHUFFLED_WINDOWS + config.windows_per_step + HELD_OUT_WINDOWS) * len(PUBLISHED_PATTERN)
     frames = windows * 3 * shape.image_px**2 + 4 * config.windows_per_step * 4 * 3 * shape.image_px**2 * 6
     return PROCESS_BYTES + 2 * tower_bytes(vit) + backward + frames
 
@@ -159,13 +159,13 @@ def apart(frames: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 
 def _pairs_in_window() -> int:
-    return len(apart([step.frame for step in training_pattern("nested")], MOST_APART))
+    return len(apart([step.frame for step in PUBLISHED_PATTERN], MOST_APART))
 
 
 def pairs_of(window: Window, backbone: Backbone) -> Pairs:
     """Return the frames of a window beside those shortly before them."""
     batch = to_batch([window], backbone)
-    keys, others = zip(*apart([step.frame for step in training_pattern("nested")], MOST_APART), strict=True)
+    keys, others = zip(*apart([step.frame for step in PUBLISHED_PATTERN], MOST_APART), strict=True)
     pixels_F3HW, dense_FE = batch.pixels_CF3HW[0], batch.teacher.embeddings_CFE[0]
     return Pairs(pixels_F3HW[list(others)], pixels_F3HW[list(keys)], dense_FE[list(keys)], dense_FE[list(others)])
 

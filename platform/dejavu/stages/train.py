@@ -41,7 +41,7 @@ from dejavu.stages.train_worker import curves_of, fit_worker
 from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, retry_io, write_json
 from dejavu.storage.store_path import StorePath, is_file
-from reuse_models.reusevit.frame_order import PATTERN_SPAN, Order
+from reuse_models.reusevit.frame_order import PATTERN_SPAN
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Fit
 from reuse_models.training.held_out import best_share
@@ -69,14 +69,12 @@ class TrainedAddon:
     """Requested reuse rate -> bias of the decisions that gives it on validation clips; empty without any."""
     achieved_rate: float | None
     """On validation clips, at bias 0; None without any."""
-    order: Order
-    """It was trained in."""
 
     @property
     def config(self) -> ReuseVitConfig:
         """ReuseViT as it was trained, under the name that tables give it."""
         name = f"target={self.target:g}"
-        return ReuseVitConfig(weights=str(self.weights), name=name, order=self.order)
+        return ReuseVitConfig(weights=str(self.weights), name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +165,6 @@ def _read(embedding: EmbedContext, addon_id: str, target: float) -> TrainedAddon
         tuple(found["curve"]),
         {float(rate): bias for rate, bias in found["biases"].items()},
         found["achieved_rate"],
-        found["order"],
     )
 
 

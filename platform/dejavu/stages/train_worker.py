@@ -34,7 +34,7 @@ from dejavu.stages.train_task import FitTask, FitTower
 from dejavu.storage.store import write_json
 from dejavu.storage.store_path import StorePath
 from reuse_models.reusevit.addon import load_addon, save_addon
-from reuse_models.reusevit.frame_order import training_pattern
+from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import bias_for
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit, NotFiniteError, Report
@@ -87,7 +87,7 @@ class AddonTrainer:
         teacher = read_embeddings(task.embedding, task.original, mine)
         readable = [clip for clip in mine if clip.clip_id in teacher]
         self.stream = WindowStream(
-            readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding, config.fit.order
+            readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding
         )
         self.fits = {
             target: Fit(
@@ -214,8 +214,7 @@ class AddonTrainer:
                 for target, (_, addon) in self.best.items():
                     weights = Path(folder) / f"target={target:g}.safetensors"
                     save_addon(addon, weights)
-                    fit = config.fit
-                    setting = ReuseVitConfig(weights=str(weights), order=fit.order)
+                    setting = ReuseVitConfig(weights=str(weights))
                     with metered(Step(stage=STAGE, step="calibrate")) as done:
                         curves[target].append(rate_curve(setting, backbone, frames))
                         done.num_frames = len(PROBED_BIASES) * num_frames[-1]
@@ -254,8 +253,8 @@ class AddonTrainer:
         some = ([next(windows) for _ in range(size)] for _ in range(-(-config.num_clips // size)))
         pixels = (to_batch(part, self.backbone).pixels_CF3HW for part in some)
         with metered(Step(stage=STAGE, step="gather")) as done:
-            pairs_b = gather_pairs(self.backbone.vit, pixels, training_pattern(self.task.config.fit.order), config)
-            done.num_frames = -(-config.num_clips // size) * size * len(training_pattern(self.task.config.fit.order))
+            pairs_b = gather_pairs(self.backbone.vit, pixels, PUBLISHED_PATTERN, config)
+            done.num_frames = -(-config.num_clips // size) * size * len(PUBLISHED_PATTERN)
         with metered(Step(stage=STAGE, step="warm_up")):
             warm_up({target: fit.addon for target, fit in self.fits.items()}, pairs_b, config)
         if self.world > 1:
@@ -271,7 +270,7 @@ class AddonTrainer:
         teacher = read_embeddings(self.task.embedding, self.task.original, clips)
         clips = [clip for clip in clips if clip.clip_id in teacher]
         dense = {name: found.embeddings_FE for name, found in teacher.items()}
-        stream = WindowStream(clips, dense, self.task.embedding, self.task.config.fit.order)
+        stream = WindowStream(clips, dense, self.task.embedding)
         windows = stream.windows(0, per_visit=1)
         wanted = min(self.task.config.validation_windows, num_windows(clips))
         return [next(windows) for _ in range(wanted)]
@@ -354,7 +353,6 @@ class AddonTrainer:
                     "target": target,
                     "achieved_rate": self.achieved[target],
                     "biases": self.biases[target],
-                    "order": self.task.config.fit.order,
                     "curve": curve,
                 }
                 for target, curve in self.curves.items()

@@ -38,11 +38,9 @@ def test_the_search_ends_where_a_reduction_is_out_of_reach() -> None:
 
 
 def test_variants_that_differ_in_use_alone_share_a_fit() -> None:
-    default, refreshed, sequential = (
-        Trial(VARIANTS[name], 0, 72) for name in ("default", "refresh=8", "order=sequential")
-    )
-    assert default.fit_id("data") == refreshed.fit_id("data") != sequential.fit_id("data")
-    assert len({trial.result_id("data") for trial in (default, refreshed, sequential)}) == 3
+    default, refreshed, bare = (Trial(VARIANTS[name], 0, 72) for name in ("default", "refresh=8", "restoration off"))
+    assert default.fit_id("data") == refreshed.fit_id("data") != bare.fit_id("data")
+    assert len({trial.result_id("data") for trial in (default, refreshed, bare)}) == 3
     assert default.fit_id("data") != replace(default, seed=1).fit_id("data")
 
 

@@ -132,7 +132,7 @@ def test_curves_keep_their_steps_and_an_addon_is_a_model_that_runs(
     weights = tmp_path / "target=0.8.safetensors"
     save_addon(Addon(addon_shape(vit.shape)), weights)
     tracking = Tracking.open(tmp_path)
-    addon = LoggedAddon(weights, "embedded", None, "sequential")
+    addon = LoggedAddon(weights, "embedded", None)
     with warnings.catch_warnings(record=True) as said:
         run_id = tracking.log(
             Run(name="fit", params={}, metrics={}, tags={}, curves={"loss": [(5, 0.5), (10, 0.25)]}, addon=addon), []
@@ -146,7 +146,7 @@ def test_curves_keep_their_steps_and_an_addon_is_a_model_that_runs(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
     (model,) = client.search_logged_models([tracking.experiment_id])
     found = mlflow.pyfunc.load_model(model.model_uri).predict({"pixels": pixels.numpy(), "codec": codec.numpy()})
-    method = ReuseVitConfig(weights=str(weights), order="sequential").build(vit)
+    method = ReuseVitConfig(weights=str(weights)).build(vit)
     with torch.inference_mode():
         expected = method.encode(Chunk((pixels,), (codec,), (True,)), method.start(1)).embeddings[0]
     torch.testing.assert_close(torch.as_tensor(found), expected)

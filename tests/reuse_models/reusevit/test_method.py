@@ -17,7 +17,7 @@ from reuse_models.reusevit.codec_net import codec_history
 from reuse_models.reusevit.engines import workspace
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
-from reuse_models.reusevit.frame_order import Order, schedule
+from reuse_models.reusevit.frame_order import schedule
 from reuse_models.reusevit.gate import Choice, Features, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
@@ -49,10 +49,9 @@ def oracle(
     policy: ReusePolicy,
     stream: tuple[int, Tensor, Tensor],
     refresh: int | None,
-    frame_order: Order = "nested",
 ) -> MaskedOutput:
     number, pixels_F3HW, codec_F4PP = stream
-    order = schedule(len(pixels_F3HW), refresh, frame_order)
+    order = schedule(len(pixels_F3HW), refresh)
     frames = torch.tensor([step.frame for step in order])
     scores = policy.addon.codec_net(codec_history(codec_F4PP.new_zeros(3, 4, 6, 6), codec_F4PP))
     clips = Clips(pixels_F3HW[frames][None], scores[frames][None], order)
@@ -158,22 +157,6 @@ def test_decisions_feed_back_alike_in_both_forms(vit: Vit, addon: Addon, referen
             torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("reference_state", ENGINE_STATES)
-def test_the_sequential_order_is_the_same_in_both_forms(vit: Vit, addon: Addon, reference_state: EngineState) -> None:
-    steps = schedule(9, 3, "sequential")
-    assert [step.frame for step in steps] == list(range(9))
-    assert [step.candidates for step in steps] == [(), (0,), (1,), (2,), (), (4,), (5,), (6,), ()]
-    pixels, codec = streams_of([9, 6])
-    config = ReuseVitConfig(reference_state=reference_state, order="sequential", refresh=3)
-    encoded = encode_in_chunks(ReuseVit(config, vit, addon), pixels, codec, [4, 9])
-    policy = ReusePolicy(addon, HardGate(addon.decisions), reference_state)
-    for stream in range(2):
-        expected = oracle(vit, policy, (stream, pixels[stream], codec[stream]), 3, "sequential")
-        embeddings, reuse = of_stream(encoded, stream)
-        assert torch.equal(reuse, expected.reuse_CFbN[0] > 0.5)
-        torch.testing.assert_close(embeddings, expected.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
-
-
 @pytest.mark.parametrize("rate", [0.3, 0.9])
 def test_an_addon_without_codec_net_and_restoration_is_the_same_in_both_forms(vit: Vit, rate: float) -> None:
     pixels, codec = streams_of([9, 6])
@@ -277,8 +260,6 @@ def test_what_does_not_fit_is_refused(vit: Vit, addon: Addon) -> None:
         ReuseVitConfig(forced_rate=1.5)
     with pytest.raises(ValueError, match="refresh: got 0"):
         ReuseVitConfig(refresh=0)
-    with pytest.raises(ValueError, match="order: got 'backwards'"):
-        ReuseVitConfig(order="backwards")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference_state: got 'magic'"):
         ReuseVitConfig(reference_state="magic")  # type: ignore[arg-type]
 

@@ -32,13 +32,13 @@ def run(scheduler: Scheduler, states: list[StreamState]) -> list[list[tuple[int,
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 8, 13])
 def test_frames_are_computed_in_the_order_that_is_laid_down(num_frames: int, refresh: int | None) -> None:
     state = hold(StreamState(), num_frames, ended=True)
-    (computed,) = run(Scheduler(refresh, 4), [state])
+    (computed,) = run(Scheduler(refresh), [state])
     assert computed == [(step.frame, not step.candidates) for step in schedule(num_frames, refresh)]
     assert (state.held, state.next_frame) == ([], num_frames)
 
 
 def test_a_group_waits_until_it_is_full_or_its_stream_has_ended() -> None:
-    scheduler, state = Scheduler(None, 4), hold(StreamState(), 4)
+    scheduler, state = Scheduler(None), hold(StreamState(), 4)
     assert run(scheduler, [state]) == [[(0, True)]]
     assert len(state.held) == 3
     assert run(scheduler, [hold(state, 1)]) == [[(4, False), (2, False), (1, False), (3, False)]]
@@ -53,17 +53,17 @@ def test_streams_of_which_the_same_comes_next_go_together_and_dense_frames_first
         hold(StreamState(left_in_gop=None), 2, ended=True),
         hold(StreamState(left_in_gop=None), 1),
     ]
-    scheduler = Scheduler(None, 4)
+    scheduler = Scheduler(None)
     (dense,) = scheduler.schedule(states, range(4))
     assert dense == Turn((1,), (1,), is_dense=True)
     scheduler.done(states, dense)
     assert scheduler.schedule(states, range(4)) == [Turn((0, 2), (4, 2), is_dense=False)]
-    one_size = Scheduler(None, 4, one_size=True)
+    one_size = Scheduler(None, one_size=True)
     assert one_size.schedule(states, range(4)) == [Turn((0,), (4,), is_dense=False), Turn((2,), (2,), is_dense=False)]
 
 
 def test_a_copy_goes_on_by_itself() -> None:
     state = hold(StreamState(), 1)
     other = state.copy()
-    Scheduler(None, 4).done([other], Turn((0,), (1,), is_dense=True))
+    Scheduler(None).done([other], Turn((0,), (1,), is_dense=True))
     assert (len(state.held), state.next_frame, other.held, other.next_frame) == (1, 0, [], 1)

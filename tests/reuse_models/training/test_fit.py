@@ -232,7 +232,7 @@ def test_hidden_states_of_the_teacher_are_made_where_the_loss_wants_them(clip_vi
 
 
 def test_an_addon_without_codec_net_and_restoration_trains_its_decisions_alone(clip_vit: Vit, batch: Batch) -> None:
-    fit = Fit(clip_vit, LOSS, FitConfig(codec=False, restoration_rank=0, decision_hidden=8, order="sequential"))
+    fit = Fit(clip_vit, LOSS, FitConfig(codec=False, restoration_rank=0, decision_hidden=8))
     trained = {name for name, weight in fit.addon.named_parameters() if weight.numel()}
     assert {name.split(".")[0] for name in trained} == {"decisions"}
     other = replace(batch, codec_CF4TPP=batch.codec_CF4TPP + 1)

@@ -97,9 +97,9 @@ def test_decisions_feed_back_alike(vit: Vit, addon: Addon, reference_state: Engi
     assert_same(ReuseVitConfig(reference_state=reference_state, decision_bias=bias), vit, addon, None)
 
 
-def test_segments_and_the_sequential_order_are_the_same(vit: Vit, addon: Addon) -> None:
+def test_gops_that_end_are_the_same(vit: Vit, addon: Addon) -> None:
     assert_same(ReuseVitConfig(refresh=6), vit, addon, None)
-    assert_same(ReuseVitConfig(order="sequential", refresh=5, reference_state="grouped"), vit, addon, None)
+    assert_same(ReuseVitConfig(refresh=5, reference_state="grouped"), vit, addon, None)
 
 
 def test_an_addon_without_restoration_is_the_same(vit: Vit) -> None:
