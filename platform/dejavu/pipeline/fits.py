@@ -19,15 +19,10 @@ from dejavu.pipeline.job import Job, tags
 from dejavu.records import Split, Transcoded
 from dejavu.stages.class_readers import make_readers
 from dejavu.stages.embed import embed_clips
+from dejavu.stages.fit_head import HeadFit, check_fit_memory, fit_head
 from dejavu.stages.residual_token import fit_residual_token
 from dejavu.stages.search_schedules import search_schedules
-from dejavu.stages.temp_clip import (
-    HeadFit,
-    TrainedHead,
-    check_fit_memory,
-    fit_head,
-    open_head,
-)
+from dejavu.stages.temp_clip import TrainedHead, open_head
 from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, long_enough, train_addons
 from dejavu.storage.store import write_json
 from dejavu.storage.store_path import StorePath, is_file

@@ -24,15 +24,14 @@ from dejavu.backbones.sentences import load_sentences, mean_hidden
 from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
-from dejavu.stages import temp_clip
+from dejavu.stages import fit_head as fitting
+from dejavu.stages.fit_head import check_fit_memory, fit_head
 from dejavu.stages.score import build_eval_set, score_settings
 from dejavu.stages.task_table import write_task_scores
 from dejavu.stages.temp_clip import (
     TaskConfig,
-    check_fit_memory,
     check_head,
     check_training_set,
-    fit_head,
     open_head,
     prompt_of,
 )
@@ -174,15 +173,15 @@ def test_sizes_that_do_not_fit_are_refused_at_start() -> None:
 
 def test_a_fit_that_no_machine_has_the_memory_for_is_refused(roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_backbone()
-    monkeypatch.setattr(temp_clip, "grows", lambda: False)
-    monkeypatch.setattr(temp_clip, "memory_per_machine", lambda: [2**29, 2**30])
+    monkeypatch.setattr(fitting, "grows", lambda: False)
+    monkeypatch.setattr(fitting, "memory_per_machine", lambda: [2**29, 2**30])
     config = TaskConfig(head="temp_clip", text_encoder=str(roberta), fit=SMALL)
     check_fit_memory(config, backbone, 100)
     with pytest.raises(
         TrainError, match=r"got machines of 1\.0 GiB at most, expected \d+\.\d GiB to train the head on"
     ):
         check_fit_memory(config, backbone, 10**6)
-    monkeypatch.setattr(temp_clip, "grows", lambda: True)
+    monkeypatch.setattr(fitting, "grows", lambda: True)
     check_fit_memory(config, backbone, 10**6)
 
 
@@ -278,9 +277,9 @@ def course(root: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder, fit:
     training_set = tuple(replace(question(str(index), name), split="train") for name in "abc" for index in range(4))
     eval_set = tuple(replace(question(str(index), "d"), split="val") for index in range(4))
     config = TaskConfig(head="temp_clip", fit=fit)
-    monkeypatch.setattr(temp_clip, "train", recorder)
-    task = temp_clip._Task(embedding, config, "{answer}", tuple(clips), training_set, eval_set, original)
-    temp_clip._Trainer(task, load_backbone(), "cpu").run()
+    monkeypatch.setattr(fitting, "train", recorder)
+    task = fitting._Task(embedding, config, "{answer}", tuple(clips), training_set, eval_set, original)
+    fitting._Trainer(task, load_backbone(), "cpu").run()
     return recorder.kept
 
 
