@@ -2,7 +2,7 @@
 
 Sends manifests of synthetic clips through transcode and embed with kernels that do nothing, on a cluster of its own,
 plans a million rows against a store that holds half of what they need, and scores stored frames. Memory is the driver's
-peak.
+peak. One file, since its kernels and manifests serve nothing else.
 """
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable

@@ -5,7 +5,8 @@ r"""Measure how much faster reuse is than the strongest dense tower on this mach
 
 Reuse is forced to a given share of tokens. Every round measures each setting once and the dense towers between them, so
 that what else the machine does meets all alike; speed-ups compare within a round. Steady state: groups only, the dense
-frame that begins a GOP is timed apart. Needs torch, transformers, safetensors and numpy alone (matplotlib to plot).
+frame that begins a GOP is timed apart. Needs torch, transformers, safetensors and numpy alone (matplotlib to plot), and
+so is one file: on a GPU machine there may be nothing else.
 """
 
 import _bootstrap_jobs  # noqa: F401

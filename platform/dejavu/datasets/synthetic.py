@@ -22,7 +22,8 @@ from dejavu.datasets.next_qa_write import write_next_qa
 from dejavu.records import Split
 from dejavu.storage.store import atomic, write_json
 from dejavu.storage.store_path import StorePath, is_file, side_by_side
-from dejavu.synthetic.script import Script, Target, draw_frames, seen_spans, write_script, wrong_answers
+from dejavu.synthetic.play import draw_frames, seen_spans
+from dejavu.synthetic.script import Script, Target, write_script, wrong_answers
 from dejavu.video.write import write_video
 
 WORLD_VERSION = 2

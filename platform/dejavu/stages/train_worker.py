@@ -84,11 +84,10 @@ class AddonTrainer:
         config = task.config
         by_content = sorted(task.train, key=lambda clip: clip.content_id)
         mine = by_content[rank::world]
-        teacher = read_embeddings(task.embedding, task.original, mine)
+        stored = read_embeddings(task.embedding, task.original, mine)
+        teacher = {name: found.embeddings_FE for name, found in stored.items()}
         readable = [clip for clip in mine if clip.clip_id in teacher]
-        self.stream = WindowStream(
-            readable, {name: found.embeddings_FE for name, found in teacher.items()}, task.embedding
-        )
+        self.stream = WindowStream(readable, teacher, task.embedding)
         self.fits = {
             target: Fit(
                 backbone.vit,

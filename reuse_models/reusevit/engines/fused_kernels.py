@@ -4,6 +4,9 @@ A *row* is a token of a frame of the pass. Where it was computed, its h, q, k, v
 boundary; `base` says where: a stored row, or -1 for the same token of its stream's anchor. What a reused row lacks is
 added as it is read; k and v are read by many queries, and so are written down once restored.
 
+In one file, and two of them long: a kernel cannot be divided without a launch or a pass over memory more, and all name
+rows alike.
+
 Arithmetic is float32 within a kernel; products take their operands in the tower's type.
 
 Shapes: S streams of the pass, F frames (S groups of G, in computing order), N tokens (prefix first), A patches,

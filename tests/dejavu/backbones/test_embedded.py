@@ -11,7 +11,8 @@ import torch
 import dejavu.backbones
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.datasets.synthetic import SyntheticConfig, invent, list_videos
-from dejavu.synthetic.script import draw_frames, wrong_answers
+from dejavu.synthetic.play import draw_frames
+from dejavu.synthetic.script import wrong_answers
 from dejavu.tasks.zero_shot import zero_shot
 
 DIRECTORY = Path(dejavu.backbones.__file__).parent / "embedded"

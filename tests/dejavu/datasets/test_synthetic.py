@@ -8,7 +8,7 @@ import pytest
 from dejavu.datasets import synthetic
 from dejavu.datasets.next_qa import load_frame_times, load_next_qa
 from dejavu.datasets.synthetic import SyntheticConfig, invent, list_videos, make_one, make_world, video_path
-from dejavu.synthetic.script import seen_spans
+from dejavu.synthetic.play import seen_spans
 
 SMALL = SyntheticConfig(
     num_train=1, num_val=2, num_test=2, min_duration_s=6, max_duration_s=8, questions_per_video=3, seed=4

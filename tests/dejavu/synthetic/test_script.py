@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dejavu.synthetic.script import Script, draw_frames, seen_spans, sprites_at, write_script, wrong_answers
+from dejavu.synthetic.play import draw_frames, seen_spans, sprites_at
+from dejavu.synthetic.script import Script, write_script, wrong_answers
 
 
 @pytest.fixture(scope="module")
