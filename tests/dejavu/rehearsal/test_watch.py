@@ -57,9 +57,14 @@ def test_a_process_that_ended_holds_nothing() -> None:
 
 
 def test_a_worker_is_known_by_its_command_line() -> None:
-    named = subprocess.Popen(["ray::Map", "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE)
-    assert is_worker(psutil.Process(named.pid))
-    named.communicate(b"\n")
+    code = "print(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["ray::Map", "-c", code], executable=sys.executable, stdin=pipe, stdout=pipe) as named:
+        assert named.stdout is not None
+        named.stdout.readline()  # until it runs, it has its parent's command line
+        found = is_worker(psutil.Process(named.pid))
+        named.communicate(b"\n")
+    assert found
     assert not is_worker(psutil.Process())
 
 
