@@ -2,7 +2,8 @@
 
     python jobs/make_backbone.py --out platform/dejavu/backbones/embedded
 
-One file, which is run once in the backbone's life. Two phases, both by steps, so that a seed gives the same model on any machine of the same kind:
+One file, which is run once in the backbone's life. Two phases, both by steps, so that a seed gives the same model on
+any machine of the same kind:
 
 1. the image tower alone learns to name the colour and the shape under each patch (a throw-away linear head): trained
    jointly with text from the start, shape stays at chance;

@@ -119,6 +119,28 @@ def _with_interval(value: float | None, low: float | None, high: float | None) -
     return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
 
 
+def by_motion(folder: Path) -> str:
+    """Return agreement, or the cosine where there is none, by thirds of the clips' motion, as Markdown.
+
+    Args:
+        folder: A run's results; its breakdown.csv has the settings that the report shows.
+    """
+    with (folder / "breakdown.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split_by"] == "motion_px"]
+    if not rows:
+        return ""
+    shown = "agreement" if any(row["agreement"] for row in rows) else "cosine_to_dense"
+    settings = dict.fromkeys((row["method"], row["setting"]) for row in rows)
+    cells = {(row["method"], row["setting"], row["value"]): row for row in rows}
+    bounds = {row["value"]: f"{row['value']}, {float(row['low']):.2g} to {float(row['high']):.2g} px" for row in rows}
+    lines = [f"| {shown.removesuffix('_to_dense')} where motion is | " + " | ".join(bounds.values()) + " |"]
+    lines.append("|---|" + "---|" * len(bounds))
+    for method, setting in settings:
+        values = [_number(3, float(cells[method, setting, third][shown] or "nan")) for third in bounds]
+        lines.append(f"| {styles_of([method])[method].name} {setting} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
 COLUMNS: dict[str, Callable[[ParetoPoint], str]] = {
     "setting": lambda p: f"{styles_of([p.method])[p.method].name} {p.setting}".strip(),
     "by the clock": lambda p: _number(2, p.speedup),
@@ -140,7 +162,7 @@ def page(sets: Sequence[VideoSet], job: Evidence, seconds: Sequence[float]) -> s
         command = " ".join(["python", "jobs/pipeline.py", *command_of(one, job)[2:]])
         parts.append(
             f"## {one.name}, {one.fps:g} frames a second\n\n```\n{command}\n```\n\n{points[0].num_clips} test clips; "
-            f"{spent:.0f} s for what was not done before.\n\n{table(points)}\n"
+            f"{spent:.0f} s for what was not done before.\n\n{table(points)}\n\n{by_motion(job.out / one.name)}\n"
         )
     return "\n".join(parts)
 

@@ -9,8 +9,8 @@ A pass takes the next group of each of S streams through all layers together. A 
 3. *Compute* the computed tokens of all streams through dense products. Of the layer's input h these tokens alone are
    needed, so that h is restored for them alone.
 
-A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py). One file, since
-the three steps hand each other rows whose places all of them must know.
+A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py). One file: the
+three steps hand each other rows whose places all of them must know.
 
 Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
 b = L - 1 boundaries, D width, C channels of a projection, p of its parts q, k, v, E embedding width, X rows (frame · N

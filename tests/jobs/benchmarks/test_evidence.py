@@ -8,6 +8,7 @@ import evidence
 import pytest
 
 from dejavu.records import ParetoPoint
+from dejavu.report.breakdown import BreakdownRow, write_breakdown_csv
 from dejavu.report.pareto_csv import write_pareto_csv
 
 
@@ -40,12 +41,22 @@ def test_the_page_has_each_set_with_its_command(tmp_path: Path) -> None:
     job = evidence.Evidence(sets=(f"folder:2:{videos}",), backbone="embedded", out=tmp_path / "out")
     (job.out / "clips").mkdir(parents=True)
     write_pareto_csv(job.out / "clips" / "pareto.csv", [point("tome", "r=8", 1.25)])
+    thirds = [
+        BreakdownRow(
+            method="tome", setting="r=8", split_by="motion_px", value=third, low=low, high=low + 1, num_clips=2,
+            num_questions=0, cosine_to_dense=0.99, agreement=1 - low / 10,
+        )
+        for third, low in (("low", 0.0), ("middle", 1.0), ("high", 2.0))
+    ]  # fmt: skip
+    write_breakdown_csv(job.out / "clips" / "breakdown.csv", thirds)
     sets = [evidence.VideoSet.parse(text) for text in job.sets]
     page = evidence.page(sets, job, [61.0])
     assert "## clips, 2 frames a second" in page
     assert f"pipeline.py folder --videos {videos} --transcode.fps 2 --backbone embedded" in page
     assert "7 test clips; 61 s" in page
     assert "| ToMe r=8 | 1.25 |" in page
+    assert "| agreement where motion is | low, 0 to 1 px | middle, 1 to 2 px | high, 2 to 3 px |" in page
+    assert "| ToMe r=8 | 1.000 | 0.900 | 0.800 |" in page
 
 
 @pytest.mark.parametrize(
