@@ -33,6 +33,8 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it has no bars
     context.execution_no_progress_timeout_s = timeout_s
+    # They warn of workers' memory, which `embedding/memory.py` has fitted to the machines, and of shuffles.
+    context.issue_detectors_config.detectors = []
 
 
 def spread(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import ray
 
 from dejavu.cluster.ray_map import configure, waves
 
@@ -13,7 +14,10 @@ def test_waves_hold_every_item_once_in_order() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own, about what it sets itself
-def test_ray_data_does_not_warn_that_it_has_no_bars(caplog: pytest.LogCaptureFixture) -> None:
+def test_ray_data_warns_neither_that_it_has_no_bars_nor_of_memory_that_was_fitted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     configure()
     logging.getLogger("ray.data._internal.progress").warning("Progress bars disabled.")
     assert not caplog.records
+    assert not ray.data.DataContext.get_current().issue_detectors_config.detectors
