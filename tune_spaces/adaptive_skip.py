@@ -1,8 +1,12 @@
 """AdaptiveSkip: thresholds at which validation clips keep as many frames as under FrameSkip."""
 
-from optuna.distributions import FloatDistribution
+from collections.abc import Iterable, Sequence
 
-from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
+from optuna.distributions import FloatDistribution
+from torch import Tensor
+
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig, thresholds_for
+from reuse_models.tower.vit import Vit
 from tune_spaces.frame_skip import EVERY, MOST_SKIPPED
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
@@ -11,13 +15,18 @@ SEARCHED_SHARES = (0.9, 1 / MOST_SKIPPED)
 """Of the frames, computed: the ends of the range."""
 
 
+def skip_thresholds(_: Vit, clips_F3HW: Iterable[Tensor], shares: Sequence[float]) -> list[float]:
+    """Return those at which these shares of the frames are computed, whatever the tower."""
+    return thresholds_for(clips_F3HW, shares)
+
+
 def grid(tower: Tower, density: Density) -> tuple[AdaptiveSkipConfig, ...]:
     """Return the settings to try; three digits of a threshold are enough, and keep its name readable."""
-    thresholds = tower.skip_thresholds([1 / every for every in thin(EVERY, density)])
+    thresholds = tower.probe(skip_thresholds, [1 / every for every in thin(EVERY, density)])
     return tuple(AdaptiveSkipConfig(threshold=t) for t in dict.fromkeys(float(f"{t:.3g}") for t in thresholds))
 
 
 def ranges(tower: Tower) -> Ranges:
     """Return what a search may try."""
-    low, high = tower.skip_thresholds(SEARCHED_SHARES)
+    low, high = tower.probe(skip_thresholds, SEARCHED_SHARES)
     return Ranges((AdaptiveSkipConfig(),), {"threshold": FloatDistribution(low, high)})

@@ -2,7 +2,7 @@
 
 from optuna.distributions import FloatDistribution
 
-from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 
@@ -19,11 +19,11 @@ def grid(tower: Tower, density: Density) -> tuple[CmcConfig, ...]:
     """Return the settings to try; three digits of a threshold are enough, and keep its name readable."""
     if tower.in_paper and density == "paper":
         return tuple(CmcConfig(threshold=float(threshold)) for threshold in THRESHOLDS)
-    distances = tower.distance_quantiles(thin(QUANTILES, density))
+    distances = tower.probe(distance_quantiles, thin(QUANTILES, density))
     return tuple(CmcConfig(threshold=threshold) for threshold in dict.fromkeys(float(f"{d:.3g}") for d in distances))
 
 
 def ranges(tower: Tower) -> Ranges:
     """Return what a search may try."""
-    low, high = SEARCHED_THRESHOLDS if tower.in_paper else tower.distance_quantiles(SEARCHED_QUANTILES)
+    low, high = SEARCHED_THRESHOLDS if tower.in_paper else tower.probe(distance_quantiles, SEARCHED_QUANTILES)
     return Ranges((CmcConfig(),), {"threshold": FloatDistribution(low, high)})

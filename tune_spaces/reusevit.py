@@ -6,6 +6,7 @@ from itertools import chain
 from optuna.distributions import FloatDistribution
 
 from reuse_models.reusevit.method import ReuseVitConfig
+from tune_spaces.adaptive_skip import skip_thresholds
 from tune_spaces.ranges import Ranges
 from tune_spaces.tower import Density, Tower, thin
 
@@ -33,7 +34,7 @@ def grid(tower: Tower, density: Density) -> tuple[ReuseVitConfig, ...]:
         if density == "paper":
             return tuple(chain.from_iterable(whole))
         some = [config for curve in whole for config in dict.fromkeys([curve[0], curve[len(curve) // 2], curve[-1]])]
-        thresholds = dict.fromkeys(float(f"{t:.3g}") for t in tower.skip_thresholds(SKIPPED_TO))
+        thresholds = dict.fromkeys(float(f"{t:.3g}") for t in tower.probe(skip_thresholds, SKIPPED_TO))
         return (*chain.from_iterable(whole), *(replace(config, skip=skip) for config in some for skip in thresholds))
     return tuple(ReuseVitConfig(forced_rate=rate) for rate in thin(FORCED_RATES, density))
 
@@ -45,5 +46,5 @@ def ranges(tower: Tower) -> Ranges:
     biases = [0.0, *(bias for addon in tower.trained.addons for bias in addon.biases)]
     bases = tuple(addon.config for addon in tower.trained.addons)
     bias = FloatDistribution(min(biases) - BEYOND, max(biases) + BEYOND)
-    (most,) = tower.skip_thresholds([LEAST_SHARE])
+    (most,) = tower.probe(skip_thresholds, [LEAST_SHARE])
     return Ranges(bases, {"decision_bias": bias, "skip": FloatDistribution(0.0, most)})

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import Tensor
 
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
 
 Density = Literal["paper", "demo", "tiny"]
 """How many points a grid has: the paper's, a handful, or two."""
+
+Statistic = Callable[[Vit, Iterable[Tensor], Sequence[float]], list[float]]
+"""From the tower, clips of two frames or more ([F, 3, H, W], normalised for it) and shares, 0..1: a number each."""
 
 PAPER_WIDTHS = (768, 1024)
 """Widths of CLIP ViT-B/16 and ViT-L/14, the towers that the paper's knobs were written for."""
@@ -43,10 +49,8 @@ class Tower:
     """The backbone that a sweep runs on."""
 
     shape: VitShape
-    distance_quantiles: Callable[[Sequence[float]], list[float]]
-    """Quantiles of CMC's distance between consecutive frames of validation clips."""
-    skip_thresholds: Callable[[Sequence[float]], list[float]]
-    """AdaptiveSkip's thresholds at which these shares of the frames of validation clips are computed."""
+    probe: Callable[[Statistic, Sequence[float]], list[float]]
+    """What a statistic of validation clips is at some shares: thresholds follow from it."""
     trained: Trained = field(default_factory=Trained)
 
     @property

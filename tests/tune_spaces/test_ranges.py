@@ -9,6 +9,7 @@ from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
+from tests.tune_spaces.towers import fake_tower
 from tune_spaces.grids import GRIDS, RANGES
 from tune_spaces.ranges import BASE
 from tune_spaces.tower import AddonCurve, Tower, Trained
@@ -29,9 +30,7 @@ ADDONS = Trained(
 
 
 def tower(name: str) -> Tower:
-    return Tower(
-        TOWERS[name], lambda shares: [10 * share for share in shares], lambda shares: [1 - share for share in shares]
-    )
+    return fake_tower(TOWERS[name])
 
 
 @pytest.mark.parametrize("name", TOWERS)

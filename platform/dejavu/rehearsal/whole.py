@@ -37,7 +37,7 @@ from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
 from tune_spaces.grids import GRIDS
-from tune_spaces.tower import AddonCurve, Tower, Trained
+from tune_spaces.tower import AddonCurve, Statistic, Tower, Trained
 
 Holder = Literal["cpu", "encoder"]
 """What a worker of this kind of work holds: a CPU, or a GPU where there are any."""
@@ -184,7 +184,6 @@ def grid_sizes(shape: VitShape, recipe: Experiment) -> dict[str, int]:
     tower = Tower(
         shape,
         _apart,
-        _apart,
         Trained(
             tuple(addons) if recipe.trains else (),
             tuple(schedules) if recipe.searches else (),
@@ -200,7 +199,7 @@ def grid_sizes(shape: VitShape, recipe: Experiment) -> dict[str, int]:
     return sizes
 
 
-def _apart(shares: Sequence[float]) -> list[float]:
+def _apart(_: Statistic, shares: Sequence[float]) -> list[float]:
     """Stand in for what is read off validation clips: how many settings there are is all that counts."""
     return [1.0 + place for place in range(len(shares))]
 

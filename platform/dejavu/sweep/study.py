@@ -21,8 +21,6 @@ from dejavu.storage.setting import Setting, with_local_weights
 from dejavu.storage.store import Store, write_json
 from dejavu.storage.store_path import is_file
 from dejavu.sweep.trial import WORTHLESS, quality
-from reuse_models.baselines.adaptive_skip import thresholds_for
-from reuse_models.baselines.cmc import distance_quantiles
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
 from tune_spaces.grids import GRIDS, RANGES
@@ -107,12 +105,7 @@ def look_at_tower(
         frames = decode_batch(segments, embedding).frames
         return (backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1)
 
-    return Tower(
-        backbone.vit.shape,
-        lambda shares: distance_quantiles(backbone.vit, probes(), shares),
-        lambda shares: thresholds_for(probes(), shares),
-        trained,
-    )
+    return Tower(backbone.vit.shape, lambda statistic, shares: statistic(backbone.vit, probes(), shares), trained)
 
 
 def list_configs(tower: Tower, backbone: Backbone, config: SweepConfig) -> list[MethodConfig]:

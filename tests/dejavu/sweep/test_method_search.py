@@ -15,13 +15,13 @@ from dejavu.sweep.method_search import MethodSearch
 from dejavu.tasks.fidelity import Fidelity
 from reuse_models.method import MethodConfig
 from reuse_models.tower.shape import VitShape
+from tests.tune_spaces.towers import fake_tower
 from tune_spaces.grids import GRIDS, RANGES
-from tune_spaces.tower import Tower
 
 SMALL = VitShape(
     image_px=128, patch_px=16, width=128, num_heads=4, num_layers=6, mlp_width=512, embed_dim=128, has_cls=True
 )
-TOWER = Tower(SMALL, lambda shares: [10 * share for share in shares], lambda shares: [1 - share for share in shares])
+TOWER = fake_tower(SMALL)
 NAME = partial(name_setting, backbone_identity="tower", embedding={})
 
 

@@ -20,6 +20,7 @@ from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.method import MethodConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
+from tests.tune_spaces.towers import fake_tower
 from tune_spaces.grids import GRIDS
 from tune_spaces.tower import Tower, Trained
 
@@ -43,8 +44,7 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
 
 def tower(shape: VitShape) -> Tower:
     trained = Trained(residual=ResidualVitConfig())
-    far, moved = (lambda shares: [10 * share for share in shares]), (lambda shares: [1 - share for share in shares])
-    return Tower(shape, far, moved, trained)
+    return fake_tower(shape, trained)
 
 
 SMALL = VitShape(
