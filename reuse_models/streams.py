@@ -128,6 +128,8 @@ class Record:
 
     def encoded(self, memory: Any) -> Encoded:
         """Split by stream."""
+        if not self._units:  # nothing was computed, which is work with a row for every frame as well
+            self._part("patch_embedding")
         units = {name: torch.split(units_RK.cpu(), self._lengths) for name, units_RK in self._units.items()}
         return Encoded(
             embeddings=torch.split(self.embeddings_RE, self._lengths),

@@ -35,6 +35,7 @@ from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.method import MethodConfig
+from reuse_models.registry import METHODS
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
@@ -171,7 +172,9 @@ def test_every_method_embeds_ragged_clips(name: str, sources: list[Path], tmp_pa
     ]
     alone = 3
     dense: list[EncodedSegment] = []
-    for method_name, config in methods(backbone, frames).items():
+    every = methods(backbone, frames)
+    assert {config.method for config in every.values()} == set(METHODS)
+    for method_name, config in every.items():
         together = encode_batch(config.build(backbone.vit), backbone, frames, 16)
         check(together, frames, backbone.vit.shape)
         dense = dense or together

@@ -24,6 +24,7 @@ from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Chunk, Encoded, MethodConfig
+from reuse_models.registry import METHODS
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, HardGate
@@ -93,6 +94,7 @@ def every_method(vit: Vit) -> dict[str, MethodConfig]:
 
 
 def test_what_is_executed_is_what_is_counted(vit: Vit) -> None:
+    assert {config.method for config in every_method(vit).values()} == set(METHODS)
     pixels, codec = streams_of([9, 4])
     vit = Vit.random(vit.shape, seed=2)
     chunk = Chunk(tuple(x.float() for x in pixels), tuple(x.float() for x in codec), (True, True))

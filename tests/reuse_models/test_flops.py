@@ -21,7 +21,9 @@ from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import PARTS, dense_flops, dense_work, flops_per_frame
-from reuse_models.method import Encoded, MethodConfig, Work
+from reuse_models.method import Chunk, Encoded, MethodConfig, Work
+from reuse_models.registry import METHODS
+from reuse_models.streams import Record
 from reuse_models.tower.hugging_face import from_hf
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit
@@ -45,6 +47,21 @@ FOR_TOWERS_WITH_CLS: tuple[MethodConfig, ...] = (
     ToMeConfig(merged_per_layer=3),
     ToMeConfig(merged_per_layer=100),
 )
+
+
+def test_every_method_is_in_a_list() -> None:
+    listed = {config.method for config in (*FOR_ANY_TOWER, *FOR_TOWERS_WITH_CLS)}
+    assert listed | {"reusevit"} == set(METHODS)  # ReuseViT's work is in test_method.py of its own
+
+
+def test_a_call_in_which_nothing_is_computed_has_a_row_for_every_frame(any_vit: Vit) -> None:
+    record = Record(
+        any_vit.shape,
+        Chunk((torch.zeros(3, 3, 1, 1), torch.zeros(0, 3, 1, 1)), None, (True, True)),
+        torch.device("cpu"),
+    )
+    works = record.encoded(None).work
+    assert [flops_per_frame(any_vit.shape, work).tolist() for work in works] == [[0.0, 0.0, 0.0], []]
 
 
 def analytic(encoded: Encoded, vit: Vit) -> float:
