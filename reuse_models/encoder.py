@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk, Encoded, MethodConfig
+from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.hugging_face import from_hf
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class Encoder:
         Raises:
             ValueError: As `reuse_models.apply` says.
         """
+        if isinstance(config, ReuseVitConfig) and config.weights is None and config.forced_rate is None:
+            raise ValueError(
+                "reusevit: got no weights, expected those of a fit, since untrained decisions mean nothing; give "
+                "ReuseVitConfig(weights=...), or forced_rate to measure speed"
+            )
         self.vit = from_hf(model, image_px)
         self.method = config.build(self.vit)
 

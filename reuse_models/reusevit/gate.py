@@ -138,7 +138,10 @@ class StraightGate:
 
 
 class HardGate:
-    """The inference gate: reuse where its logit, plus a bias that is the runtime knob, is the larger one."""
+    """The inference gate: reuse where its logit, plus a bias that is the runtime knob, is the larger one.
+
+    For GPUs `engines/fused_kernels.py` repeats it and `Decision`; `test_fused_capacity.py` holds them equal.
+    """
 
     def __init__(self, decisions: nn.ModuleList, bias: float = 0.0) -> None:
         self.decisions = decisions

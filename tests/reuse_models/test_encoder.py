@@ -59,7 +59,9 @@ def test_no_frames_give_no_embeddings_and_wrong_ones_one_line(model: Dinov2Model
     with pytest.raises(ValueError, match=r"frames: got \[2, 3, 64, 64\], expected \[F, 3, 70, 70\]"):
         encoder(torch.zeros(2, 3, 64, 64))
     with pytest.raises(ValueError, match="without codec grids"):
-        reuse_models.apply(model, ReuseVitConfig())(video(3))
+        reuse_models.apply(model, ReuseVitConfig(forced_rate=0.5))(video(3))
+    with pytest.raises(ValueError, match="reusevit: got no weights, expected those of a fit"):
+        reuse_models.apply(model, ReuseVitConfig())
 
 
 def test_the_package_is_free_of_torch() -> None:

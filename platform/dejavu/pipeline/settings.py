@@ -41,7 +41,7 @@ def choose_settings(job: Job) -> list[Setting]:
     experiment, original = job.experiment, job.original
     validation = some_of(job.of_split("val"), experiment.sweep.num_frames)
     probes = validation or job.of_split("test")
-    addons = [AddonCurve(addon.config, tuple(addon.biases.values())) for addon in read_addons(job.embedding)]
+    addons = [AddonCurve(addon.config, tuple(addon.biases.values())) for addon in read_addons(job.embedding, original)]
     searched = [schedule.config() for schedule in read_schedules(job.embedding, job.backbone)]
     schedules = tuple(dict.fromkeys([*searched, *given_schedules(experiment, job.backbone)]))
     token = read_residual_token(job.embedding, job.backbone)

@@ -7,7 +7,7 @@ averaged. A fit that was interrupted goes on from its last checkpoint; one that 
     <store>/train/<run id>/                      Ray Train's checkpoints: weights, optimiser, progress
     <store>/addons/<addon id>/target=<r>.safetensors, .json    finished weights and their shape
     <store>/addons/<addon id>/fit.json           how it went; written last
-    <store>/addons/latest.json                   those of the last training, for stages that run by themselves
+    <store>/addons/latest-<backbone>.json        those of its last training, for stages that run by themselves
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def train_addons(
             loss is no number any more.
     """
     long, validation = long_enough(clips["train"]), long_enough(clips.get("val", ()))
-    ids = {target: _addon_id(target, long, original, config) for target in config.targets}
+    ids = {target: _addon_id(target, long, validation, original, config) for target in config.targets}
     pending = tuple(target for target in config.targets if _read(embedding, ids[target], target) is None)
     failures: tuple[Failure, ...] = ()
     if pending:
@@ -118,7 +118,7 @@ def train_addons(
         see = watch({f"{target:g}": _folder(embedding, ids[target]) for target in pending}) if watch else None
         failures = _fit(task, ids, see)
     addons = tuple(addon for target in config.targets if (addon := _read(embedding, ids[target], target)))
-    write_json(_latest(embedding), {f"{target:g}": ids[target] for target in config.targets})
+    write_json(_latest(embedding, original), {f"{target:g}": ids[target] for target in config.targets})
     return TrainResult(addons, len(pending), failures)
 
 
@@ -127,25 +127,33 @@ def long_enough(clips: Sequence[Transcoded]) -> tuple[Transcoded, ...]:
     return tuple(clip for clip in clips if clip.num_frames >= PATTERN_SPAN)
 
 
-def read_addons(embedding: EmbedContext) -> tuple[TrainedAddon, ...]:
-    """Return what the last training in this results folder left; nothing where there was none."""
-    if not is_file(_latest(embedding)):
+def read_addons(embedding: EmbedContext, original: Setting) -> tuple[TrainedAddon, ...]:
+    """Return what the last training of this backbone in this results folder left; nothing where there was none."""
+    latest = _latest(embedding, original)
+    if not is_file(latest):
         return ()
-    ids = json.loads(_latest(embedding).read_text(encoding="utf-8"))
+    ids = json.loads(latest.read_text(encoding="utf-8"))
     found = [_read(embedding, addon_id, float(target)) for target, addon_id in ids.items()]
     return tuple(addon for addon in found if addon)
 
 
-def _latest(embedding: EmbedContext) -> StorePath:
-    return embedding.store.root / "addons" / "latest.json"
+def _latest(embedding: EmbedContext, original: Setting) -> StorePath:
+    return embedding.store.root / "addons" / f"latest-{original.backbone_identity[:12]}.json"
 
 
-def _addon_id(target: float, clips: Sequence[Transcoded], original: Setting, config: TrainConfig) -> str:
+def _addon_id(
+    target: float,
+    clips: Sequence[Transcoded],
+    validation: Sequence[Transcoded],
+    original: Setting,
+    config: TrainConfig,
+) -> str:
     """Name an add-on by everything that it follows from; Original's setting names backbone, decoder and code."""
     settings = asdict(config)
     for name in ("targets", "num_workers", "windows_at_once", "max_failures", "compile"):
         settings.pop(name)
     parts = {"target": target, "clips": clips_identity(clips), "teacher": original.setting_id, "config": settings}
+    parts["judges"] = clips_identity(validation)
     return identity({**parts, "code": kernel_version(Fit.__module__, warm_up.__module__, best_share.__module__)})
 
 

@@ -44,9 +44,9 @@ QUERIES_AT_ONCE, KEYS_AT_ONCE, ATTENTION_WARPS, ATTENTION_STAGES = 128, 64, 4, 3
 
 
 def can_fuse(vit: Vit, policy: ReusePolicy) -> bool:
-    """Say whether the kernels serve this tower and these policy."""
+    """Say whether the kernels serve this tower and this policy."""
     gate = policy.gate
-    sees_one_token = isinstance(gate, HardGate) or (isinstance(gate, ForcedGate) and gate.choice == "random")
+    sees_one_token = type(gate) is HardGate or (isinstance(gate, ForcedGate) and gate.choice == "random")
     shape = vit.shape
     return (
         sees_one_token

@@ -59,7 +59,18 @@ def test_a_store_without_this_teacher_is_refused_at_start(tmp_path: Path) -> Non
 
 
 def test_nothing_trained_is_nothing_to_read(tmp_path: Path) -> None:
-    assert read_addons(EmbedContext("embedded", Store(tmp_path), EmbedConfig())) == ()
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
+    assert read_addons(embedding, ORIGINAL) == ()
+
+
+def test_what_one_backbone_was_trained_for_is_not_read_for_another(tmp_path: Path) -> None:
+    embedding = EmbedContext("embedded", Store(tmp_path), EmbedConfig())
+    folder = tmp_path / "addons" / "one"
+    folder.mkdir(parents=True)
+    (folder / "fit.json").write_text('{"curve": [], "biases": {}, "achieved_rate": null}')
+    (tmp_path / "addons" / f"latest-{ORIGINAL.backbone_identity[:12]}.json").write_text('{"0.8": "one"}')
+    assert [addon.target for addon in read_addons(embedding, ORIGINAL)] == [0.8]
+    assert read_addons(embedding, replace(ORIGINAL, backbone_identity="another")) == ()
 
 
 def test_the_loss_takes_its_weights_from_the_config() -> None:
