@@ -32,8 +32,8 @@ from dejavu.observability.events import Work, track_progress
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting
-from dejavu.storage.store import identity, local_copy, write_json
-from dejavu.storage.store_path import StorePath, is_file
+from dejavu.storage.store import Store, identity, local_copy, write_json
+from dejavu.storage.store_path import StorePath, is_file, side_by_side
 from dejavu.video.decode import DecodedFrames, decode
 from dejavu.video.plain import decode_plain
 from reuse_models.method import Method, MethodConfig
@@ -60,9 +60,9 @@ class MeasureConfig:
     """How the timing pass runs."""
 
     num_clips: int | None = None
-    """Clips that advance in lockstep, the first by content id: the same sample for every setting. As many as are
-    embedded at once (`embed.streams`) unless given; fewer where Original takes more than ten seconds over 16 frames of
-    each."""
+    """Clips that advance in lockstep, spread over how much clips move: the same sample for every setting. As many as
+    are embedded at once (`embed.streams`) unless given; fewer where Original takes more than ten seconds over 16 frames
+    of each."""
     num_frames: int = 32
     """Frames of each clip, at most; down to 16 where Original takes more than ten seconds."""
     num_rounds: int = 5
@@ -116,7 +116,7 @@ def measure_settings(
     The pass runs alone in one worker that holds a whole CPU or GPU, while no other stage runs.
     """
     config = replace(config, num_clips=config.num_clips or embedding.config.streams)
-    chosen = sorted(clips, key=lambda clip: clip.content_id)[: config.num_clips]
+    chosen = spread_over_motion(clips, config.num_clips or 1, embedding.store)
     device = cluster_hardware()
     sample = identity({"clips": [clip.content_id for clip in chosen], "config": asdict(config), "hardware": device})
     path = embedding.store.root / "timings" / f"{sample}.json"
@@ -135,6 +135,19 @@ def measure_settings(
             write_json(path, {name: asdict(timing) for name, timing in known.items()})
         ray.kill(stopwatch)
     return {setting.setting_id: known[setting.setting_id] for setting in settings}, len(pending)
+
+
+def spread_over_motion(clips: Sequence[Transcoded], count: int, store: Store) -> list[Transcoded]:
+    """Return so many clips, evenly spread over bytes a frame, which at one quality grow with what moves.
+
+    How long a method takes that computes what has changed depends on it: a few clips by chance may say 1.5x where all
+    together say 2x.
+    """
+    sizes = side_by_side(store.root, lambda clip: (store.root / clip.path).stat().st_size / clip.num_frames, clips)
+    size_of = {clip.content_id: size for clip, size in zip(clips, sizes, strict=True)}
+    ordered = sorted(clips, key=lambda clip: (size_of[clip.content_id], clip.content_id))
+    count = min(count, len(ordered))
+    return [ordered[(2 * place + 1) * len(ordered) // (2 * count)] for place in range(count)]
 
 
 def sample_within(limit_s: float, frame_s: float, num_clips: int, num_frames: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from dejavu.embedding.batch import PRECISIONS, EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.stages import measure
-from dejavu.stages.measure import Timing, peak_bytes, rounds_within, sample_within
+from dejavu.stages.measure import Timing, peak_bytes, rounds_within, sample_within, spread_over_motion
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
@@ -66,6 +66,23 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     assert first.peak_memory_mb > 0.1
     dense = Timing(**stopwatch.time(original, original))
     assert 0 < dense.peak_memory_mb != first.peak_memory_mb
+
+
+def test_the_timed_clips_are_spread_over_how_much_moves(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.mp4_dir.mkdir()
+    clips = []
+    for number, bytes_a_frame in enumerate([70, 10, 50, 30, 20, 60, 40, 80]):
+        store.mp4_path(str(number)).write_bytes(b"x" * 2 * bytes_a_frame)
+        clips.append(
+            Transcoded(
+                clip_id=str(bytes_a_frame), content_id=str(number), path=f"mp4/{number}.mp4", num_frames=2, frame_px=32,
+                fps=2.0, duration_s=1.0, codec_metadata=True,
+            )
+        )  # fmt: skip
+    assert [clip.clip_id for clip in spread_over_motion(clips, 4, store)] == ["20", "40", "60", "80"]
+    assert [clip.clip_id for clip in spread_over_motion(clips, 1, store)] == ["50"]
+    assert len(spread_over_motion(clips, 99, store)) == 8
 
 
 @pytest.mark.parametrize(
