@@ -57,8 +57,9 @@ class Options:
     """Results folder."""
     world: Path | None = None
     """A demo world drawn before, only read; drawn in the results folder unless given."""
-    document: Path = _bootstrap.ROOT / "docs" / "ablations.md"
-    """Where the table goes, between its marks."""
+    document: Path | None = None
+    """Where the table goes, between its marks: docs/ablations.md, or ablations.md in the results folder of --videos,
+    unless given."""
     list: bool = False
     """Print the variants and end."""
     table: bool = False
@@ -85,7 +86,7 @@ def main() -> int:
             return 0
         if not options.table:
             run(options)
-        write_table(options.out, options.document)
+        write_table(options.out, document_of(options))
     except (BackboneError, StoreError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -117,6 +118,12 @@ def run(options: Options) -> None:
         print(f"[{spent:6.0f} s] {number} of {len(trials)}: {trial.variant.name}, seed {trial.seed}", flush=True)
 
 
+def document_of(options: Options) -> Path:
+    """Return where the table goes: what is said of one's own videos is no part of this project's documents."""
+    ours = _bootstrap.ROOT / "docs" if options.videos is None else options.out
+    return options.document or ours / "ablations.md"
+
+
 def own_variants() -> dict[str, Variant]:
     """Return the variants of what recipe `folder` fits, with as many windows a step as its few videos come to."""
     loss = replace(DEFAULT_LOSS, target_rate=OWN_TRAINING.targets[0])
@@ -140,8 +147,9 @@ def write_table(out: Path, document: Path) -> None:
     text = render(rows)
     print(text)
     steps = " and ".join(sorted({str(row["steps"]) for row in rows}))
+    variants, seeds = ({row[name] for row in rows} for name in ("variant", "seed"))
     made = f"`python jobs/ablate.py --steps {steps}`, {cluster.hardware()}, one thread. {len(rows)} trials of "
-    made += f"{len(VARIANTS)} variants x {NUM_SEEDS} seeds are done."
+    made += f"{len(variants)} variants x {len(seeds)} seeds are done."
     before, after = "# Ablations\n\n", ""
     if document.is_file():
         before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
