@@ -145,6 +145,7 @@ COLUMNS: dict[str, Callable[[ParetoPoint], str]] = {
     "setting": lambda p: f"{styles_of([p.method])[p.method].name} {p.setting}".strip(),
     "by the clock": lambda p: _number(2, p.speedup),
     "with decoding": lambda p: _number(2, with_decoding(p)),
+    "fewer FLOPs, timed clips": lambda p: _number(2, p.timed_flops_reduction),
     "fewer FLOPs": lambda p: _number(2, p.flops_reduction),
     "agreement [95 %]": lambda p: _with_interval(p.agreement, p.agreement_ci_low, p.agreement_ci_high),
     "cosine": lambda p: _number(3, p.cosine_to_dense),

@@ -275,6 +275,8 @@ class ParetoPoint:
     zero_shot_accuracy_loss_ci_high: float | None = None
     dense_precision: str | None = None
     """That of the Original that `speedup` is over: the fastest on the machine, whatever the settings ran in."""
+    timed_flops_reduction: float | None = None
+    """`flops_reduction` on the frames that were timed: what `speedup` has to be held against."""
 
 
 def to_ranges(numbers: Sequence[int]) -> str:

@@ -96,6 +96,7 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         ms_per_frame=timing.ms_per_frame if timing else None,
         speedup=timing.speedup if timing else None,
         dense_precision=timing.dense if timing else None,
+        timed_flops_reduction=original.gflops_per_frame / timing.gflops_per_frame if timing else None,
         peak_memory_mb=timing.peak_memory_mb if timing else None,
         decode_ms_per_frame=timing.decode_ms_per_frame if timing else None,
         codec_ms_per_frame=timing.codec_ms_per_frame if timing else None,

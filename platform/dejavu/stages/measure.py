@@ -28,7 +28,8 @@ from dejavu.backbones.load import Backbone
 from dejavu.cluster.cluster import cluster_hardware, hardware
 from dejavu.embedding.batch import PRECISIONS, EmbedContext, Precision, Segment, cut, decode_batch
 from dejavu.embedding.encode import cut_chunk, load_encoder
-from dejavu.observability.events import Work, track_progress
+from dejavu.observability import events
+from dejavu.observability.events import track_progress
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting
@@ -36,7 +37,8 @@ from dejavu.storage.store import Store, identity, local_copy, write_json
 from dejavu.storage.store_path import StorePath, is_file, side_by_side
 from dejavu.video.decode import DecodedFrames, decode
 from dejavu.video.plain import decode_plain
-from reuse_models.method import Method, MethodConfig
+from reuse_models.flops import flops_per_frame
+from reuse_models.method import Method, MethodConfig, Work
 
 STAGE = "measure"
 STDERR = 2
@@ -98,6 +100,8 @@ class Timing:
     """Most that PyTorch's allocator had handed out at once while the sample was encoded: pixels of a chunk, add-on
     weights, a method's state, buffers and results. Not the tower's weights, decoded frames, and what libraries keep for
     themselves. Counted, not sampled, so that it comes out the same again."""
+    gflops_per_frame: float
+    """Executed on the timed frames: what a method computes depends on how much moves in them, and these are few."""
     hardware: str
     num_clips: int
     """In lockstep."""
@@ -128,7 +132,7 @@ def measure_settings(
             num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_restarts=3, max_task_retries=3
         )(_Stopwatch)
         stopwatch = actor.remote(embedding, [asdict(clip) for clip in chosen], asdict(config))
-        work = Work(stage=STAGE, total=len(pending), unit="settings", kept=len(settings) - len(pending))
+        work = events.Work(stage=STAGE, total=len(pending), unit="settings", kept=len(settings) - len(pending))
         for setting in track_progress(pending, work):
             row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
             known[setting.setting_id] = Timing(**row)
@@ -234,7 +238,7 @@ class _Stopwatch:
         if self.dense is None:
             self.dense = self._fastest(original)
         precision, dense = self.dense
-        self._encode_s(ours)
+        gflops_per_frame = self._gflops_per_frame(ours)
         rounds: list[_Round] = []
         begin = time.perf_counter()
         while True:
@@ -256,6 +260,7 @@ class _Stopwatch:
             decode_ms_per_frame=to_ms * statistics.median(one.plain_decode for one in rounds),
             codec_ms_per_frame=to_ms * statistics.median(one.decode - one.plain_decode for one in rounds),
             peak_memory_mb=self._peak_bytes(config) / 2**20,
+            gflops_per_frame=gflops_per_frame,
             hardware=hardware(),
             num_clips=len(self.frames),
             num_rounds=len(rounds),
@@ -292,19 +297,28 @@ class _Stopwatch:
         return decode(path, count=num_frames, motion_binning=self.embedding.config.motion_binning)
 
     @torch.inference_mode()
-    def _encode_s(self, method: Method) -> float:
-        """Time one pass over the sample, chunk by chunk as the pipeline runs it; pixels are made outside."""
+    def _passed(self, method: Method) -> Iterator[tuple[float, tuple[Work, ...]]]:
+        """Encode the sample chunk by chunk as the pipeline does; yield each one's seconds, without pixels, and work."""
         chunk_frames = self.embedding.config.chunk_frames
         longest = max(len(frames.seconds_F) for frames in self.frames)
-        memory, total = method.start(len(self.frames)), 0.0
+        memory = method.start(len(self.frames))
         for start in range(0, longest, chunk_frames):
             chunk = cut_chunk(self.backbone, self.frames, start, chunk_frames)
             self._wait()
             begin = time.perf_counter()
-            memory = method.encode(chunk, memory).memory
+            encoded = method.encode(chunk, memory)
             self._wait()
-            total += time.perf_counter() - begin
-        return total
+            yield time.perf_counter() - begin, encoded.work
+            memory = encoded.memory
+
+    def _encode_s(self, method: Method) -> float:
+        """Time one pass over the sample."""
+        return sum(seconds for seconds, _ in self._passed(method))
+
+    def _gflops_per_frame(self, method: Method) -> float:
+        """Count what one pass executes, over the frames that it completes."""
+        flops = [flops_per_frame(method.vit.shape, one) for _, works in self._passed(method) for one in works]
+        return float(torch.cat(flops).mean()) / 1e9
 
     def _wait(self) -> None:
         if self.device == "cuda":

@@ -19,6 +19,7 @@ from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
+from reuse_models.flops import dense_work, flops_per_frame
 
 MEGABYTE = 2**20
 
@@ -66,6 +67,10 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     assert first.peak_memory_mb > 0.1
     dense = Timing(**stopwatch.time(original, original))
     assert 0 < dense.peak_memory_mb != first.peak_memory_mb
+    shape = stopwatch.backbone.vit.shape
+    assert dense.gflops_per_frame == pytest.approx(float(flops_per_frame(shape, dense_work(shape))) / 1e9)
+    # The first frame of the stream is computed whole, of the others 8 patches in most layers.
+    assert 0.2 * dense.gflops_per_frame < first.gflops_per_frame < 0.8 * dense.gflops_per_frame
 
 
 def test_the_timed_clips_are_spread_over_how_much_moves(tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_timings_of_another_version_are_measured_again(tmp_path: Path) -> None:
     assert measure._read(path) == {}
     timing = Timing(
         ms_per_frame=1.0, speedup=2.0, decode_ms_per_frame=0.5, codec_ms_per_frame=0.1, peak_memory_mb=3.0,
-        hardware="here", dense="float32", num_clips=4, num_rounds=5,
+        hardware="here", gflops_per_frame=0.5, dense="float32", num_clips=4, num_rounds=5,
     )  # fmt: skip
     row = asdict(timing)
     old = {name: value for name, value in row.items() if "decode" not in name}

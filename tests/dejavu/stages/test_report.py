@@ -90,7 +90,7 @@ def scored(tmp_path: Path) -> Scored:
     scores = score_settings(settings, settings[0], eval_set, embedding)
     timing = Timing(
         ms_per_frame=1.0, speedup=2.5, decode_ms_per_frame=0.5, codec_ms_per_frame=0.25, peak_memory_mb=1.0,
-        hardware="here", dense="bfloat16", num_clips=4, num_rounds=5,
+        hardware="here", gflops_per_frame=0.5, dense="bfloat16", num_clips=4, num_rounds=5,
     )  # fmt: skip
     evidence = Evidence(scores, {settings[1].setting_id: timing}, SHAPE, 0)
     return Scored(gather_points(evidence), evidence, eval_set, embedding)
