@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -31,17 +31,32 @@ TRIED_BIASES = (-2.0, -1.0, 0.0)
 Batches = Callable[[], Iterable[Batch]]
 
 
-def best_share(fit: Fit, held_out: Batches, shares: Sequence[float] = SHARES) -> float:
-    """Return with what share of restoration the loss on held-out clips is least; 0 where it is without any.
+def begin(fit: Fit, held_out: Batches | None, same: Callable[[float], float] = float) -> tuple[Fit, float]:
+    """Take as much of restoration as held-out clips say, and bring a held rate about to its target.
 
     Args:
-        fit: After its warm-up.
-        held_out: Gives the held-out clips anew at each call.
-        shares: Tried, beside none at all.
+        fit: After its warm-up; changed, and not to be used again.
+        held_out: Gives the held-out clips anew at each call; None where there are none, and all is left as it is.
+        same: Makes a number alike on all workers.
+
+    Returns:
+        The fit to train, and its share of restoration.
     """
+    share = same(best_share(fit, held_out) if held_out else 1.0)
+    if share:
+        fit.addon.load_state_dict(scaled(fit.addon, share).state_dict())
+    else:
+        fit = fit.without_restoration()
+    if fit.config.rate == "held":
+        shift(fit.addon, same(target_bias(fit, held_out) if held_out else 0.0))
+    return fit, share
+
+
+def best_share(fit: Fit, held_out: Batches) -> float:
+    """Return with what share of restoration the loss on held-out clips is least; 0 where it is without any."""
     if not fit.addon.shape.restoration_rank:
         return 0.0
-    losses = {share: fit.validate(held_out(), scaled(fit.addon, share)).loss for share in shares}
+    losses = {share: fit.validate(held_out(), scaled(fit.addon, share)).loss for share in SHARES}
     losses[0.0] = fit.validate(held_out(), fit.addon.without_restoration()).loss
     return min(losses, key=lambda share: losses[share])
 
@@ -68,16 +83,14 @@ def _error_at(rate: float, usual: Report, lower: Report) -> float:
     return math.exp(logs[0] + (logs[1] - logs[0]) * (usual.rate - rate) / (usual.rate - lower.rate))
 
 
-def to_target(fit: Fit, held_out: Batches) -> float:
-    """Shift the decisions so that held-out clips are reused at about the target rate; return by how much.
+def target_bias(fit: Fit, held_out: Batches) -> float:
+    """Return the bias of the decisions at which held-out clips are reused at about the target rate.
 
     A threshold for pairs of dense frames lets more through in use: a patch that was reused looks like its reference in
     every layer after. Where all of a layer is reused, its decisions have no gradient to come back by.
     """
     rates = [fit.validate(held_out(), bias=bias).rate for bias in TRIED_BIASES]
-    bias = bias_for(fit.loss.target_rate, TRIED_BIASES, rates)
-    shift(fit.addon, bias)
-    return bias
+    return bias_for(fit.loss.target_rate, TRIED_BIASES, rates)
 
 
 @torch.no_grad()

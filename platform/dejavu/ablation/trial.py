@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from dejavu.ablation.footage import CHUNK_FRAMES, Footage, World, windows
 from dejavu.ablation.variants import DEFAULT_FIT, Variant
 from dejavu.backbones.load import Backbone
 from dejavu.embedding.encode import EncodedSegment, encode_batch
-from dejavu.embedding.windows import Window, to_batch
+from dejavu.embedding.windows import to_batch
 from dejavu.records import Prediction
 from dejavu.stages.score import EvalSet
 from dejavu.storage.store import identity
@@ -33,8 +33,8 @@ from reuse_models.method import MethodConfig
 from reuse_models.reusevit.addon import Addon, save_addon
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
 from reuse_models.reusevit.method import ReuseVitConfig
-from reuse_models.training.fit import Batch, Fit
-from reuse_models.training.held_out import best_share, scaled, to_target
+from reuse_models.training.fit import Fit
+from reuse_models.training.held_out import begin
 from reuse_models.training.warm_up import gather_pairs, warm_up
 
 TRIAL_VERSION = 1
@@ -108,9 +108,8 @@ def fit_addon(trial: Trial, world: World, backbone: Backbone, path: Path) -> flo
     some = (to_batch(list(islice(stream, size)), backbone).pixels_CF3HW for _ in range(-(-start.num_clips // size)))
     warm_up({variant.loss.target_rate: fit.addon}, gather_pairs(backbone.vit, some, PUBLISHED_PATTERN, start), start)
     if config.rate == "held":
-        fit = _begun(
-            fit, [clip.window(0, PUBLISHED_PATTERN, variant.motion) for clip in _longest(world.validation)], backbone
-        )
+        held = [clip.window(0, PUBLISHED_PATTERN, variant.motion) for clip in _longest(world.validation)]
+        fit, _ = begin(fit, (lambda: (to_batch([window], backbone) for window in held)) if held else None)
     # All variants see as many windows: one with smaller steps takes more of them.
     num_steps = trial.num_steps * DEFAULT_FIT.clips_per_step // size
     for step in range(1, num_steps + 1):
@@ -125,22 +124,6 @@ def _longest(clips: Sequence[Footage]) -> list[Footage]:
     """Return the clips that a fit asks how to begin: a few that hold a window, the longest."""
     longest = sorted(clips, key=lambda clip: (-clip.clip.num_frames, clip.clip.content_id))[:HELD_OUT]
     return [clip for clip in longest if clip.clip.num_frames >= PATTERN_SPAN]
-
-
-def _begun(fit: Fit, windows_held: Sequence[Window], backbone: Backbone) -> Fit:
-    """Take as much of restoration as held-out windows say, and bring them to the target rate, as Ray Train's fit."""
-
-    def held_out() -> Iterator[Batch]:
-        return (to_batch([window], backbone) for window in windows_held)
-
-    share = best_share(fit, held_out) if windows_held else 1.0
-    if share:
-        fit.addon.load_state_dict(scaled(fit.addon, share).state_dict())
-    else:
-        fit = fit.without_restoration()
-    if windows_held:
-        to_target(fit, held_out)
-    return fit
 
 
 def _keep(addon: Addon, path: Path) -> None:

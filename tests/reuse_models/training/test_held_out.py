@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.vit import Vit
 from reuse_models.training import held_out
 from reuse_models.training.fit import Batch, Fit, FitConfig, Report
-from reuse_models.training.held_out import LOWER_BIAS, best_share, pays, price, scaled, to_target
+from reuse_models.training.held_out import LOWER_BIAS, begin, best_share, pays, price, scaled, shift, target_bias
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
@@ -124,5 +125,39 @@ def test_a_start_is_shifted_to_its_target(clip_vit: Vit) -> None:
     before = fit.validate([batch]).rate
     other = Fit(clip_vit, replace(LOSS, target_rate=before - 0.1), CONFIG)
     other.addon.load_state_dict(fit.addon.state_dict())
-    assert to_target(other, lambda: [batch]) < 0
+    bias = target_bias(other, lambda: [batch])
+    assert bias < 0
+    shift(other.addon, bias)
     assert abs(other.validate([batch]).rate - (before - 0.1)) < 0.05
+
+
+@pytest.mark.parametrize(("rate", "target"), [("held", True), ("at_least", False)])
+def test_a_fit_begins_at_its_target_where_it_holds_its_rate(
+    clip_vit: Vit, rate: Literal["held", "at_least"], target: bool
+) -> None:
+    batch = clips(clip_vit, 0)
+    start = started(clip_vit, batch)
+    wanted = start.validate([batch]).rate - 0.1
+    fit = Fit(clip_vit, replace(LOSS, target_rate=wanted), replace(CONFIG, rate=rate))
+    fit.addon.load_state_dict(start.addon.state_dict())
+    expected = best_share(fit, lambda: [batch])
+    begun, share = begin(fit, lambda: [batch])
+    assert share == expected
+    assert (abs(begun.validate([batch]).rate - wanted) < 0.05) == target
+
+
+def test_workers_without_held_out_clips_begin_as_the_first_one_says(clip_vit: Vit) -> None:
+    batch = clips(clip_vit, 0)
+    fit = started(clip_vit, batch)
+    before = fit.addon.decisions[0].state_dict()["leave.bias"][0].clone()
+    expected = scaled(fit.addon, 0.25)
+    fit.config = replace(CONFIG, rate="held")
+    said = iter([0.25, -0.5])
+    begun, share = begin(fit, None, lambda _: next(said))
+    assert share == 0.25
+    shift(expected, -0.5)
+    assert begun.addon.decisions[0].state_dict()["leave.bias"][0] == before - 0.5
+    for name, weight in begun.addon.state_dict().items():
+        assert torch.equal(weight, expected.state_dict()[name])
+    fit = started(clip_vit, batch)
+    assert begin(fit, None, lambda _: 0.0)[0].addon.shape.restoration_rank == 0
