@@ -25,7 +25,7 @@ from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.cluster import cluster
 from dejavu.datasets.video_folder import clips_by_name
 from dejavu.embedding.batch import PRECISIONS, EmbedContext
-from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.memory import shrink_to_memory
 from dejavu.embedding.precision import NOTE as PRECISION_NOTE
 from dejavu.embedding.precision import choose_precision
 from dejavu.embedding.stored import read_embeddings
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     what = plan(arguments)
     cluster.connect()
     pool = cluster.actor_pool(None, None)
-    embedding, pool = fit_memory(what.backbone, [what.setting], what.embedding, pool)
+    embedding, pool = shrink_to_memory(what.backbone, [what.setting], what.embedding, pool)
     source = Source(what.transcode, what.backbone.frame_px, what.backbone.preprocess.view)
     started = time.monotonic()
     result = embed_videos(tuple(named.values()), what.setting, embedding, source, pool)

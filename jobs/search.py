@@ -30,7 +30,7 @@ from dejavu.storage.setting import Setting, name_setting
 from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
 from dejavu.retrieval.collect import StoredSetting, find_kept, list_settings, look_up, read_frames
 from dejavu.stages.embed import embed_clips
-from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.memory import shrink_to_memory
 from dejavu.storage.failed import say_odd, write_failures_csv, write_odd_csv
 from dejavu.retrieval.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
@@ -196,7 +196,7 @@ def add_videos(videos: StorePath, collection: Collection, settings: Sequence[Set
     if lacking:
         cluster.connect()
         pool = cluster.actor_pool(None, None)
-        embedding, pool = fit_memory(backbone, settings[:1], collection.embedding, pool)
+        embedding, pool = shrink_to_memory(backbone, settings[:1], collection.embedding, pool)
         failures += embed_clips(lacking, settings[:1], embedding, pool, "search").failures
     if failures:
         write_failures_csv(collection.store, collection.results / "failures.csv")

@@ -8,8 +8,8 @@ from torch import Tensor
 from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig, thresholds_for
 from reuse_models.tower.vit import Vit
 from tune_spaces.frame_skip import EVERY, MOST_SKIPPED
+from tune_spaces.grid_inputs import Density, GridInputs, thin
 from tune_spaces.ranges import Ranges
-from tune_spaces.tower import Density, Tower, thin
 
 SEARCHED_SHARES = (0.9, 1 / MOST_SKIPPED)
 """Of the frames, computed: the ends of the range."""
@@ -20,13 +20,13 @@ def skip_thresholds(_: Vit, clips_F3HW: Iterable[Tensor], shares: Sequence[float
     return thresholds_for(clips_F3HW, shares)
 
 
-def grid(tower: Tower, density: Density) -> tuple[AdaptiveSkipConfig, ...]:
+def grid(inputs: GridInputs, density: Density) -> tuple[AdaptiveSkipConfig, ...]:
     """Return the settings to try; three digits of a threshold are enough, and keep its name readable."""
-    thresholds = tower.probe(skip_thresholds, [1 / every for every in thin(EVERY, density)])
+    thresholds = inputs.probe(skip_thresholds, [1 / every for every in thin(EVERY, density)])
     return tuple(AdaptiveSkipConfig(threshold=t) for t in dict.fromkeys(float(f"{t:.3g}") for t in thresholds))
 
 
-def ranges(tower: Tower) -> Ranges:
+def ranges(inputs: GridInputs) -> Ranges:
     """Return what a search may try."""
-    low, high = tower.probe(skip_thresholds, SEARCHED_SHARES)
+    low, high = inputs.probe(skip_thresholds, SEARCHED_SHARES)
     return Ranges((AdaptiveSkipConfig(),), {"threshold": FloatDistribution(low, high)})

@@ -2,15 +2,15 @@
 
 from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
 from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES
-from tune_spaces.tower import Density, Tower, thin
+from tune_spaces.grid_inputs import Density, GridInputs, thin
 
 
-def grid(tower: Tower, density: Density) -> tuple[DiffRateConfig, ...]:
+def grid(inputs: GridInputs, density: Density) -> tuple[DiffRateConfig, ...]:
     """Return the settings to try."""
-    if tower.trained.schedules:
-        return tower.trained.schedules
+    if inputs.trained.schedules:
+        return inputs.trained.schedules
     configs = []
     for share in thin(PUBLISHED_SHARES, density):
-        prune_kept, merge_kept = uniform_schedule(tower.shape, share)
+        prune_kept, merge_kept = uniform_schedule(inputs.shape, share)
         configs.append(DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept, label=f"uniform {share:g}"))
     return tuple(configs)

@@ -3,8 +3,8 @@
 from optuna.distributions import IntDistribution
 
 from reuse_models.baselines.eventful import EventfulConfig
+from tune_spaces.grid_inputs import Density, GridInputs, thin
 from tune_spaces.ranges import Ranges
-from tune_spaces.tower import Density, Tower, thin
 
 REFRESHED_TOKENS = tuple(range(10, 151, 10))
 """The paper's grid, for its towers of 196 and 256 patches."""
@@ -12,14 +12,14 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 """Of the patches, on any other tower."""
 
 
-def grid(tower: Tower, density: Density) -> tuple[EventfulConfig, ...]:
+def grid(inputs: GridInputs, density: Density) -> tuple[EventfulConfig, ...]:
     """Return the settings to try."""
-    if tower.in_paper and density == "paper":
+    if inputs.in_paper and density == "paper":
         return tuple(EventfulConfig(refreshed_tokens=tokens) for tokens in REFRESHED_TOKENS)
-    counts = dict.fromkeys(max(1, round(share * tower.shape.num_patches)) for share in thin(SHARES, density))
+    counts = dict.fromkeys(max(1, round(share * inputs.shape.num_patches)) for share in thin(SHARES, density))
     return tuple(EventfulConfig(refreshed_tokens=count) for count in counts)
 
 
-def ranges(tower: Tower) -> Ranges:
+def ranges(inputs: GridInputs) -> Ranges:
     """Return what a search may try: any number of patches but all, which would be the dense tower."""
-    return Ranges((EventfulConfig(),), {"refreshed_tokens": IntDistribution(1, tower.shape.num_patches - 1)})
+    return Ranges((EventfulConfig(),), {"refreshed_tokens": IntDistribution(1, inputs.shape.num_patches - 1)})

@@ -3,18 +3,18 @@
 from optuna.distributions import IntDistribution
 
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from tune_spaces.grid_inputs import Density, GridInputs, thin
 from tune_spaces.ranges import Ranges
-from tune_spaces.tower import Density, Tower, thin
 
 EVERY = (2, 3, 4, 6, 8)
 MOST_SKIPPED = 16
 
 
-def grid(_: Tower, density: Density) -> tuple[FrameSkipConfig, ...]:
+def grid(_: GridInputs, density: Density) -> tuple[FrameSkipConfig, ...]:
     """Return the settings to try."""
     return tuple(FrameSkipConfig(every=int(every)) for every in thin(EVERY, density))
 
 
-def ranges(_: Tower) -> Ranges:
+def ranges(_: GridInputs) -> Ranges:
     """Return what a search may try."""
     return Ranges((FrameSkipConfig(),), {"every": IntDistribution(EVERY[0], MOST_SKIPPED)})

@@ -17,10 +17,10 @@ from tune_spaces import (
     reusevit,
     tome,
 )
+from tune_spaces.grid_inputs import Density, GridInputs
 from tune_spaces.ranges import Ranges
-from tune_spaces.tower import Density, Tower
 
-Grid = Callable[[Tower, Density], tuple[MethodConfig, ...]]
+Grid = Callable[[GridInputs, Density], tuple[MethodConfig, ...]]
 
 GRIDS: dict[str, Grid] = {
     "frame_skip": frame_skip.grid,
@@ -35,7 +35,7 @@ GRIDS: dict[str, Grid] = {
     "reusevit": reusevit.grid,
 }
 
-RANGES: dict[str, Callable[[Tower], Ranges]] = {
+RANGES: dict[str, Callable[[GridInputs], Ranges]] = {
     "frame_skip": frame_skip.ranges,
     "adaptive_skip": adaptive_skip.ranges,
     "low_resolution": low_resolution.ranges,

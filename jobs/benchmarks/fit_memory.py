@@ -24,7 +24,7 @@ from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.method import Chunk
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit, FitConfig
-from reuse_models.training.memory import GIB, PROCESS_BYTES, TrainingMemory
+from reuse_models.training.memory import GIB, TRAINER_BYTES, TrainingMemory
 from reuse_models.tower.vit import Vit
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
@@ -66,7 +66,7 @@ def main(options: Options) -> None:
         )
     interpreter = _status_bytes("VmRSS")
     vit = Vit.random(shape)
-    loss = {target: LossConfig(target_rate=target, second_last_weight=0.0) for target in options.targets}
+    loss = {target: LossConfig(target_rate=target) for target in options.targets}
     fits = {target: Fit(vit, loss[target], FitConfig(), clips_at_once=at_once) for target in options.targets}
     windows = Windows(shape)
     beside = interpreter + memory.tower_bytes + memory.addons_bytes
@@ -97,7 +97,7 @@ def main(options: Options) -> None:
         peaks.append(peak)
         print(f"{name:20} {peak / GIB:6.2f}   formula {(beside + expected) / GIB:6.2f}   {seconds:6.0f} s", flush=True)
     whole = replace(memory, clips_per_step=at_once * options.parts, held_clips=0).peak_bytes(at_once)
-    whole += interpreter - PROCESS_BYTES
+    whole += interpreter - TRAINER_BYTES
     print(f"{'highest':20} {max(peaks) / GIB:6.2f}   formula {whole / GIB:6.2f}")
 
 

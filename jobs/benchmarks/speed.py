@@ -35,7 +35,7 @@ from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_sched
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.reusevit.frame_order import GROUP_SIZE
-from reuse_models.reusevit.gate import Choice, check_rate
+from reuse_models.reusevit.gate import ForcedChoice, check_rate
 from reuse_models.method import Chunk, Method, MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.hugging_face import from_hf
@@ -308,7 +308,7 @@ def _row(
     )
 
 
-def _config(name: str, rate: float, choice: Choice, vit: Vit, chunk: Chunk) -> MethodConfig:
+def _config(name: str, rate: float, choice: ForcedChoice, vit: Vit, chunk: Chunk) -> MethodConfig:
     """Return the method's setting for a rate: reused tokens, or the share of FLOPs saved where none are."""
     if name == "eventful":
         return EventfulConfig(refreshed_tokens=round((1 - rate) * vit.shape.num_patches))

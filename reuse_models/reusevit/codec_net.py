@@ -33,20 +33,6 @@ def codec_history(before_XT4PP: Tensor, codec_XF4PP: Tensor) -> Tensor:
     return joined.unfold(-4, CODEC_STEPS, 1).movedim(-1, -3)
 
 
-def check_codec(codec_F4PP: Tensor, side: int) -> None:
-    """Refuse codec grids that do not fit the tower.
-
-    Raises:
-        ValueError: They are not [F, 4, side, side].
-    """
-    expected = (CODEC_CHANNELS, side, side)
-    if codec_F4PP.ndim != 4 or tuple(codec_F4PP.shape[1:]) != expected:
-        raise ValueError(
-            f"codec grid: got {list(codec_F4PP.shape)}, expected [F, 4, {side}, {side}], a macroblock to a patch; "
-            f"transcode to {16 * side} px"
-        )
-
-
 class CodecNet(nn.Module):
     """Scores in (-1, 1), one per patch."""
 

@@ -164,8 +164,8 @@ def bias_for(rate: float, biases: Sequence[float], rates: Sequence[float]) -> fl
     return round(float(np.interp(rate, rising, np.asarray(biases))), 3)
 
 
-Choice = Literal["random", "similar"]
-CHOICES: tuple[Choice, ...] = ("random", "similar")
+ForcedChoice = Literal["random", "similar"]
+FORCED_CHOICES: tuple[ForcedChoice, ...] = ("random", "similar")
 
 
 class ForcedGate:
@@ -176,7 +176,7 @@ class ForcedGate:
 
     NUM_DRAWS = 31
 
-    def __init__(self, rate: float, choice: Choice, shape: VitShape, seed: int = 0) -> None:
+    def __init__(self, rate: float, choice: ForcedChoice, shape: VitShape) -> None:
         """Draw the masks for a tower.
 
         Raises:
@@ -187,7 +187,7 @@ class ForcedGate:
         # The prefix is never reused, so that a rate of 1 means all patches.
         self.num_reused = min(round(rate * shape.num_tokens), num_patches)
         self.choice = choice
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         order = torch.rand(self.NUM_DRAWS, num_boundaries, num_patches, generator=generator).argsort(dim=-1)
         self.masks_RbA = (order < self.num_reused).float()
 

@@ -33,7 +33,7 @@ from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineStat
 from reuse_models.reusevit.engines.workspace import Workspace
 from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, check_refresh
-from reuse_models.reusevit.gate import CHOICES, Choice, ForcedGate, FrameId, Gate, HardGate, check_rate
+from reuse_models.reusevit.gate import FORCED_CHOICES, ForcedChoice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
@@ -72,10 +72,8 @@ class ReuseVitConfig:
     """Frames nearer than this to the last one embedded show its embedding, as under `adaptive_skip`; 0 for none."""
     forced_rate: float | None = None
     """Reuse this share of tokens whatever the decision says, for measuring speed apart from training."""
-    forced_choice: Choice = "similar"
+    forced_choice: ForcedChoice = "similar"
     """Which tokens a forced rate takes: those that changed least, or random ones."""
-    decision_hidden: int | None = None
-    """Of an untrained add-on; in proportion to the tower unless given."""
     restoration_rank: int | None = None
     """Of an untrained add-on; in proportion to the tower unless given."""
     inference: Inference = "auto"
@@ -90,7 +88,7 @@ class ReuseVitConfig:
         for name, got, known in (
             ("reference_state", self.reference_state, ENGINE_STATES),
             ("variant", self.variant, VARIANTS),
-            ("forced_choice", self.forced_choice, CHOICES),
+            ("forced_choice", self.forced_choice, FORCED_CHOICES),
             ("inference", self.inference, INFERENCES),
         ):
             if got not in known:
@@ -126,7 +124,7 @@ class ReuseVitConfig:
         Raises:
             ValueError: The weights are missing, broken or another tower's.
         """
-        shape = addon_shape(vit.shape, self.decision_hidden, self.restoration_rank)
+        shape = addon_shape(vit.shape, restoration_rank=self.restoration_rank)
         if self.weights is None:
             # The state of the global generator is the caller's.
             with torch.random.fork_rng(devices=[]):

@@ -26,8 +26,8 @@ class LossConfig:
 
     target_rate: float
     """Reuse rate from which on more reuse is not rewarded."""
-    second_last_weight: float = 1.5
-    """Of the second-to-last layer's hidden states; NExT-QA's published experiment sets it to 0."""
+    second_last_weight: float = 0.0
+    """Of the second-to-last layer's hidden states; the published default is 1.5, NExT-QA's experiment has 0."""
     last_weight: float = 0.0
     rate_weight: float = 0.35
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 import torch
 
 from reuse_models.reusevit.addon import Addon, AddonShape
+from reuse_models.reusevit.anchors import state_bytes_per_stream
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS
 from reuse_models.reusevit.engines.masked import RECOMPUTED_SHARE
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
@@ -38,8 +39,8 @@ from reuse_models.tower.vit import Vit
 from reuse_models.training.warm_up import HELD_BYTES, WarmUpConfig
 
 GIB = 2**30
-PROCESS_BYTES = int(0.75 * GIB)
-"""Python, torch, Ray and a decoder, before any weight."""
+TRAINER_BYTES = int(0.75 * GIB)
+"""Python, torch, Ray Train and a decoder, before any weight."""
 CUDA_CONTEXT_BYTES = int(0.75 * GIB)
 CPU_LOSS, CUDA_LOSS = 1.5, 1.2
 """What the allocator holds over what lives: measured 1.3 to 1.5 with glibc's; torch's on a GPU is an assumption."""
@@ -155,7 +156,7 @@ class TrainingMemory:
     def calibration_bytes(self) -> int:
         """What a validation clip takes while the bias of an add-on is sought: in float32, with room to work."""
         shape = self.shape
-        state = shape.num_tokens * ((shape.num_layers - 1) * (5 * shape.width + 17) - 2 * shape.width) * 4
+        state = state_bytes_per_stream(shape)
         frame = 3 * (MACROBLOCK_PX * shape.patches_per_side) ** 2
         frames = 0 if self.on_gpu else self.calibration_frames * frame
         pixels = 2 * CALIBRATED_FRAMES * 3 * shape.image_px**2 * 4
@@ -163,7 +164,7 @@ class TrainingMemory:
 
     def peak_bytes(self, clips: int) -> int:
         """Return the most that the worker takes while it runs `clips` at once, 1 or more."""
-        process = CUDA_CONTEXT_BYTES if self.on_gpu else PROCESS_BYTES
+        process = CUDA_CONTEXT_BYTES if self.on_gpu else TRAINER_BYTES
         tower = 0 if self.shares_tower else self.tower_bytes
         return process + tower + self.addons_bytes + self.windows_bytes + self._widest_phase_bytes(clips)
 

@@ -200,7 +200,7 @@ class Golden:
         )
         teacher = Teacher(train["dense_embeds"][None], hidden[-2], hidden[-1])
         target_rate = int(path.stem.removeprefix("loss_")) / 100
-        loss = reuse_loss(published, teacher, LossConfig(target_rate=target_rate))
+        loss = reuse_loss(published, teacher, LossConfig(target_rate=target_rate, second_last_weight=1.5))
         for name, ours in (
             ("loss", loss.total),
             ("cls_error", loss.embedding_error),

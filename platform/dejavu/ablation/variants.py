@@ -23,7 +23,7 @@ DEFAULT_FIT = FitConfig(
     clips_per_step=2,
 )
 """As the demo's recipe fits."""
-DEFAULT_LOSS = LossConfig(target_rate=0.9, second_last_weight=0.0)
+DEFAULT_LOSS = LossConfig(target_rate=0.9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

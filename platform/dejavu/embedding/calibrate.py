@@ -20,12 +20,10 @@ PROBED_BIASES = (-8.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 CHUNK_FRAMES = 16
 
 
-def rate_curve(
-    config: ReuseVitConfig, backbone: Backbone, frames: Sequence[DecodedFrames], biases: Sequence[float] = PROBED_BIASES
-) -> list[float]:
-    """Return the reuse rate that is really reached on these clips at each bias, dense frames counted in."""
+def rate_curve(config: ReuseVitConfig, backbone: Backbone, frames: Sequence[DecodedFrames]) -> list[float]:
+    """Return the reuse rate that is really reached on these clips at each of PROBED_BIASES, dense frames counted in."""
     rates = []
-    for bias in biases:
+    for bias in PROBED_BIASES:
         method = replace(config, decision_bias=bias).build(backbone.vit)
         encoded = encode_batch(method, backbone, frames, CHUNK_FRAMES)
         rates.append(float(np.concatenate([segment.reuse_rate_F for segment in encoded]).mean()))

@@ -58,7 +58,7 @@ def encode_batch(
     ]
 
 
-def load_encoder(embedding: EmbedContext, device: str = "auto") -> Backbone:
+def load_backbone_for(embedding: EmbedContext, device: str = "auto") -> Backbone:
     """Load what embeds: the backbone in the embedding's precision and at its size."""
     dtype: torch.dtype = getattr(torch, embedding.config.precision)
     return load_backbone(embedding.backbone, embedding.image_px, device=device, dtype=dtype)
@@ -101,7 +101,7 @@ class BatchEncoder:
 
     def __init__(self, embedding: EmbedContext) -> None:
         """Load the backbone onto the GPU where there is one."""
-        self.backbone = load_encoder(embedding)
+        self.backbone = load_backbone_for(embedding)
         self.embedding = embedding
         self.methods: dict[str, Method] = {}
 

@@ -98,7 +98,7 @@ def _tensors(memory: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def fit_memory(
+def shrink_to_memory(
     backbone: Backbone, settings: Sequence[Setting], embedding: EmbedContext, pool: Pool
 ) -> tuple[EmbedContext, Pool]:
     """Take fewer streams, and then fewer actors, where machines have not the memory for as many.

@@ -52,9 +52,6 @@ class WindowStream:
     failures: dict[str, Failure] = field(default_factory=dict)
     """Clips that could not be read, each once: they are skipped from then on."""
 
-    def __iter__(self) -> Iterator[Window]:
-        return self.windows(0)
-
     def shuffled(self, seed: int) -> Iterator[Window]:
         """Draw from a store of windows that visits fill.
 

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from dejavu.cluster import cluster
-from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.memory import shrink_to_memory
 from dejavu.embedding.texts import embed_texts
 from dejavu.embedding.windows import num_windows
 from dejavu.observability.events import Work, log_event, stage_span
@@ -56,7 +56,7 @@ def too_few(job: Job, windows: int) -> bool:
 def embed_dense(job: Job) -> dict[Split, list[Transcoded]]:
     """Embed what Original lacks of training and validation clips, for what learns from it; return the clips."""
     pool = cluster.actor_pool(job.experiment.num_workers, job.experiment.gpus_per_worker)
-    embedding, pool = fit_memory(job.backbone, [job.original], job.embedding, pool)
+    embedding, pool = shrink_to_memory(job.backbone, [job.original], job.embedding, pool)
     splits: tuple[Split, ...] = ("train", "val")
     clips = {split: job.of_split(split) for split in splits}
     for split, some in clips.items():

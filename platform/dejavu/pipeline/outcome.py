@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dejavu.cluster import cluster
-from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.memory import shrink_to_memory
 from dejavu.observability.events import Work, stage_span
 from dejavu.pipeline.job import Job, tags
 from dejavu.report.page import RunFacts
@@ -22,7 +22,7 @@ from dejavu.storage.setting import Setting
 def embed(job: Job, settings: Sequence[Setting]) -> None:
     """Embed the test clips under all settings."""
     pool = cluster.actor_pool(job.experiment.num_workers, job.experiment.gpus_per_worker)
-    embedding, pool = fit_memory(job.backbone, settings, job.embedding, pool)
+    embedding, pool = shrink_to_memory(job.backbone, settings, job.embedding, pool)
     embedded = embed_clips(job.of_split("test"), settings, embedding, pool, "test")
     job.say(f"embedded {embedded.num_clips} clips under {len(settings)} settings")
     job.check()

@@ -7,7 +7,7 @@ from functools import partial
 
 from dejavu.backbones.load import Backbone
 from dejavu.cluster import cluster
-from dejavu.embedding.memory import fit_memory
+from dejavu.embedding.memory import shrink_to_memory
 from dejavu.experiment import Experiment
 from dejavu.pipeline.job import Job, tags
 from dejavu.stages.embed import embed_clips
@@ -24,7 +24,7 @@ from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.schedule import read_schedule
 from reuse_models.method import MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
-from tune_spaces.tower import AddonCurve, Trained
+from tune_spaces.grid_inputs import AddonCurve, Trained
 
 PUBLISHED_REFRESH = (4, 8, 32, None)
 """Frames after which the published points begin a new segment."""
@@ -58,7 +58,7 @@ def choose_settings(job: Job) -> list[Setting]:
         write_chosen(job.store, settings)
         return settings
     pool = cluster.actor_pool(experiment.num_workers, experiment.gpus_per_worker)
-    embedding, pool = fit_memory(job.backbone, [original, *settings], job.embedding, pool)
+    embedding, pool = shrink_to_memory(job.backbone, [original, *settings], job.embedding, pool)
     embed_clips(validation, [original], embedding, pool, "val")
     eval_set = job.eval_set("val", validation)
     context = TrialContext(original, eval_set, embedding, pool)

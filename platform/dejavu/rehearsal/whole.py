@@ -36,8 +36,8 @@ from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
+from tune_spaces.grid_inputs import AddonCurve, GridInputs, Statistic, Trained
 from tune_spaces.grids import GRIDS
-from tune_spaces.tower import AddonCurve, Statistic, Tower, Trained
 
 Holder = Literal["cpu", "encoder"]
 """What a worker of this kind of work holds: a CPU, or a GPU where there are any."""
@@ -181,7 +181,7 @@ def grid_sizes(shape: VitShape, recipe: Experiment) -> dict[str, int]:
     schedules = [
         DiffRateConfig(prune_kept=(2,), merge_kept=(2,), label=f"{share:g}") for share in recipe.schedules.shares
     ]
-    tower = Tower(
+    tower = GridInputs(
         shape,
         _apart,
         Trained(

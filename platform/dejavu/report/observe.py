@@ -14,7 +14,7 @@ import ray
 from numpy.typing import NDArray
 
 from dejavu.embedding.batch import EmbedContext
-from dejavu.embedding.encode import load_encoder
+from dejavu.embedding.encode import load_backbone_for
 from dejavu.records import Transcoded
 from dejavu.report.reuse_stream import follow
 from dejavu.storage.setting import Setting
@@ -54,7 +54,7 @@ def observe_reuse(
 def _watch(
     settings: Sequence[Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], embedding: EmbedContext
 ) -> dict[str, list[NDArray[np.bool_]]]:
-    backbone = load_encoder(embedding)
+    backbone = load_backbone_for(embedding)
     found: dict[str, list[NDArray[np.bool_]]] = {}
     for row in settings:
         setting = Setting.from_row(dict(row))

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from dejavu.backbones.load import Backbone
 from dejavu.cluster.cluster import cluster_hardware, hardware
 from dejavu.embedding.batch import PRECISIONS, EmbedContext, Precision, Segment, cut, decode_batch
-from dejavu.embedding.encode import cut_chunk, load_encoder
+from dejavu.embedding.encode import cut_chunk, load_backbone_for
 from dejavu.observability import events
 from dejavu.observability.events import track_progress
 from dejavu.observability.metrics import Step, metered
@@ -195,7 +195,7 @@ class _Stopwatch:
         self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
         self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone: Backbone = load_encoder(embedding, self.device)
+        self.backbone: Backbone = load_backbone_for(embedding, self.device)
         self.frames: list[DecodedFrames] = []
         self.dense: tuple[Precision, Method] | None = None
 
@@ -272,7 +272,7 @@ class _Stopwatch:
         for precision in PRECISIONS:
             config = replace(self.embedding.config, precision=precision)
             same = precision == self.embedding.config.precision
-            backbone = self.backbone if same else load_encoder(replace(self.embedding, config=config), self.device)
+            backbone = self.backbone if same else load_backbone_for(replace(self.embedding, config=config), self.device)
             towers[precision] = original.build(backbone.vit)
             self._encode_s(towers[precision])
         spent: dict[Precision, list[float]] = {precision: [] for precision in towers}

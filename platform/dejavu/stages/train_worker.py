@@ -22,7 +22,7 @@ from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import from_arrays
 from dejavu.embedding.batch import EmbedContext, cut, decode_batch
 from dejavu.embedding.calibrate import PROBED_BIASES, rate_curve
-from dejavu.embedding.encode import load_encoder
+from dejavu.embedding.encode import load_backbone_for
 from dejavu.embedding.stored import read_embeddings
 from dejavu.embedding.windows import STAGE, Window, WindowStream, in_parts, num_windows, to_batch
 from dejavu.observability.metrics import Step, first_line, metered
@@ -178,7 +178,7 @@ class AddonTrainer:
         backbone = self.backbone
         if backbone.vit.position.dtype != getattr(torch, self.task.embedding.config.precision):
             # Biases are for the tower that embeds.
-            backbone = load_encoder(self.task.embedding, str(backbone.vit.position.device))
+            backbone = load_backbone_for(self.task.embedding, str(backbone.vit.position.device))
         curves: list[list[list[float]]] = [[] for _ in self.fits]
         num_frames: list[int] = []
         with tempfile.TemporaryDirectory() as folder:

@@ -23,9 +23,9 @@ from dejavu.storage.store_path import is_file
 from dejavu.sweep.trial import WORTHLESS, quality
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
+from tune_spaces.grid_inputs import Density, GridInputs, Trained
 from tune_spaces.grids import GRIDS, RANGES
 from tune_spaces.ranges import Ranges
-from tune_spaces.tower import Density, Tower, Trained
 
 Search = Literal["grid", "optuna"]
 
@@ -87,7 +87,7 @@ def some_of(clips: Sequence[Transcoded], num_frames: int | None) -> list[Transco
 
 def look_at_tower(
     backbone: Backbone, clips: Sequence[Transcoded], embedding: EmbedContext, config: SweepConfig, trained: Trained
-) -> Tower:
+) -> GridInputs:
     """Return what grids and ranges depend on.
 
     Args:
@@ -105,15 +105,15 @@ def look_at_tower(
         frames = decode_batch(segments, embedding).frames
         return (backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1)
 
-    return Tower(backbone.vit.shape, lambda statistic, shares: statistic(backbone.vit, probes(), shares), trained)
+    return GridInputs(backbone.vit.shape, lambda statistic, shares: statistic(backbone.vit, probes(), shares), trained)
 
 
-def list_configs(tower: Tower, backbone: Backbone, config: SweepConfig) -> list[MethodConfig]:
+def list_configs(inputs: GridInputs, backbone: Backbone, config: SweepConfig) -> list[MethodConfig]:
     """Return the settings of all methods that this tower can run; a method that refuses it is named in one line."""
     configs: list[MethodConfig] = []
     for method in config.methods:
         try:
-            for candidate in GRIDS[method](tower, config.density):
+            for candidate in GRIDS[method](inputs, config.density):
                 with_local_weights(candidate).build(backbone.vit)
                 configs.append(candidate)
         except ValueError as error:
@@ -121,10 +121,10 @@ def list_configs(tower: Tower, backbone: Backbone, config: SweepConfig) -> list[
     return configs
 
 
-def list_ranges(tower: Tower, configs: Sequence[MethodConfig]) -> dict[str, Ranges]:
+def list_ranges(inputs: GridInputs, configs: Sequence[MethodConfig]) -> dict[str, Ranges]:
     """Return what a search may try of the methods whose grids these settings are."""
     methods = dict.fromkeys(config.method for config in configs)
-    return {method: RANGES[method](tower) for method in methods if method in RANGES}
+    return {method: RANGES[method](inputs) for method in methods if method in RANGES}
 
 
 def choose(scores: Sequence[SettingScore], per_method: int) -> list[Setting]:

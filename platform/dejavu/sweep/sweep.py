@@ -97,7 +97,7 @@ def _pending(settings: Sequence[Setting], context: TrialContext) -> list[Setting
 
 def _sweep(settings: Sequence[Setting], pending: Sequence[Setting], context: TrialContext) -> None:
     parts = {"settings": [setting.setting_id for setting in settings], "clips": clips_identity(context.eval_set.clips)}
-    _fit(
+    _run_experiment(
         f"sweep-{identity({**parts, 'held': context.held})}",
         context.trainable([Part(context.eval_set, 1.0)]),
         tune.TuneConfig(metric="quality", mode="max", reuse_actors=True, trial_dirname_creator=_folder_name),
@@ -142,7 +142,7 @@ def search(
         ]
         searcher = MethodSearch(ranges, grid, name, num_samples=config.num_samples, seed=config.seed)
         with stage_span(Work(stage="search", total=config.num_samples * len(ranges), unit="settings")):
-            _fit(
+            _run_experiment(
                 folder,
                 context.trainable(parts),
                 tune.TuneConfig(
@@ -201,7 +201,7 @@ class _Told(tune.Callback):
         log_event("progress", {"stage": self.stage, "done": self.ended})
 
 
-def _fit(
+def _run_experiment(
     name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, Any] | None, context: TrialContext
 ) -> None:
     """Run an experiment, or go on with it where it was killed, and write what it tried."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from reuse_models.reusevit.engines.similarity import cosine_dtype, similarity
 
 ReferenceState = Literal["anchor", "chained", "grouped"]
-REFERENCE_STATES: tuple[ReferenceState, ...] = ("anchor", "chained", "grouped")
 """All that `masked` computes: `chained` is what the published training does, `grouped` its evaluation."""
 EngineState = Literal["anchor", "grouped"]
 ENGINE_STATES: tuple[EngineState, ...] = ("anchor", "grouped")

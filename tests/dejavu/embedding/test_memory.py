@@ -92,7 +92,9 @@ def fit(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, gib: tuple[float, .
     monkeypatch.setattr(stage, "memory_per_machine", lambda: [int(amount * 2**30) for amount in gib])
     monkeypatch.setattr(stage, "grows", lambda: False)
     settings = [named(OriginalConfig()), named(EventfulFullConfig(refreshed_tokens=16))]
-    embedding, found = stage.fit_memory(large, settings, EmbedContext("x", Store(Path("/tmp")), EmbedConfig()), pool)
+    embedding, found = stage.shrink_to_memory(
+        large, settings, EmbedContext("x", Store(Path("/tmp")), EmbedConfig()), pool
+    )
     return embedding.config.streams, found.num_actors
 
 

@@ -14,7 +14,7 @@ from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster import cluster
 from dejavu.embedding import precision
 from dejavu.embedding.batch import EmbedConfig, EmbedContext
-from dejavu.embedding.encode import encode_batch, load_encoder
+from dejavu.embedding.encode import encode_batch, load_backbone_for
 from dejavu.embedding.precision import Gains, choose_precision, gains_of
 from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames, decode
@@ -138,7 +138,7 @@ def test_embeddings_of_16_bits_are_those_of_float32(
 ) -> None:
     of = {}
     for kind in ("float32", "bfloat16"):
-        backbone = load_encoder(EmbedContext("embedded", Store(tmp_path), EmbedConfig(precision=kind)))
+        backbone = load_backbone_for(EmbedContext("embedded", Store(tmp_path), EmbedConfig(precision=kind)))
         assert str(backbone.vit.position.dtype) == f"torch.{kind}"
         (of[kind],) = encode_batch(config.build(backbone.vit), backbone, frames, 16)
     single, half = (torch.from_numpy(of[kind].embeddings_FE) for kind in of)

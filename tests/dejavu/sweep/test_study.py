@@ -21,8 +21,8 @@ from reuse_models.method import MethodConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
 from tests.tune_spaces.towers import fake_tower
+from tune_spaces.grid_inputs import GridInputs, Trained
 from tune_spaces.grids import GRIDS
-from tune_spaces.tower import Tower, Trained
 
 
 def name(config: MethodConfig) -> Setting:
@@ -42,7 +42,7 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
     )
 
 
-def tower(shape: VitShape) -> Tower:
+def tower(shape: VitShape) -> GridInputs:
     trained = Trained(residual=ResidualVitConfig())
     return fake_tower(shape, trained)
 

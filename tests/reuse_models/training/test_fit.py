@@ -20,7 +20,7 @@ from reuse_models.training.fit import RATE_BAND, Batch, Fit, FitConfig, NotFinit
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
-LOSS = LossConfig(target_rate=0.8, second_last_weight=0.0)
+LOSS = LossConfig(target_rate=0.8)
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ HELD = FitConfig(restoration_rank=0, decision_hidden=16, decision_learning_rate=
 
 @pytest.mark.parametrize("target", [0.3, 0.7])
 def test_a_rate_that_is_held_comes_to_its_target_from_either_side(clip_vit: Vit, batch: Batch, target: float) -> None:
-    loss = LossConfig(target_rate=target, second_last_weight=0.0, rate_weight=2.0)
+    loss = LossConfig(target_rate=target, rate_weight=2.0)
     start = WarmUpConfig()
     held, pushed = (Fit(clip_vit, loss, replace(HELD, rate=rate)) for rate in ("held", "at_least"))
     for fit in (held, pushed):

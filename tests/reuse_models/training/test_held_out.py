@@ -17,7 +17,7 @@ from reuse_models.training.held_out import LOWER_BIAS, begin, best_share, pays, 
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
-LOSS = LossConfig(target_rate=0.8, second_last_weight=0.0)
+LOSS = LossConfig(target_rate=0.8)
 CONFIG = FitConfig(restoration_rank=16, decision_hidden=16)
 
 

@@ -51,7 +51,7 @@ def batch_of(shape: VitShape, clips: int) -> Batch:
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_is_kept_for_the_backward_pass_is_what_the_formula_says(name: str) -> None:
     shape = SHAPES[name]
-    fit = Fit(Vit.random(shape), LossConfig(target_rate=0.8, second_last_weight=0.0), FitConfig())
+    fit = Fit(Vit.random(shape), LossConfig(target_rate=0.8), FitConfig())
     fit.addon.train()
     weights = {weight.untyped_storage().data_ptr() for one in (fit.vit, fit.addon) for weight in one.parameters()}
     kept: dict[int, int] = {}
@@ -77,7 +77,7 @@ import torch
 from test_memory import LossConfig, Fit, FitConfig, SHAPES, Vit, batch_of, replace
 torch.set_num_threads(1)
 shape = replace(SHAPES["clip"], **json.loads(sys.argv[2]))
-fit = Fit(Vit.random(shape), LossConfig(target_rate=0.8, second_last_weight=0.0), FitConfig())
+fit = Fit(Vit.random(shape), LossConfig(target_rate=0.8), FitConfig())
 batch = batch_of(shape, int(sys.argv[3]))
 fit.step(batch_of(shape, 1))
 def status(name):

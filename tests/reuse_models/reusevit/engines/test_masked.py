@@ -92,7 +92,7 @@ def test_loss_equals_the_published_one(
             h_BND = vit.run_layer(layer, h_BND)
             hidden.append(h_BND[None])
         teacher = Teacher(train["dense_embeds"][None], hidden[-2], hidden[-1])
-        loss = reuse_loss(published, teacher, LossConfig(target_rate=percent / 100))
+        loss = reuse_loss(published, teacher, LossConfig(target_rate=percent / 100, second_last_weight=1.5))
     for ours, name in (
         (loss.total, "loss"),
         (loss.embedding_error, "cls_error"),

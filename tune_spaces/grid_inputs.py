@@ -45,7 +45,7 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class GridInputs:
     """The backbone that a sweep runs on."""
 
     shape: VitShape
