@@ -284,25 +284,25 @@ class ReuseVit:
     def _group(self, part: int, turn: Turn, memory: ReuseVitMemory) -> _Finished:
         states = [(stream, memory.states[stream], size) for stream, size in zip(turn.streams, turn.sizes, strict=True)]
         held = [state.held[step.frame] for _, state, size in states for step in GROUPS[size]]
-        work = Pass(
+        groups = Pass(
             streams=turn.streams,
             sizes=turn.sizes,
             pixels_F3HW=torch.stack([frame.pixels_3HW for frame in held]),
             history_F4TPP=torch.stack([frame.history_4TPP for frame in held]),
             frames=[(stream, state.next_frame + step.frame) for stream, state, size in states for step in GROUPS[size]],
         )
-        result = self._pass(part, memory, work)
+        result = self._pass(part, memory, groups)
         self.scheduler.done(memory.states, turn)
-        return _Finished(work.frames, result.embeddings_FE, result)
+        return _Finished(groups.frames, result.embeddings_FE, result)
 
-    def _pass(self, part: int, memory: ReuseVitMemory, work: Pass) -> PassResult:
+    def _pass(self, part: int, memory: ReuseVitMemory, groups: Pass) -> PassResult:
         if self.fixed is not None:
             assert memory.fixed_places is not None
-            return self.fixed.group(memory.anchors, memory.fixed_places, work)
+            return self.fixed.group(memory.anchors, memory.fixed_places, groups)
         workspace = memory.workspaces.get(part)
-        if workspace is None or workspace.num_frames < len(work.frames):
-            workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(work.frames))
-        return self.engine.group(memory.anchors, workspace, work)
+        if workspace is None or workspace.num_frames < len(groups.frames):
+            workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(groups.frames))
+        return self.engine.group(memory.anchors, workspace, groups)
 
     def _num_ranks(self) -> int:
         return (len(CORRECTED) - 1) * self.addon.shape.restoration_rank

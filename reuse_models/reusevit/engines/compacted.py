@@ -27,7 +27,7 @@ from torch import Tensor
 
 from reuse_models.reusevit.anchors import BoundaryAnchors, cosine_from_norms, norms
 from reuse_models.reusevit.engines.choice import Choice, Seen, choose
-from reuse_models.reusevit.engines.group_layout import ANCHOR, GroupLayout, group_layout
+from reuse_models.reusevit.engines.group_layout import ANCHOR, group_layout
 from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
 from reuse_models.reusevit.gate import FrameId
 from reuse_models.reusevit.restore import CORRECTED
@@ -102,16 +102,9 @@ class Compacted:
         k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
         return vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_SND[:, :1])
 
-    def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, work: Pass) -> PassResult:
+    def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, groups: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on."""
-        layout = group_layout(work.sizes, self.vit.position.device)
-        return _GroupRun(self.vit, self.policy, anchors, workspace, _Frames(layout, work)).run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Frames:
-    layout: GroupLayout
-    work: Pass
+        return _GroupRun(self.vit, self.policy, anchors, workspace, groups).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +190,18 @@ class _GroupRun:
         policy: ReusePolicy,
         anchors: tuple[BoundaryAnchors, ...],
         workspace: Workspace,
-        frames: _Frames,
+        groups: Pass,
     ) -> None:
         self.vit, self.policy, self.anchors, self.workspace = vit, policy, anchors, workspace
-        self.layout, self.work = frames.layout, frames.work
-        self.codec_FA = policy.addon.codec_net(self.work.history_F4TPP).flatten(1)
+        self.groups, self.layout = groups, group_layout(groups.sizes, vit.position.device)
+        self.codec_FA = policy.addon.codec_net(self.groups.history_F4TPP).flatten(1)
         self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
         self.num_frames = self.layout.num_frames
         self.num_rows = self.num_frames * self.num_tokens
         self.last = vit.shape.num_layers - 1
         self.rank = policy.addon.shape.restoration_rank
         device = vit.position.device
-        self.stream_F = torch.tensor(self.work.streams, device=device)[self.layout.slot_F]
+        self.stream_F = torch.tensor(self.groups.streams, device=device)[self.layout.slot_F]
         token_N = torch.arange(self.num_tokens, device=device)
         # Row of each row's anchor among all streams' anchors.
         self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
@@ -226,7 +219,7 @@ class _GroupRun:
 
     def _blocks(self, block_frames: int) -> Iterator[_Block]:
         """Yield frames, `block_frames` of them at most, in order."""
-        streams, sizes, starts = self.work.streams, self.layout.sizes, self.layout.starts
+        streams, sizes, starts = self.groups.streams, self.layout.sizes, self.layout.starts
         if block_frames <= max(sizes):
             for stream, start, size in zip(streams, starts, sizes, strict=True):
                 for first in range(start, start + size, block_frames):
@@ -268,7 +261,7 @@ class _GroupRun:
         """Return the tower's input; the first layer's q, k, v are computed when filling."""
         h_XD = self.workspace.stored(1, self.num_rows, self.width)
         for block in self.blocks:
-            h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.work.pixels_F3HW[block.frames]))
+            h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.groups.pixels_F3HW[block.frames]))
         return _Input(h_XD)
 
     # Step 1: fill and attend. Threads share one interpreter, so that every call from here counts: what a block needs is
@@ -397,7 +390,7 @@ class _GroupRun:
             workspace.to_anchor_FN[:frames],
             workspace.importance_FN[:frames],
             self.codec_FA,
-            self.work.frames,
+            self.groups.frames,
         )
         return choose(boundary, seen, self.layout, self.policy.gate)
 
@@ -511,7 +504,7 @@ class _GroupRun:
         as_rows(at.pre_proj_BND).index_copy_(0, anchor_X, pre_proj_XD)
         at.norm_BN.flatten().index_copy_(0, anchor_X, norms(pre_proj_XD))
         if self.keeps_frames:
-            for slot, stream in enumerate(self.work.streams):
+            for slot, stream in enumerate(self.groups.streams):
                 kept = self._kept(held, slot)
                 at.projected_BNC[stream] = held.stored_projected_XC[kept]
                 if at.h_BND is not None:

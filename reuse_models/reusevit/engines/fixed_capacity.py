@@ -110,18 +110,18 @@ class FixedCapacity(GivenRows[FixedPlaces]):
         """Undo what was done to the anchors since `save`."""
         _copy(places.saved, tensors_of(anchors))
 
-    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, work: Pass) -> PassResult:
+    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, groups: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
-        plan = plan_of(work.sizes, self.vit.shape.num_tokens, self.vit.position.device)
+        plan = plan_of(groups.sizes, self.vit.shape.num_tokens, self.vit.position.device)
         given = self.capacities.rows(plan.anchor_FN.numel())
-        self.load(places, work)
-        run = FixedRun(self, anchors, places, plan, work.frames)
+        self.load(places, groups)
+        run = FixedRun(self, anchors, places, plan, groups.frames)
         # Streams that end at different times make layouts that do not come again.
-        do = places.recorded.run if len(set(work.sizes)) == 1 else _now
-        do((work.sizes, "enter"), run.enter)
+        do = places.recorded.run if len(set(groups.sizes)) == 1 else _now
+        do((groups.sizes, "enter"), run.enter)
         for boundary, num_given in enumerate(given):
-            do((work.sizes, boundary, num_given), partial(run.layer, boundary, num_given))
-        do((work.sizes, "leave"), run.leave)
+            do((groups.sizes, boundary, num_given), partial(run.layer, boundary, num_given))
+        do((groups.sizes, "leave"), run.leave)
         return run.result(given)
 
 

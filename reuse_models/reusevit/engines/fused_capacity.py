@@ -155,15 +155,15 @@ class FusedCapacity(GivenRows[FusedPlaces]):
                 pairs.append((at.h_BND, saved.h_BND, of_states_BN))
         return pairs
 
-    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces, work: Pass) -> PassResult:
+    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces, groups: Pass) -> PassResult:
         """Take the next group, of one size, of each stream through the tower and move the anchors on."""
-        (size,) = set(work.sizes)
-        plan = plan_of(work.sizes, self.vit.shape.num_tokens, self.vit.position.device)
+        (size,) = set(groups.sizes)
+        plan = plan_of(groups.sizes, self.vit.shape.num_tokens, self.vit.position.device)
         given = self.capacities.rows(plan.anchor_FN.numel())
-        self.load(places, work)
-        put([stream for stream in work.streams for _ in range(size)], places.stream_F)
-        run, do = FusedRun(self, anchors, places, plan, work), places.recorded.run
-        key = (work.sizes, run.all_streams)
+        self.load(places, groups)
+        put([stream for stream in groups.streams for _ in range(size)], places.stream_F)
+        run, do = FusedRun(self, anchors, places, plan, groups), places.recorded.run
+        key = (groups.sizes, run.all_streams)
         do((key, "enter"), run.enter)
         for boundary, num_given in enumerate(given):
             do((key, boundary, num_given), partial(run.layer, boundary, num_given))
@@ -182,12 +182,12 @@ class FusedRun(GivenRun[FusedPlaces]):
         anchors: tuple[BoundaryAnchors, ...],
         places: FusedPlaces,
         plan: Plan,
-        work: Pass,
+        groups: Pass,
     ) -> None:
-        super().__init__(engine, anchors, places, plan, work.frames)
+        super().__init__(engine, anchors, places, plan, groups.frames)
         self.num_frames, self.size, rows = plan.num_frames, plan.sizes[0], self.num_rows
         # All streams in their order need no copy of their anchors.
-        self.all_streams = work.streams == tuple(range(len(anchors[0].norm_BN)))
+        self.all_streams = groups.streams == tuple(range(len(anchors[0].norm_BN)))
         self.stored_h_XD, self.stored_XC = places.stored_h_XD[:rows], places.stored_XC[:rows]
         self.pre_proj_XD = places.pre_proj_XD[:rows]
         self.tiles = query_tiles(self.vit.shape.num_patches)

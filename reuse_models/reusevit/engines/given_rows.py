@@ -96,7 +96,7 @@ class GivenRows(ABC, Generic[P]):
         """Undo what was done to the anchors since `save`."""
 
     @abstractmethod
-    def group(self, anchors: tuple[BoundaryAnchors, ...], places: P, work: Pass) -> PassResult:
+    def group(self, anchors: tuple[BoundaryAnchors, ...], places: P, groups: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
 
     def take(self, num_streams: int, streams_per_pass: int) -> tuple[tuple[BoundaryAnchors, ...], P]:
@@ -127,14 +127,14 @@ class GivenRows(ABC, Generic[P]):
             self.capacities.forget()
         return enough
 
-    def load(self, places: P, work: Pass) -> None:
-        num_frames = len(work.pixels_F3HW)
-        places.pixels_F3HW[:num_frames].copy_(work.pixels_F3HW)
-        places.history_F4TPP[:num_frames].copy_(work.history_F4TPP)
-        put(work.streams, places.streams_S)
+    def load(self, places: P, groups: Pass) -> None:
+        num_frames = len(groups.pixels_F3HW)
+        places.pixels_F3HW[:num_frames].copy_(groups.pixels_F3HW)
+        places.history_F4TPP[:num_frames].copy_(groups.history_F4TPP)
+        put(groups.streams, places.streams_S)
         if self.masks_RbA is not None:
             assert isinstance(self.policy.gate, ForcedGate)
-            put(self.policy.gate.draws(work.frames), places.draws_F)
+            put(self.policy.gate.draws(groups.frames), places.draws_F)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from reuse_models.reusevit.engines import workspace
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.frame_order import schedule
-from reuse_models.reusevit.gate import Choice, Features, ForcedGate, HardGate
+from reuse_models.reusevit.gate import ForcedChoice, Features, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
@@ -93,7 +93,7 @@ def of_stream(encoded: list[Encoded], stream: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.45, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("choice", ["random", "similar"])
 def test_compacted_inference_equals_computing_every_token(
-    vit: Vit, addon: Addon, reference_state: EngineState, rate: float, choice: Choice
+    vit: Vit, addon: Addon, reference_state: EngineState, rate: float, choice: ForcedChoice
 ) -> None:
     lengths = [19, 1, 12, 7, 22]
     pixels, codec = streams_of(lengths)
