@@ -7,12 +7,15 @@ Each experiment is a folder of `tune/` in the store, with TensorBoard's files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +204,19 @@ class _Told(tune.Callback):
         log_event("progress", {"stage": self.stage, "done": self.ended})
 
 
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Put back the handlers of signals that Tune leaves its own in: after a sweep it would swallow the first Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Tune sets none
+            for number, handler in before.items():
+                if handler is not None:  # one that is not Python's
+                    signal.signal(number, handler)
+
+
 def _run_experiment(
     name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, Any] | None, context: TrialContext
 ) -> None:
@@ -229,7 +245,8 @@ def _run_experiment(
             ),
         )
     started, clock = time.time(), time.monotonic()
-    ended = tuner.fit()
+    with _own_handlers():
+        ended = tuner.fit()
     wall_s = time.monotonic() - clock
     if ended.errors:
         reason = str(ended.errors[0]).strip().splitlines()[-1]

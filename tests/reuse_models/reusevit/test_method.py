@@ -18,7 +18,7 @@ from reuse_models.reusevit.engines import workspace
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.frame_order import schedule
-from reuse_models.reusevit.gate import ForcedChoice, Features, ForcedGate, HardGate
+from reuse_models.reusevit.gate import Features, ForcedChoice, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
