@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from reuse_models.tower.attention import attend
 from reuse_models.tower.positions import at_size, rotary_table
 from reuse_models.tower.shape import VitShape
 
@@ -207,8 +208,7 @@ class Vit(nn.Module):
 
         A bias is added to every score of its key: log n lets one key stand for n tokens.
         """
-        mask_B11N = None if bias_BN is None else bias_BN[:, None, None]
-        return F.scaled_dot_product_attention(q_BhMd, k_BhNd, v_BhNd, mask_B11N).transpose(1, 2).flatten(2)
+        return attend(q_BhMd, k_BhNd, v_BhNd, bias_BN).transpose(1, 2).flatten(2)
 
     def importance(self, q_BhNd: Tensor, k_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
         """Return [B, N]: the attention each token receives, summed over heads.

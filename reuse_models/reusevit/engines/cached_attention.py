@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reuse_models.tower.attention import frames_in_cache, prefers_products, probabilities
 from reuse_models.tower.vit import Vit
 
 SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
@@ -50,6 +51,14 @@ class CachedAttention:
         """
         q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
         out_KhNd = pre_proj_KND.unflatten(2, q_KhNd.shape[1::2]).transpose(1, 2)
+        if prefers_products(q_KhNd):
+            for some in frames_in_cache(q_KhNd, k_KhNd):
+                probability_KhNN = probabilities(q_KhNd[some], k_KhNd[some])
+                out_KhNd[some] = probability_KhNN @ v_KhNd[some]
+                importance_KN[some] = (
+                    probability_KhNN[:, :, 0].sum(1) if self.vit.shape.has_cls else probability_KhNN.sum(1).mean(1)
+                )
+            return False
         if self.is_used and all(map(self._one, q_KhNd, k_KhNd.mT, v_KhNd, out_KhNd, importance_KN)):
             return False
         out_KhNd.copy_(F.scaled_dot_product_attention(q_KhNd, k_KhNd, v_KhNd))

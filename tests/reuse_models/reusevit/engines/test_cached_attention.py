@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor
 
 from reuse_models.reusevit.engines.cached_attention import CachedAttention
+from reuse_models.tower import attention
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
@@ -18,17 +22,38 @@ SHAPE = VitShape(
 def test_it_equals_the_ordinary_attention(scale: float) -> None:
     """At the last scale sums leave the range of float32, and the ordinary one takes over."""
     vit = Vit.random(SHAPE, seed=0)
-    attention = CachedAttention(vit)
-    assert attention.is_used
+    cached = CachedAttention(vit)
+    assert cached.is_used
     generator = torch.Generator().manual_seed(0)
     projected_KNC = scale * torch.randn(2, SHAPE.num_tokens, 3 * 64 + 16, generator=generator)[..., : 3 * 64]
     pre_proj_KND = torch.empty(2, SHAPE.num_tokens, 64)
     importance_KN = torch.empty(2, SHAPE.num_tokens)
-    took_over = attention(projected_KNC, pre_proj_KND, importance_KN)
+    took_over = cached(projected_KNC, pre_proj_KND, importance_KN)
     assert took_over == (scale == 60.0)
     q_KhNd, k_KhNd, v_KhNd = vit.split_heads(projected_KNC)
     torch.testing.assert_close(pre_proj_KND, vit.attend(q_KhNd, k_KhNd, v_KhNd), rtol=1e-4, atol=scale * 1e-5)
     torch.testing.assert_close(importance_KN, vit.importance(q_KhNd, k_KhNd), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_in_16_bits_importance_is_read_off_the_products(monkeypatch: pytest.MonkeyPatch, *, has_cls: bool) -> None:
+    shape = dataclasses.replace(SHAPE, has_cls=has_cls)
+    vit = Vit.random(shape, seed=0).bfloat16()
+    projected_KNC = torch.randn(5, shape.num_tokens, 3 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    monkeypatch.setattr(attention, "_has_products_without_tiles", lambda: False)
+    ordinary, received = _attended(vit, projected_KNC, took_product=True)
+    monkeypatch.setattr(attention, "_has_products_without_tiles", lambda: True)
+    by_products, read_off = _attended(vit, projected_KNC, took_product=False)
+    torch.testing.assert_close(by_products, ordinary, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(read_off, received, rtol=0.02, atol=1e-3)
+
+
+def _attended(vit: Vit, projected_KNC: Tensor, *, took_product: bool) -> tuple[Tensor, Tensor]:
+    pre_proj_KND = projected_KNC.new_empty(*projected_KNC.shape[:2], vit.shape.width)
+    importance_KN = projected_KNC.new_empty(projected_KNC.shape[:2])
+    with torch.inference_mode():
+        assert CachedAttention(vit)(projected_KNC, pre_proj_KND, importance_KN) == took_product
+    return pre_proj_KND, importance_KN
 
 
 def test_small_towers_keep_the_ordinary_one(clip_vit: Vit) -> None:

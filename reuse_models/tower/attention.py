@@ -1,0 +1,79 @@
+"""Attention of all heads: PyTorch's, or three plain products where those are faster.
+
+On CPUs with products of bfloat16 but without tiles for them (AVX512-BF16 without AMX), the fused kernel of PyTorch runs
+at a fifth of the speed of plain products. There a few frames at a time, as many as stay in cache, go through scores,
+softmax and their product with v. Scores are rounded to bfloat16 then, which the fused kernel does not do;
+docs/performance.md says by how much embeddings move.
+
+Shapes: B frames, K of them at once, h heads, M queries, N keys, d head width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCORE_BYTES = 2**20
+"""Of the frames that are attended to at once: about a core's own cache."""
+
+
+def attend(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
+    """Return [B, h, M, d]: softmax(q kᵀ / √d + bias) v.
+
+    Args:
+        q_BhMd: Queries.
+        k_BhNd: Keys.
+        v_BhNd: Values.
+        bias_BN: Added to every score of its key: log n lets one key stand for n tokens.
+    """
+    if not prefers_products(q_BhMd) or q_BhMd.shape[2] == 1:
+        return F.scaled_dot_product_attention(
+            q_BhMd, k_BhNd, v_BhNd, None if bias_BN is None else bias_BN[:, None, None]
+        )
+    out_BMhd = q_BhMd.new_empty(len(q_BhMd), q_BhMd.shape[2], *q_BhMd.shape[1::2])
+    for some in frames_in_cache(q_BhMd, k_BhNd):
+        probability_KhMN = probabilities(q_BhMd[some], k_BhNd[some], None if bias_BN is None else bias_BN[some])
+        out_BMhd[some] = (probability_KhMN @ v_BhNd[some]).transpose(1, 2)
+    return out_BMhd.transpose(1, 2)
+
+
+def frames_in_cache(q_BhMd: Tensor, k_BhNd: Tensor) -> Iterator[slice]:
+    """Yield frames in order, as many at once as their scores stay in cache."""
+    frame_bytes = q_BhMd.shape[1] * q_BhMd.shape[2] * k_BhNd.shape[2] * q_BhMd.element_size()
+    at_once = max(1, SCORE_BYTES // frame_bytes)
+    for start in range(0, len(q_BhMd), at_once):
+        yield slice(start, start + at_once)
+
+
+def probabilities(q_KhMd: Tensor, k_KhNd: Tensor, bias_KN: Tensor | None = None) -> Tensor:
+    """Return [K, h, M, N]: softmax(q kᵀ / √d + bias)."""
+    q_KhMd = q_KhMd * q_KhMd.shape[-1] ** -0.5
+    # What all keys have in common adds the same to a row's scores, and would cost them digits: DINO's reach hundreds.
+    k_KhNd = k_KhNd - k_KhNd.mean(2, keepdim=True)
+    if bias_KN is not None:
+        # As one more number of each head, so that a score is rounded once.
+        q_KhMd = F.pad(q_KhMd, (0, 1), value=1.0)
+        k_KhNd = torch.cat([k_KhNd, bias_KN[:, None, :, None].expand(-1, k_KhNd.shape[1], -1, -1)], dim=-1)
+    return torch.softmax(q_KhMd @ k_KhNd.mT, -1)
+
+
+def prefers_products(q_BhMd: Tensor) -> bool:
+    """Say whether plain products are faster than the fused kernel for such queries; never for training."""
+    return (
+        q_BhMd.dtype == torch.bfloat16
+        and q_BhMd.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and _has_products_without_tiles()
+    )
+
+
+@functools.cache
+def _has_products_without_tiles() -> bool:
+    # Newer than the oldest PyTorch that the methods run on.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_bf16")
