@@ -10,7 +10,6 @@ Shapes: B frames, K of them at once, h heads, M queries, N keys, d head width.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -43,6 +42,10 @@ def attend(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | Non
 
 def frames_in_cache(q_BhMd: Tensor, k_BhNd: Tensor) -> Iterator[slice]:
     """Yield frames in order, as many at once as their scores stay in cache."""
+    if torch.compiler.is_compiling():
+        # What a compiler makes of the products keeps its own blocks.
+        yield slice(None)
+        return
     frame_bytes = q_BhMd.shape[1] * q_BhMd.shape[2] * k_BhNd.shape[2] * q_BhMd.element_size()
     at_once = max(1, SCORE_BYTES // frame_bytes)
     for start in range(0, len(q_BhMd), at_once):
@@ -64,16 +67,19 @@ def probabilities(q_KhMd: Tensor, k_KhNd: Tensor, bias_KN: Tensor | None = None)
 def prefers_products(q_BhMd: Tensor) -> bool:
     """Say whether plain products are faster than the fused kernel for such queries; never for training."""
     return (
-        q_BhMd.dtype == torch.bfloat16
+        PRODUCTS_ARE_FASTER
+        and q_BhMd.dtype == torch.bfloat16
         and q_BhMd.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and _has_products_without_tiles()
     )
 
 
-@functools.cache
-def _has_products_without_tiles() -> bool:
+def has_products_without_tiles() -> bool:
+    """Say whether the processor multiplies bfloat16, and has no tiles for it, of which the fused kernel makes use."""
     # Newer than the oldest PyTorch that the methods run on.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_bf16")
+
+
+PRODUCTS_ARE_FASTER = has_products_without_tiles()
+"""For bfloat16, on this processor."""
