@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from reuse_models.reusevit.anchors import BoundaryAnchors, cosine_from_norms, norms
-from reuse_models.reusevit.engines.choice import Choice, Seen, choose
-from reuse_models.reusevit.engines.group_layout import ANCHOR, group_layout
+from reuse_models.reusevit.engines.choice import ANCHOR, Choice, Seen, choose
 from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
 from reuse_models.reusevit.gate import FrameId
+from reuse_models.reusevit.reference import plan_of
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
@@ -193,20 +193,20 @@ class _GroupRun:
         groups: Pass,
     ) -> None:
         self.vit, self.policy, self.anchors, self.workspace = vit, policy, anchors, workspace
-        self.groups, self.layout = groups, group_layout(groups.sizes, vit.position.device)
+        self.groups, self.plan = groups, plan_of(groups.sizes, vit.shape.num_tokens, vit.position.device)
         self.codec_FA = policy.addon.codec_net(self.groups.history_F4TPP).flatten(1)
         self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
-        self.num_frames = self.layout.num_frames
+        self.num_frames = self.plan.num_frames
         self.num_rows = self.num_frames * self.num_tokens
         self.last = vit.shape.num_layers - 1
         self.rank = policy.addon.shape.restoration_rank
         device = vit.position.device
-        self.stream_F = torch.tensor(self.groups.streams, device=device)[self.layout.slot_F]
+        self.stream_F = torch.tensor(self.groups.streams, device=device)[self.plan.slot_F]
         token_N = torch.arange(self.num_tokens, device=device)
         # Row of each row's anchor among all streams' anchors.
         self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
         is_handed_F = torch.zeros(self.num_frames, dtype=torch.bool, device=device)
-        is_handed_F[list(self.layout.starts)] = True
+        is_handed_F[list(self.plan.handed)] = True
         self.is_handed_X = is_handed_F.repeat_interleave(self.num_tokens)
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
@@ -219,7 +219,7 @@ class _GroupRun:
 
     def _blocks(self, block_frames: int) -> Iterator[_Block]:
         """Yield frames, `block_frames` of them at most, in order."""
-        streams, sizes, starts = self.groups.streams, self.layout.sizes, self.layout.starts
+        streams, sizes, starts = self.groups.streams, self.plan.sizes, self.plan.handed
         if block_frames <= max(sizes):
             for stream, start, size in zip(streams, starts, sizes, strict=True):
                 for first in range(start, start + size, block_frames):
@@ -325,7 +325,7 @@ class _GroupRun:
         """Store the frames of a block that are handed on, restored rows and all, behind the computed rows."""
         # Before the last layer h of CLS is all there is.
         num_h = 1 if self.anchors[held.boundary].h_BND is None else self.num_tokens
-        for slot, start in enumerate(self.layout.starts):
+        for slot, start in enumerate(self.plan.handed):
             if block.start <= start < block.stop:
                 kept, row = self._kept(held, slot), start * self.num_tokens
                 rows_X = torch.arange(row, row + num_h, device=projected_KNC.device)
@@ -392,7 +392,7 @@ class _GroupRun:
             self.codec_FA,
             self.groups.frames,
         )
-        return choose(boundary, seen, self.layout, self.policy.gate)
+        return choose(boundary, seen, self.plan, self.policy.gate)
 
     # Step 3: compute.
 
@@ -407,7 +407,7 @@ class _GroupRun:
         first = self.width if ends_into_last else 0
         weight_CD, bias_C = next_layer.qkv_weight[first:], next_layer.qkv_bias[first:]
         # One at least, to be read in vain where everything is reused: without CLS it may be.
-        num_kept = len(self.layout.starts) * self.num_tokens * int(self.keeps_frames)
+        num_kept = len(self.plan.handed) * self.num_tokens * int(self.keeps_frames)
         num_stored = max(1, num_computed + num_kept)
         stored_h_XD = workspace.stored(boundary, num_stored, self.width)
         stored_projected_XC = workspace.stored(boundary, num_stored, (2 if ends_into_last else 3) * self.width)

@@ -32,19 +32,11 @@ from torch import Tensor
 from reuse_models.reusevit.anchors import BoundaryAnchors, tensors_of
 from reuse_models.reusevit.engines.compacted import Pass, PassResult
 from reuse_models.reusevit.engines.cuda_graphs import Fused
-from reuse_models.reusevit.engines.fixed_choice import (
-    Addresses,
-    FixedWave,
-    Plan,
-    addresses,
-    choose_sources,
-    nearest_candidate,
-    plan_of,
-    similarities,
-)
+from reuse_models.reusevit.engines.fixed_choice import Addresses, addresses, nearest_candidate, similarities
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.gate import Features, FrameId
+from reuse_models.reusevit.reference import Plan, Wave, choose_sources, plan_of
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
@@ -176,7 +168,8 @@ class FixedRun(GivenRun[FixedPlaces]):
         anchor_norm_SN = at.norm_BN.index_select(0, self.streams_S)
         norm_FN, similarity_FcN = self.engine.similarities(pre_proj_FND, anchor_SND, anchor_norm_SN, self.plan)
         decide = partial(self._decide, boundary, importance_FN)
-        source_FN = choose_sources(similarity_FcN, self.plan, decide, self.engine.nearest, self.prefix)
+        nearest = partial(self.engine.nearest, similarity_FcN)
+        source_FN = choose_sources(self.plan, decide, nearest, self.prefix)
         place = self.engine.addresses(source_FN, self.plan, num_given)
         self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
 
@@ -280,7 +273,7 @@ class FixedRun(GivenRun[FixedPlaces]):
 
     # Choose.
 
-    def _decide(self, boundary: int, importance_FN: Tensor, wave: FixedWave, similarity_KA: Tensor) -> Tensor:
+    def _decide(self, boundary: int, importance_FN: Tensor, wave: Wave, similarity_KA: Tensor) -> Tensor:
         frames_K = wave.frames_K
         if self.engine.masks_RbA is not None:
             return self.engine.masks_RbA[:, boundary].index_select(0, self.places.draws_F.index_select(0, frames_K))

@@ -23,11 +23,11 @@ from torch import Tensor
 from reuse_models.reusevit.anchors import BoundaryAnchors, start_anchors, tensors_of
 from reuse_models.reusevit.engines import fused_kernels as kernels
 from reuse_models.reusevit.engines.compacted import Pass, PassResult
-from reuse_models.reusevit.engines.fixed_choice import Plan, plan_of
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places, put
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.frame_order import GROUPS, PREVIOUS
 from reuse_models.reusevit.gate import LEAST_CHANGE, Decision, ForcedGate, HardGate
+from reuse_models.reusevit.reference import Plan, plan_of
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit

@@ -23,9 +23,9 @@ from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS
 from reuse_models.reusevit.engines.capacities import Capacities
 from reuse_models.reusevit.engines.compacted import Pass, PassResult
 from reuse_models.reusevit.engines.cuda_graphs import Recorded
-from reuse_models.reusevit.engines.fixed_choice import Plan
 from reuse_models.reusevit.frame_order import GROUP_SIZE
 from reuse_models.reusevit.gate import ForcedGate, FrameId, HardGate
+from reuse_models.reusevit.reference import Plan
 from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit

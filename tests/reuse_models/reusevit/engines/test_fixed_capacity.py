@@ -14,10 +14,10 @@ from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity, FixedRun
-from reuse_models.reusevit.engines.fixed_choice import plan_of
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, Gate, HardGate
 from reuse_models.reusevit.method import INFERENCES, Inference, ReuseVit, ReuseVitConfig
+from reuse_models.reusevit.reference import plan_of
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit

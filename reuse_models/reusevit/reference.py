@@ -1,0 +1,163 @@
+"""Which frames a pass holds, who may refer to whom, and which reference is the nearest: for all inference engines.
+
+Where a patch was last computed, its *source*, is a *code*: 0 for the stream's anchor, 1 + i for frame i of its group in
+computing order. An engine brings the similarities and the gate.
+
+Shapes: S streams of the pass, F frames of the pass (stream after stream, each in computing order), K of them in a wave,
+N tokens (prefix first), A patches, H = S · N rows of anchors, c codes, P pairs of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from reuse_models.reusevit.frame_order import GROUP_SIZE, GROUPS, NUM_KINDS, PREVIOUS
+
+NUM_CODES = 1 + GROUP_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Frames of one kind: they decide together, after the waves of smaller kinds."""
+
+    kind: int
+    frames: tuple[int, ...]
+    frames_K: Tensor
+    own_K1: Tensor
+    """Codes of the frames themselves."""
+    candidates: tuple[tuple[Tensor, Tensor], ...]
+    """One or two: frame_K (any for the anchor) and code_K1, in computing order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A group of each of S streams, of one to four frames."""
+
+    sizes: tuple[int, ...]
+    num_streams: int
+    num_frames: int
+    own_F1: Tensor
+    """Code of each frame."""
+    slot_F: Tensor
+    """Place of the frame's stream among the S streams."""
+    anchor_FN: Tensor
+    """Row of each row's anchor among the H rows of anchors."""
+    first_FN: Tensor
+    """Row of the same token in the first frame of the group."""
+    pairs_2P: Tensor
+    """Pairs of frames of a group that may be compared: the later frame, then the earlier one."""
+    pair_place_P: Tensor
+    """frame · c + code of the earlier one."""
+    compared: tuple[int, ...]
+    """Of each frame: with how many frames it is compared, the anchor's included."""
+    handed: tuple[int, ...]
+    """The frame of each stream that becomes its anchor: the first one."""
+    handed_S: Tensor
+    handed_rows_H: Tensor
+    waves: tuple[Wave, ...]
+
+    def rows_of(self, source_FN: Tensor, wave: Wave | None = None) -> Tensor:
+        """Return the rows (frame · N + token) that sources of all frames, or of a wave's, name; any for the anchor."""
+        first_FN = self.first_FN if wave is None else self.first_FN.index_select(0, wave.frames_K)
+        return first_FN + (source_FN - 1) * self.first_FN.shape[1]
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # later calls may come from outside of it
+def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Plan:
+    """Lay out groups of these sizes, 1..4, one a stream; stream after stream, each in computing order."""
+    owns: list[int] = []
+    slots: list[int] = []
+    starts: list[int] = []
+    compared: list[int] = []
+    pairs: list[tuple[int, int, int]] = []
+    waves: list[list[tuple[int, int, list[tuple[int, int]]]]] = [[] for _ in range(NUM_KINDS)]
+    for slot, size in enumerate(sizes):
+        starts.append(start := len(owns))
+        code_of = {PREVIOUS: 0} | {step.frame: 1 + index for index, step in enumerate(GROUPS[size])}
+        sources: list[set[int]] = [{0}]
+        for index, step in enumerate(GROUPS[size]):
+            frame, codes = start + index, [code_of[one] for one in step.candidates]
+            found = set().union(*(sources[code] for code in codes))
+            sources.append({*found, 1 + index})
+            pairs += [(frame, start + code - 1, frame * NUM_CODES + code) for code in sorted(found) if code]
+            compared.append(len(found))
+            waves[step.kind].append((frame, 1 + index, [(start + max(code - 1, 0), code) for code in codes]))
+            owns.append(1 + index)
+            slots.append(slot)
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    def rows(frames: list[int]) -> Tensor:
+        return (tensor(frames)[:, None] * num_tokens + token_N).flatten()
+
+    token_N = torch.arange(num_tokens, device=device)
+    slot_F = tensor(slots)
+    return Plan(
+        sizes=sizes,
+        num_streams=len(sizes),
+        num_frames=len(owns),
+        own_F1=tensor(owns)[:, None],
+        slot_F=slot_F,
+        anchor_FN=slot_F[:, None] * num_tokens + token_N,
+        first_FN=tensor([starts[slot] for slot in slots])[:, None] * num_tokens + token_N,
+        pairs_2P=tensor([later for later, _, _ in pairs] + [earlier for _, earlier, _ in pairs]).view(2, -1),
+        pair_place_P=tensor([place for _, _, place in pairs]),
+        compared=tuple(compared),
+        handed=tuple(starts),
+        handed_S=tensor(starts),
+        handed_rows_H=rows(starts),
+        waves=tuple(
+            Wave(
+                kind=kind,
+                frames=tuple(frame for frame, _, _ in wave),
+                frames_K=tensor([frame for frame, _, _ in wave]),
+                own_K1=tensor([own for _, own, _ in wave])[:, None],
+                candidates=tuple(
+                    (tensor([frame for frame, _ in column]), tensor([code for _, code in column])[:, None])
+                    for column in zip(*(candidates for _, _, candidates in wave), strict=True)
+                ),
+            )
+            for kind, wave in enumerate(waves)
+            if wave
+        ),
+    )
+
+
+Decide = Callable[[Wave, Tensor], Tensor]
+"""From a wave and similarity_KA to g_KA."""
+Nearest = Callable[[Tensor, Wave], tuple[Tensor, Tensor]]
+"""From source_FN and a wave to the best candidate's similarity_KN and source_KN, by `sources_of` and `nearer`."""
+
+
+def choose_sources(plan: Plan, decide: Decide, nearest: Nearest, prefix: int) -> Tensor:
+    """Decide for all frames of the pass, kind after kind; the first `prefix` tokens are never reused.
+
+    Returns:
+        source_FN, the code of the frame in which each patch was last computed: its own frame's if it is computed now.
+    """
+    source_FN = torch.zeros_like(plan.anchor_FN)
+    for wave in plan.waves:
+        similarity_KN, found_KN = nearest(source_FN, wave)
+        reused_KN = torch.nn.functional.pad(decide(wave, similarity_KN[:, prefix:]) > 0.5, (prefix, 0))
+        source_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, found_KN, wave.own_K1))
+    return source_FN
+
+
+def sources_of(source_FN: Tensor, wave: Wave) -> list[Tensor]:
+    """Return [K, N] for each candidate: where its patches were last computed."""
+    return [source_FN.index_select(0, frame_K).masked_fill(code_K1 == 0, 0) for frame_K, code_K1 in wave.candidates]
+
+
+def nearer(similarities: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return for each token the best similarity and that candidate's source; the first of equals."""
+    if len(found) == 1:
+        return similarities[0], found[0]
+    nearer_KN = similarities[1] > similarities[0]
+    return torch.where(nearer_KN, similarities[1], similarities[0]), torch.where(nearer_KN, found[1], found[0])
