@@ -2,8 +2,8 @@
 
 A *GOP* is a dense frame and what refers to it; a *group* is up to four of its frames that are computed together
 (frame_order.py); an *anchor* is what the last group's first computed frame left, patch by patch as last computed; an
-*add-on* is ReuseViT's trained weights beside the tower. Decided is in gate.py, on what reference.py finds most similar; the
-engines apply it, and engines/fused_kernels.py repeats both for GPUs.
+*add-on* is ReuseViT's trained weights beside the tower. Decided is in gate.py, on what reference.py finds most
+similar; the engines apply it, and engines/fused_kernels.py repeats both for GPUs.
 
 Shapes: B streams, F frames, L layers, N tokens (prefix first), A patches, E embedding width, P patches a side.
 """
