@@ -1,4 +1,4 @@
-"""FrameSkip(n): embed every n-th frame and repeat it. What every sceptic asks for first.
+"""FrameSkip(n): embed every n-th frame, and repeat it or blend what lies between. What every sceptic asks for first.
 
 Shapes: B streams, F frames of a stream, R frames of all streams, X of them computed, E embedding width.
 """
@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from reuse_models.baselines.interpolated import Interpolated
 from reuse_models.flops import dense_work
 from reuse_models.method import Chunk, Encoded, Method
 from reuse_models.streams import Record, batches, check_chunk
@@ -20,11 +21,13 @@ from reuse_models.tower.vit import Vit
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameSkipConfig:
-    """Compute one frame in `every`, and let it stand for those that follow."""
+    """Compute one frame in `every`; it stands for those that follow, or is blended with the next computed one."""
 
     method: ClassVar[str] = "frame_skip"
     every: int = 2
     """Frames per computed frame; 1 is Original."""
+    interpolate: bool = False
+    """Blend the frames between two computed ones from both, instead of repeating the former (ours)."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -32,10 +35,11 @@ class FrameSkipConfig:
 
     @property
     def setting(self) -> str:
-        return f"every={self.every}"
+        return f"every={self.every}{' interpolated' if self.interpolate else ''}"
 
     def build(self, vit: Vit) -> Method:
-        return FrameSkip(self, vit)
+        method = FrameSkip(self, vit)
+        return Interpolated(method) if self.interpolate else method
 
 
 @dataclass(slots=True)

@@ -122,6 +122,7 @@ def test_methods_that_drop_nothing_are_dense(vit: Vit, run: Run) -> None:
         ToMeConfig(merged_per_layer=0),
         DiffRateConfig(prune_kept=whole, merge_kept=whole),
         FrameSkipConfig(every=1),
+        FrameSkipConfig(every=1, interpolate=True),
         AdaptiveSkipConfig(threshold=0.0),
     ):
         for embeddings, expected in zip(run(config.build(vit), some).embeddings, dense, strict=True):

@@ -33,6 +33,7 @@ Run = Callable[..., Encoded]
 FOR_ANY_TOWER: tuple[MethodConfig, ...] = (
     OriginalConfig(),
     FrameSkipConfig(every=3),
+    FrameSkipConfig(every=3, interpolate=True),
     AdaptiveSkipConfig(threshold=0.08),
     LowResolutionConfig(image_px=24),
     ResidualVitConfig(every=3, keep=0.3),

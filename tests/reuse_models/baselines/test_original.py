@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.original import OriginalConfig
-from reuse_models.method import Encoded
+from reuse_models.method import Chunk, Encoded
 from reuse_models.tower.vit import Vit
 
 Run = Callable[..., Encoded]
@@ -40,6 +40,44 @@ def test_frame_skip_repeats_every_nth_frame(
         computed = [frame % every == 0 for frame in range(len(clip))]
         assert encoded.work[stream].parts["head"][:, 0].tolist() == [int(c) for c in computed]
         assert encoded.reuse[stream][:, :, -1].all(1).tolist() == [not c for c in computed]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 10])
+@pytest.mark.parametrize("frames_per_call", [None, 1, 2, 4])
+def test_interpolation_blends_what_lies_between_computed_frames(
+    any_vit: Vit, ragged_clips: tuple[Tensor, ...], run: Run, every: int, frames_per_call: int | None
+) -> None:
+    encoded = run(FrameSkipConfig(every=every, interpolate=True).build(any_vit), ragged_clips, frames_per_call)
+    repeated = run(FrameSkipConfig(every=every).build(any_vit), ragged_clips, frames_per_call)
+    for stream, clip in enumerate(ragged_clips):
+        with torch.no_grad():
+            dense_FE = any_vit(clip)
+        last = len(clip) - 1 - (len(clip) - 1) % every
+        expected = [_between(dense_FE, min(frame, last), every) for frame in range(len(clip))]
+        torch.testing.assert_close(encoded.embeddings[stream], torch.stack(expected), atol=1e-5, rtol=1e-5)
+        assert torch.equal(encoded.reuse[stream], repeated.reuse[stream])
+        assert encoded.work[stream].parts.keys() == repeated.work[stream].parts.keys()
+        for part, units_FK in repeated.work[stream].parts.items():
+            assert torch.equal(encoded.work[stream].parts[part], units_FK)
+
+
+def _between(dense_FE: Tensor, frame: int, every: int) -> Tensor:
+    """Blend a frame from the computed ones around it."""
+    share = frame % every / every
+    before = frame - frame % every
+    return dense_FE[before] if not share else (1 - share) * dense_FE[before] + share * dense_FE[before + every]
+
+
+def test_a_frame_waits_for_its_later_neighbour(clip_vit: Vit, ragged_clips: tuple[Tensor, ...]) -> None:
+    method = FrameSkipConfig(every=3, interpolate=True).build(clip_vit)
+    frames = ragged_clips[0][:1].expand(4, -1, -1, -1)
+    memory = method.start(1)
+    completed = []
+    for start, stop in ((0, 2), (2, 3), (3, 4)):
+        encoded = method.encode(Chunk((frames[start:stop],), None, (False,)), memory)
+        memory = encoded.memory
+        completed.append(len(encoded.embeddings[0]))
+    assert completed == [1, 0, 3]
 
 
 def test_skipping_every_zeroth_frame_is_refused() -> None:
