@@ -40,7 +40,7 @@ def frames_by_pyav(path: Path, fps: float) -> Iterator[Frame]:
 
 def frames_by_torchcodec(path: Path, fps: float) -> Iterator[Frame]:
     """Yield uint8 [H, W, 3] every 1 / fps seconds."""
-    from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
+    from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=0)
     begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--decoder", choices=DECODERS, default="pyav")
     options = parser.parse_args()
     if options.decoder == "torchcodec":
-        import torchcodec  # type: ignore[import-not-found]  # noqa: F401  before the clock starts
+        import torchcodec  # noqa: F401  before the clock starts
 
     kind = json.loads((options.backbone / "config.json").read_text())["model_type"]
     loader: Any = getattr(transformers, TOWERS.get(kind, "AutoModel"))

@@ -33,6 +33,9 @@ WORTH = 1.1
 HOPELESS = 0.75
 """Where a first look says this or less, that is the answer: a large tower takes seconds a frame."""
 NUM_ROUNDS = 3
+PASS_S = 1.0
+"""About what dense takes over the frames that reuse is measured on: as many streams as are embedded at once where the
+tower is small, since calls decide there how fast few streams are; one where a frame takes long."""
 DENSE, REUSE = OriginalConfig(), ReuseVitConfig(forced_rate=0.8)
 
 
@@ -63,38 +66,47 @@ def choose_precision(config: EmbedConfig, store: Store, backbone: Backbone, gpus
     note, key = store.root / NOTE, backbone.identity
     known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if is_file(note) else {}
     if key not in known:
-        gains, hardware = _measure(backbone, gpus_per_worker)
+        gains, hardware = _measure(backbone, config.streams, gpus_per_worker)
         known[key] = {"precision": gains.faster, **asdict(gains), "hardware": hardware}
         write_json(note, known)
     found: Precision = known[key]["precision"]
     return found
 
 
-def _measure(backbone: Backbone, gpus_per_worker: float | None) -> tuple[Gains, str]:
+def _measure(backbone: Backbone, streams: int, gpus_per_worker: float | None) -> tuple[Gains, str]:
     """Measure on a GPU where encoders get one, else here: the processors of a cluster are taken to be alike."""
     num_gpus = cluster.gpus_per_actor(gpus_per_worker)
     if not num_gpus:
-        return gains_of(backbone.vit), cluster.cluster_hardware()
-    gains = cluster.run_on_gpu(_gains_on_gpu, backbone.name, backbone.vit.shape.image_px, num_gpus=num_gpus)
+        return gains_of(backbone.vit, streams), cluster.cluster_hardware()
+    gains = cluster.run_on_gpu(_gains_on_gpu, backbone.name, backbone.vit.shape.image_px, streams, num_gpus=num_gpus)
     return gains, cluster.cluster_hardware()
 
 
-def _gains_on_gpu(name: str, image_px: int) -> Gains:
-    return gains_of(load_backbone(name, image_px, device="auto").vit)
+def _gains_on_gpu(name: str, image_px: int, streams: int) -> Gains:
+    return gains_of(load_backbone(name, image_px, device="auto").vit, streams)
 
 
 @torch.inference_mode()
-def gains_of(vit: Vit) -> Gains:
-    """Measure a float32 tower where it lies, in alternation; 1 where the hardware has no bfloat16 arithmetic."""
+def gains_of(vit: Vit, streams: int = 1) -> Gains:
+    """Measure a float32 tower where it lies, in alternation; 1 where the hardware has no bfloat16 arithmetic.
+
+    Args:
+        vit: The tower.
+        streams: That are embedded at once: as many reuse at most.
+    """
     if not _has_bfloat16(vit.position.device):
         return Gains(1.0, None)
     towers = vit, copy.deepcopy(vit).to(torch.bfloat16)
     dense = _gain(DENSE, towers, num_frames=2)
-    return Gains(dense, None if dense < WORTH else _gain(REUSE, towers, num_frames=1 + GROUP_SIZE))
+    if dense < WORTH:
+        return Gains(dense, None)
+    num_frames = 1 + GROUP_SIZE
+    stream_s = _seconds(DENSE.build(vit), _frames(vit, num_frames))
+    return Gains(dense, _gain(REUSE, towers, num_frames, max(1, min(streams, int(PASS_S / stream_s)))))
 
 
-def _gain(config: MethodConfig, towers: tuple[Vit, Vit], num_frames: int) -> float:
-    methods = [(config.build(vit), _frames(vit, num_frames)) for vit in towers]
+def _gain(config: MethodConfig, towers: tuple[Vit, Vit], num_frames: int, num_streams: int = 1) -> float:
+    methods = [(config.build(vit), _frames(vit, num_frames, num_streams)) for vit in towers]
     single, half = (_seconds(method, chunk) for method, chunk in methods)
     if single / half <= HOPELESS:
         return single / half
@@ -102,12 +114,12 @@ def _gain(config: MethodConfig, towers: tuple[Vit, Vit], num_frames: int) -> flo
     return statistics.median(single / half for single, half in rounds)
 
 
-def _frames(vit: Vit, num_frames: int) -> Chunk:
-    """Return frames of one stream: how they look does not matter, since reuse is forced."""
+def _frames(vit: Vit, num_frames: int, num_streams: int = 1) -> Chunk:
+    """Return the same frames of each stream: how they look does not matter, since reuse is forced."""
     side, patches = vit.shape.image_px, vit.shape.patches_per_side
     pixels = torch.rand(num_frames, 3, side, side, generator=torch.Generator().manual_seed(0)).to(vit.position)
     codec = torch.zeros(num_frames, 4, patches, patches, device=vit.position.device)
-    return Chunk((pixels,), (codec,), (True,))
+    return Chunk((pixels,) * num_streams, (codec,) * num_streams, (True,) * num_streams)
 
 
 def _seconds(method: Method, chunk: Chunk) -> float:

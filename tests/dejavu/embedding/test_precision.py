@@ -47,7 +47,8 @@ def test_what_is_faster_is_measured_once_for_a_store_and_a_tower(
 ) -> None:
     measured: list[Vit] = []
 
-    def gains(vit: Vit) -> Gains:
+    def gains(vit: Vit, streams: int) -> Gains:
+        assert streams == AUTO.streams
         measured.append(vit)
         return Gains(dense=1.9, reuse=1.4)
 
@@ -68,7 +69,7 @@ def test_where_there_are_gpus_it_is_measured_on_one_of_them(
     tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_on_gpu(function: Callable[..., Gains], *arguments: object, num_gpus: float) -> Gains:
-        assert (num_gpus, arguments) == (0.5, (backbone.name, backbone.vit.shape.image_px))
+        assert (num_gpus, arguments) == (0.5, (backbone.name, backbone.vit.shape.image_px, AUTO.streams))
         assert function is precision._gains_on_gpu
         return Gains(dense=4.0, reuse=3.0)
 
@@ -112,6 +113,22 @@ def test_reuse_is_measured_where_dense_gains(backbone: Backbone, monkeypatch: py
     monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "_seconds", seconds)
     assert gains_of(backbone.vit) == Gains(dense=2.0, reuse=2.5)
+
+
+@pytest.mark.parametrize(("dense_s", "expected"), [(0.001, 8), (0.3, 3), (30.0, 1)])
+def test_reuse_is_measured_on_as_many_streams_as_are_embedded_where_the_tower_is_small(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, dense_s: float, expected: int
+) -> None:
+    streams: list[int] = []
+
+    def seconds(method: Method, chunk: Chunk) -> float:
+        streams.append(chunk.num_streams)
+        return dense_s / 2 if method.vit.position.dtype == torch.bfloat16 else dense_s
+
+    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    gains_of(backbone.vit, streams=8)
+    assert streams[-1] == expected
 
 
 def test_results_of_float32_keep_their_names_and_what_is_undecided_has_none() -> None:
