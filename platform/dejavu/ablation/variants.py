@@ -81,10 +81,7 @@ def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
         for refresh in (4, 8, 32)
     )
     every = (
-        vary(
-            name=DEFAULT,
-            says=f"no refresh, target {loss.target_rate:g}, hidden terms 0",
-        ),
+        vary(name=DEFAULT, says=f"no refresh, target {loss.target_rate:g}, hidden terms 0"),
         *refresh,
         *(
             vary(
