@@ -65,7 +65,8 @@ class Encoded:
     """Per stream [G, E] float32, not normalised: continues where the stream's last call ended."""
     reuse: tuple[Tensor, ...]
     """Per stream bool [G, L - 1, N]: of each token, whether what leads into layers 1..L-1 is an earlier frame's. All of
-    a frame that shows the last embedding; none of CLS else, nor of methods that merge or drop tokens within a frame."""
+    a frame that shows an earlier embedding or a blend; none of CLS else, nor of methods that merge or drop tokens
+    within a frame."""
     work: tuple[Work, ...]
     """Per stream, G rows in each part."""
     memory: Any

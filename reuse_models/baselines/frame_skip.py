@@ -91,7 +91,8 @@ def compute_or_repeat(vit: Vit, chunk: Chunk, computed: Sequence[Sequence[bool]]
     for place, frames_X3HW in batches(chunk, rows, record.device):
         record.embeddings_RE[rows[place]] = vit(frames_X3HW).float()
     record.add_dense(dense_work(vit.shape), rows)
-    record.reuse_RLN[:, :, vit.shape.num_prefix :] = ~torch.tensor(computed_R, device=record.device)[:, None, None]
+    is_computed_R = torch.tensor(computed_R, dtype=torch.bool, device=record.device)
+    record.reuse_RLN[:, :, vit.shape.num_prefix :] = ~is_computed_R[:, None, None]
     # What a frame shows, and a stream ends with: a row of the last embeddings, followed by those of this chunk.
     shown_R: list[int] = []
     ends_B: list[int] = []

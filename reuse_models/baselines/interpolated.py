@@ -92,14 +92,14 @@ def _blended(before_E: Tensor | None, known_FE: Tensor, computed: Sequence[int])
     Args:
         before_E: The last one computed before these, one frame before the first; None at the beginning of a stream,
             whose first frame is computed.
-        known_FE: Embeddings, of computed frames alone.
+        known_FE: Embeddings; those of frames that were not computed mean nothing.
         computed: Which those are, ascending.
     """
     blended_FE = known_FE.clone()
-    at = [] if before_E is None else [-1]
-    ends_XE = [] if before_E is None else [before_E]
-    at += computed
-    ends_XE += [known_FE[place] for place in computed]
+    at = [*([] if before_E is None else [-1]), *computed]
+    ends_XE = [*([] if before_E is None else [before_E]), *known_FE[computed]]
+    if not at:  # no frame has come yet
+        return blended_FE
     for index, (start, end) in enumerate(zip(at, [*at[1:], len(known_FE)], strict=True)):
         first, last = ends_XE[index], ends_XE[min(index + 1, len(at) - 1)]
         for place in range(start + 1, end):

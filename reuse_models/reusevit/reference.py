@@ -67,7 +67,7 @@ class Plan:
         return first_FN + (source_FN - 1) * self.first_FN.shape[1]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)  # later calls may come from outside of it
 def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Plan:
     """Lay out groups of these sizes, 1..4, one a stream; stream after stream, each in computing order."""

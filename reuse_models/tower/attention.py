@@ -1,8 +1,8 @@
 """Attention of all heads: PyTorch's, or three plain products where those are faster.
 
 On CPUs with products of bfloat16 but without tiles for them (AVX512-BF16 without AMX), the fused kernel of PyTorch runs
-at a fifth of the speed of plain products. There a few frames at a time, as many as stay in cache, go through scores,
-softmax and their product with v. Scores are rounded to bfloat16 then, which the fused kernel does not do;
+at a fifth of the speed of plain products. There a few frames or heads at a time, as many as stay in cache, go through
+scores, softmax and their product with v. Scores are rounded to bfloat16 then, which the fused kernel does not do;
 docs/performance.md says by how much embeddings move.
 
 Shapes: B frames, K of them at once, h heads, M queries, N keys, d head width.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCORE_BYTES = 2**20
-"""Of the frames that are attended to at once: about a core's own cache."""
+"""Of what is attended to at once: about a core's own cache."""
 
 
 def attend(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
@@ -27,29 +27,33 @@ def attend(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | Non
         q_BhMd: Queries.
         k_BhNd: Keys.
         v_BhNd: Values.
-        bias_BN: Added to every score of its key: log n lets one key stand for n tokens.
+        bias_BN: Added to every score of its key, a row for each frame: log n lets one key stand for n tokens.
     """
     if not prefers_products(q_BhMd) or q_BhMd.shape[2] == 1:
         return F.scaled_dot_product_attention(
             q_BhMd, k_BhNd, v_BhNd, None if bias_BN is None else bias_BN[:, None, None]
         )
     out_BMhd = q_BhMd.new_empty(len(q_BhMd), q_BhMd.shape[2], *q_BhMd.shape[1::2])
-    for some in frames_in_cache(q_BhMd, k_BhNd):
-        probability_KhMN = probabilities(q_BhMd[some], k_BhNd[some], None if bias_BN is None else bias_BN[some])
-        out_BMhd[some] = (probability_KhMN @ v_BhNd[some]).transpose(1, 2)
-    return out_BMhd.transpose(1, 2)
+    out_BhMd = out_BMhd.transpose(1, 2)
+    for some in parts_in_cache(q_BhMd, k_BhNd):
+        bias_KN = None if bias_BN is None else bias_BN[some[0]]
+        out_BhMd[some] = probabilities(q_BhMd[some], k_BhNd[some], bias_KN) @ v_BhNd[some]
+    return out_BhMd
 
 
-def frames_in_cache(q_BhMd: Tensor, k_BhNd: Tensor) -> Iterator[slice]:
-    """Yield frames in order, as many at once as their scores stay in cache."""
+def parts_in_cache(q_BhMd: Tensor, k_BhNd: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield frames and heads, as many at once as their scores leave in cache: all heads of frames, or some of one."""
     if torch.compiler.is_compiling():
         # What a compiler makes of the products keeps its own blocks.
-        yield slice(None)
+        yield slice(None), slice(None)
         return
-    frame_bytes = q_BhMd.shape[1] * q_BhMd.shape[2] * k_BhNd.shape[2] * q_BhMd.element_size()
-    at_once = max(1, SCORE_BYTES // frame_bytes)
-    for start in range(0, len(q_BhMd), at_once):
-        yield slice(start, start + at_once)
+    num_frames, num_heads = q_BhMd.shape[:2]
+    head_bytes = max(1, q_BhMd.shape[2] * k_BhNd.shape[2] * q_BhMd.element_size())
+    frames_at_once = max(1, SCORE_BYTES // (num_heads * head_bytes))
+    heads_at_once = min(num_heads, max(1, SCORE_BYTES // head_bytes))
+    for start in range(0, num_frames, frames_at_once):
+        for first in range(0, num_heads, heads_at_once):
+            yield slice(start, start + frames_at_once), slice(first, first + heads_at_once)
 
 
 def probabilities(q_KhMd: Tensor, k_KhNd: Tensor, bias_KN: Tensor | None = None) -> Tensor:
@@ -60,7 +64,8 @@ def probabilities(q_KhMd: Tensor, k_KhNd: Tensor, bias_KN: Tensor | None = None)
     if bias_KN is not None:
         # As one more number of each head, so that a score is rounded once.
         q_KhMd = F.pad(q_KhMd, (0, 1), value=1.0)
-        k_KhNd = torch.cat([k_KhNd, bias_KN[:, None, :, None].expand(-1, k_KhNd.shape[1], -1, -1)], dim=-1)
+        bias_KhN1 = bias_KN[:, None, :, None].expand(-1, k_KhNd.shape[1], -1, -1)
+        k_KhNd = torch.cat([k_KhNd, bias_KhN1.to(k_KhNd)], dim=-1)
     return torch.softmax(q_KhMd @ k_KhNd.mT, -1)
 
 

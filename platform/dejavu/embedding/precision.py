@@ -31,11 +31,12 @@ NOTE = "precision.json"
 WORTH = 1.1
 """Times that bfloat16 must be faster, dense and with reuse, to be taken: it costs accuracy, if little."""
 HOPELESS = 0.75
-"""Where a first look says this or less, that is the answer: a large tower takes seconds a frame."""
+"""Where a first look says this or less, and takes longer than PASS_S, that is the answer: a large tower takes seconds a
+frame."""
 NUM_ROUNDS = 3
 PASS_S = 1.0
-"""About what dense takes over the frames that reuse is measured on: as many streams as are embedded at once where the
-tower is small, since calls decide there how fast few streams are; one where a frame takes long."""
+"""About what dense takes over the frames that are measured: as many streams as are embedded at once where the tower is
+small, since calls decide there how fast few streams are; one where a frame takes long."""
 DENSE, REUSE = OriginalConfig(), ReuseVitConfig(forced_rate=0.8)
 
 
@@ -92,29 +93,28 @@ def gains_of(vit: Vit, streams: int = 1) -> Gains:
 
     Args:
         vit: The tower.
-        streams: That are embedded at once: as many reuse at most.
+        streams: That are embedded at once: as many are measured at most.
     """
     if not _has_bfloat16(vit.position.device):
         return Gains(1.0, None)
     towers = vit, copy.deepcopy(vit).to(torch.bfloat16)
-    dense = _gain(DENSE, towers, num_frames=2)
-    if dense < WORTH:
-        return Gains(dense, None)
-    num_frames = 1 + GROUP_SIZE
-    stream_s = _seconds(DENSE.build(vit), _frames(vit, num_frames))
-    return Gains(dense, _gain(REUSE, towers, num_frames, max(1, min(streams, int(PASS_S / stream_s)))))
+    # The second of two: the first one allocates.
+    frame_s = [_seconds(DENSE.build(vit), _frames(vit, 1, 1)) for _ in range(2)][1]
+    num_streams = max(1, min(streams, int(PASS_S / (frame_s * (1 + GROUP_SIZE)))))
+    dense = _gain(DENSE, towers, 2, num_streams)
+    return Gains(dense, None if dense < WORTH else _gain(REUSE, towers, 1 + GROUP_SIZE, num_streams))
 
 
-def _gain(config: MethodConfig, towers: tuple[Vit, Vit], num_frames: int, num_streams: int = 1) -> float:
+def _gain(config: MethodConfig, towers: tuple[Vit, Vit], num_frames: int, num_streams: int) -> float:
     methods = [(config.build(vit), _frames(vit, num_frames, num_streams)) for vit in towers]
     single, half = (_seconds(method, chunk) for method, chunk in methods)
-    if single / half <= HOPELESS:
+    if single + half > PASS_S and single / half <= HOPELESS:
         return single / half
     rounds = [[_seconds(method, chunk) for method, chunk in methods] for _ in range(NUM_ROUNDS)]
     return statistics.median(single / half for single, half in rounds)
 
 
-def _frames(vit: Vit, num_frames: int, num_streams: int = 1) -> Chunk:
+def _frames(vit: Vit, num_frames: int, num_streams: int) -> Chunk:
     """Return the same frames of each stream: how they look does not matter, since reuse is forced."""
     side, patches = vit.shape.image_px, vit.shape.patches_per_side
     pixels = torch.rand(num_frames, 3, side, side, generator=torch.Generator().manual_seed(0)).to(vit.position)

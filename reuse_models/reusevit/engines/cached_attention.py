@@ -2,7 +2,8 @@
 
 Scores of attention are small numbers: exp is taken without the shift by each row's maximum that a softmax makes first,
 and the outputs, fewer than the scores, are divided by the sums. Where a sum leaves the range of the type the block is
-handed to the ordinary attention.
+handed to the ordinary attention. In bfloat16, where plain products are faster, they go the way of `tower/attention.py`,
+and importance is read off as well.
 
 Shapes: K frames, h heads, N tokens (prefix first), d head width, D width.
 """
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.tower.attention import frames_in_cache, prefers_products, probabilities
+from reuse_models.tower.attention import parts_in_cache, prefers_products, probabilities
 from reuse_models.tower.vit import Vit
 
 SMALLEST_SUM, LARGEST_SUM = 1e-30, 1e30
@@ -52,10 +53,11 @@ class CachedAttention:
         q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
         out_KhNd = pre_proj_KND.unflatten(2, q_KhNd.shape[1::2]).transpose(1, 2)
         if prefers_products(q_KhNd):
-            for some in frames_in_cache(q_KhNd, k_KhNd):
+            importance_KN.zero_()
+            for some in parts_in_cache(q_KhNd, k_KhNd):
                 probability_KhNN = probabilities(q_KhNd[some], k_KhNd[some])
                 out_KhNd[some] = probability_KhNN @ v_KhNd[some]
-                importance_KN[some] = (
+                importance_KN[some[0]] += (
                     probability_KhNN[:, :, 0].sum(1) if self.vit.shape.has_cls else probability_KhNN.sum(1).mean(1)
                 )
             return False

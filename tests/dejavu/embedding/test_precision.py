@@ -86,20 +86,20 @@ def test_bfloat16_is_taken_where_dense_and_reuse_gain(gains: tuple[float, float 
 
 
 def test_without_arithmetic_of_16_bits_nothing_is_measured(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     monkeypatch.setattr(precision, "_gain", lambda *_: pytest.fail("measured"))
     assert gains_of(backbone.vit) == Gains(1.0, None)
 
 
 def test_with_it_both_are_measured(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     gains = gains_of(backbone.vit)
     assert gains.dense > 0
     assert (gains.reuse is None) == (gains.dense < precision.WORTH)
 
 
 def test_one_look_is_enough_where_it_is_hopeless(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    spent = iter([0.1, 0.2])
+    spent = iter([0.5, 0.5, 1.0, 2.0])
     monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "_seconds", lambda method, chunk: next(spent))
     assert gains_of(backbone.vit) == Gains(0.5, None)
@@ -115,7 +115,7 @@ def test_reuse_is_measured_where_dense_gains(backbone: Backbone, monkeypatch: py
     assert gains_of(backbone.vit) == Gains(dense=2.0, reuse=2.5)
 
 
-@pytest.mark.parametrize(("dense_s", "expected"), [(0.001, 8), (0.3, 3), (30.0, 1)])
+@pytest.mark.parametrize(("dense_s", "expected"), [(0.001, 8), (0.06, 3), (30.0, 1)])
 def test_reuse_is_measured_on_as_many_streams_as_are_embedded_where_the_tower_is_small(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch, dense_s: float, expected: int
 ) -> None:

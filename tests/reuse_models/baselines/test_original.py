@@ -68,6 +68,32 @@ def _between(dense_FE: Tensor, frame: int, every: int) -> Tensor:
     return dense_FE[before] if not share else (1 - share) * dense_FE[before] + share * dense_FE[before + every]
 
 
+@pytest.mark.parametrize("config", [FrameSkipConfig(every=3), FrameSkipConfig(every=3, interpolate=True)])
+@pytest.mark.parametrize("seed", range(8))
+def test_streams_may_begin_late_pause_and_end_late(
+    clip_vit: Vit, ragged_clips: tuple[Tensor, ...], run: Run, config: FrameSkipConfig, seed: int
+) -> None:
+    method = config.build(clip_vit)
+    expected = run(method, ragged_clips)
+    generator = torch.Generator().manual_seed(seed)
+    memory, at = method.start(len(ragged_clips)), [0] * len(ragged_clips)
+    found: list[list[Tensor]] = [[] for _ in ragged_clips]
+    ended = [False] * len(ragged_clips)
+    while not all(ended):
+        pixels = []
+        for stream, clip in enumerate(ragged_clips):
+            ended[stream] = at[stream] == len(clip)  # said a call later than the last frame came
+            count = int(torch.randint(0, 3, (), generator=generator))
+            pixels.append(clip[at[stream] : at[stream] + count])
+            at[stream] += len(pixels[-1])
+        encoded = method.encode(Chunk(tuple(pixels), None, tuple(ended)), memory)
+        memory = encoded.memory
+        for of_stream, embeddings_GE in zip(found, encoded.embeddings, strict=True):
+            of_stream.append(embeddings_GE)
+    for of_stream, expected_FE in zip(found, expected.embeddings, strict=True):
+        torch.testing.assert_close(torch.cat(of_stream), expected_FE, atol=1e-5, rtol=1e-5)
+
+
 def test_a_frame_waits_for_its_later_neighbour(clip_vit: Vit, ragged_clips: tuple[Tensor, ...]) -> None:
     method = FrameSkipConfig(every=3, interpolate=True).build(clip_vit)
     frames = ragged_clips[0][:1].expand(4, -1, -1, -1)

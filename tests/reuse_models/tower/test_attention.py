@@ -55,11 +55,14 @@ def test_what_keys_have_in_common_costs_no_digits() -> None:
 
 
 @pytest.mark.usefixtures("products")
-def test_frames_do_not_depend_on_which_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("score_bytes", [1, TOKENS**2 * 2 * 4, TOKENS**2 * 2 * HEADS])
+def test_frames_and_heads_do_not_depend_on_which_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch, score_bytes: int
+) -> None:
     q, k, v = _qkv(num_frames=5)
     with torch.no_grad():
         together = attention.attend(q, k, v)
-        monkeypatch.setattr(attention, "SCORE_BYTES", 1)
+        monkeypatch.setattr(attention, "SCORE_BYTES", score_bytes)
         assert torch.equal(together, attention.attend(q, k, v))
 
 
@@ -85,5 +88,5 @@ def test_only_bfloat16_on_a_cpu_without_gradients_takes_products() -> None:
 def test_the_processor_decides(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], *, expected: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert attention.has_products_without_tiles() == expected

@@ -35,8 +35,12 @@ def test_it_equals_the_ordinary_attention(scale: float) -> None:
     torch.testing.assert_close(importance_KN, vit.importance(q_KhNd, k_KhNd), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("score_bytes", [2**20, 3 * SHAPE.num_tokens**2 * 2])
 @pytest.mark.parametrize("has_cls", [True, False])
-def test_in_16_bits_importance_is_read_off_the_products(monkeypatch: pytest.MonkeyPatch, *, has_cls: bool) -> None:
+def test_in_16_bits_importance_is_read_off_the_products(
+    monkeypatch: pytest.MonkeyPatch, score_bytes: int, *, has_cls: bool
+) -> None:
+    monkeypatch.setattr(attention, "SCORE_BYTES", score_bytes)
     shape = dataclasses.replace(SHAPE, has_cls=has_cls)
     vit = Vit.random(shape, seed=0).bfloat16()
     projected_KNC = torch.randn(5, shape.num_tokens, 3 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()
