@@ -78,6 +78,9 @@ SHAPES: dict[str, VitShape] = {
     "DINOv3 S+/16 at 256": narrow("facebook/dinov3-vits16plus-pretrain-lvd1689m", 256),
 }
 
+MANY_TOKENS = 300
+"""From here on a shape takes longer than the quick tests may."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -161,7 +164,13 @@ def check(encoded: list[EncodedSegment], frames: list[DecodedFrames], shape: Vit
         assert (segment.flops_F >= 0).all()
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if shape.num_tokens > MANY_TOKENS else [])
+        for name, shape in SHAPES.items()
+    ],
+)
 def test_every_method_embeds_ragged_clips(name: str, sources: list[Path], tmp_path: Path) -> None:
     backbone = backbone_of(SHAPES[name], name)
     frames = decoded(sources, backbone, tmp_path)

@@ -4,7 +4,8 @@
 
 Every way runs in processes of its own, one after the other, on the same videos and weights: plain_loop.py with PyAV
 and, where it can be imported, with torchcodec, in float32 or bfloat16, whichever is faster here; then `jobs/embed.py`
-for each of --settings, with a cluster of its own.
+for each of --settings, with a cluster of its own. With `--repeat N` there are N copies of each video, which differ in a
+remark alone: what is there already would not be embedded again.
 
 Seconds count from the moment at which models are loaded and the cluster is up; what came before is `start_s`. CPU
 seconds are those of all processes, by what they did. `engine_share` compares with the bare engine on frames that lie in
@@ -40,6 +41,7 @@ from dejavu.cluster.cluster import hardware
 from dejavu.embedding.precision import gains_of
 from dejavu.rehearsal.watch import memory_bytes
 from dejavu.rehearsal.weights import write_weights_apart
+from dejavu.video.plain import copy_remarked
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
 HERE = Path(__file__).resolve().parent
@@ -126,12 +128,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     with tempfile.TemporaryDirectory(prefix="dejavu-end-to-end-") as folder:
         backbone = _weights(options.backbone, Path(folder))
+        if options.repeat > 1:
+            options.videos = repeat(options.videos, options.repeat, Path(folder) / "videos")
         rows = []
         for row in _rows(options, backbone, Path(folder)):
             rows.append(row)
             print(_line(row, rows[0]), flush=True)
     if options.json is not None:
-        about = {"hardware": hardware(), "backbone": options.backbone, "fps": options.fps}
+        about = {"hardware": hardware(), "backbone": options.backbone, "fps": options.fps, "repeat": options.repeat}
         options.json.write_text(
             json.dumps({**about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n"
         )
@@ -143,12 +147,22 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--repeat", type=int, default=1, help="copies of each video")
     parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="a known size, or a directory")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="for jobs/embed.py")
     parser.add_argument("--decoders", nargs="*", choices=DECODERS, default=list(DECODERS), help="of the plain loop")
     parser.add_argument("--json", type=Path, default=None, help="write the rows here")
     return parser.parse_args(arguments)
+
+
+def repeat(videos: Path, times: int, folder: Path) -> Path:
+    """Write copies of the videos of a folder, without sound, each with a remark of its own; return where they lie."""
+    folder.mkdir()
+    for path in sorted(path for path in videos.rglob("*") if path.is_file()):
+        for number in range(times):
+            copy_remarked(path, folder / f"{path.stem}-{number}.mkv", f"copy {number}")
+    return folder
 
 
 def _weights(backbone: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a reader does: a task of Ray Data that decodes a batch.
+"""What a reader does: a task of Ray Data that decodes batches.
 
 In a module of its own, since to import torch, which encoders need, would be most of a reader's start.
 """
@@ -6,15 +6,16 @@ In a module of its own, since to import torch, which encoders need, would be mos
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dejavu.cluster.ray_map import Row
-from dejavu.embedding.batch import STAGE, DecodedBatch, EmbedContext, Segment, segments_of
+from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, Segment, cut, fill, segments_of
 from dejavu.observability.metrics import Step, metered
+from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting
 
 Decode = Callable[[Sequence[Segment], EmbedContext], DecodedBatch]
@@ -41,6 +42,29 @@ class DecodeRow:
             "codec": np.concatenate([f.codec_F4PP for f in decoded.frames]) if decoded.frames else empty[1],
             "seconds": np.concatenate([f.seconds_F for f in decoded.frames]) if decoded.frames else np.zeros(0),
         }
+
+
+class DecodeMade:
+    """Rows of clips that have just been transcoded, as many as advance together, become rows of frames."""
+
+    def __init__(self, setting: Setting, embedding: EmbedContext, wanted: frozenset[str], decode: Decode) -> None:
+        self.setting, self.config, self.wanted = setting, embedding.config, wanted
+        self.done = frozenset(embedding.store.done(setting.setting_id))
+        self.decode = DecodeRow(embedding, decode)
+
+    def __call__(self, results: Any) -> Iterator[dict[str, Any]]:
+        """Take columns of what the kernel returned; yield batch after batch, with the first all that, as `made`."""
+        made = [{name: str(column[at]) for name, column in results.items()} for at in range(len(results["record"]))]
+        for number, group in enumerate(self._groups(made) or [[]]):
+            row = self.decode(Batch(tuple(group), (self.setting,)).to_row())
+            row["made"] = json.dumps(made if number == 0 else [])
+            yield {name: np.stack([value]) if isinstance(value, np.ndarray) else [value] for name, value in row.items()}
+
+    def _groups(self, made: Sequence[Row]) -> list[list[Segment]]:
+        records = [Transcoded(**json.loads(row["record"])) for row in made if row["record"]]
+        segments = cut((one for one in records if one.clip_id in self.wanted), self.config.segment_frames)
+        lacking = [segment for segment in segments if segment.unit_id not in self.done]
+        return list(fill(lacking, self.config.streams, self.config.batch_frames))
 
 
 def step_on(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting | None = None) -> Step:

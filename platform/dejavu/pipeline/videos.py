@@ -1,13 +1,19 @@
-"""Transcode, and what clips tell before anything is made of them."""
+"""Transcode, the dense tower behind it, and what clips tell before anything is learned from them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
+from dejavu.cluster import cluster
+from dejavu.cluster.ray_map import Row
 from dejavu.datasets.splits import twins
 from dejavu.datasets.video_folder import passed_over
+from dejavu.embedding.memory import shrink_to_memory
 from dejavu.pipeline.job import Job
-from dejavu.stages.transcode import transcode_clips, transcode_one
+from dejavu.records import Split
+from dejavu.stages.transcode import Make, Run, one_task_each, transcode_clips, transcode_one
+from dejavu.stages.transcode_embed import EmbedAsMade
 from dejavu.storage.failed import say_odd, write_odd_csv
 from dejavu.video.transcode_apart import transcode_apart
 
@@ -25,6 +31,7 @@ def transcode(job: Job) -> None:
         job.backbone.frame_px,
         view=job.backbone.preprocess.view,
         make=partial(transcode_one, encode=encode) if job.runs("transcode") else None,
+        run=run_of(job),
     )
     job.clips = transcoded.clips
     job.say(f"transcoded {transcoded.num_made} clips, {len(job.clips)} ready, {len(transcoded.failures)} failed")
@@ -32,6 +39,38 @@ def transcode(job: Job) -> None:
     for line in say_odd(write_odd_csv(job.clips.values(), job.results)):
         print(f"  {line}", flush=True)
     job.check()
+
+
+def run_of(job: Job) -> Run:
+    """Return what embeds clips under Original as they are made, where all of some split will be and GPUs do it.
+
+    On CPUs alone both would take the same cores. On a cluster that grows clips are made first: machines with GPUs are
+    paid for, and would wait.
+    """
+    splits = embedded_whole(job)
+    wanted = frozenset(clip.clip_id for clip in job.dataset.clips if clip.split in splits)
+    gains = wanted and not cluster.grows() and cluster.gpus_per_actor(job.experiment.gpus_per_worker)
+    return partial(embed_as_made, job, wanted) if gains else one_task_each
+
+
+def embed_as_made(job: Job, wanted: Collection[str], make: Make, rows: Sequence[Row], kept: int) -> Iterator[Row]:
+    """Make clips, and embed those that are wanted; a `Run` once job and wanted are given."""
+    if not rows:
+        return one_task_each(make, rows, kept)
+    pool = cluster.actor_pool(job.experiment.num_workers, job.experiment.gpus_per_worker)
+    embedding, pool = shrink_to_memory(job.backbone, [job.original], job.embedding, pool)
+    return EmbedAsMade(job.original, embedding, pool, wanted)(make, rows, kept)
+
+
+def embedded_whole(job: Job) -> set[Split]:
+    """Return the splits of which every clip is embedded under Original, whatever is chosen or found later."""
+    experiment = job.experiment
+    learns = experiment.trains or experiment.fits_token
+    learns = learns or (
+        job.runs("sweep", "embed") and (experiment.task.trains or experiment.dataset == "class_folders")
+    )
+    found: set[Split] = {"train", "val"} if learns else set()
+    return found | {"test"} if job.runs("embed") else found
 
 
 def leave_twins_out(job: Job) -> None:

@@ -42,6 +42,7 @@ class Kernels:
 
 
 REAL = Kernels()
+PASSED_ON = ("failures", "clip_ids", "made")
 WAVE = 10_000
 """Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
 
@@ -110,7 +111,10 @@ def _run(batches: Sequence[Batch], embedding: EmbedContext, pool: Pool, kernels:
 def encode_rows(
     decoded: ray.data.Dataset, num_blocks: int, embedding: EmbedContext, pool: Pool, kernels: Kernels = REAL
 ) -> Iterator[Row]:
-    """Put the encoding actors, as many as blocks at most, behind rows of decoded batches; yield what comes of each."""
+    """Put the encoding actors, as many as blocks at most, behind rows of decoded batches; yield what comes of each.
+
+    What a row tells beside its batch, in columns of PASSED_ON, comes out again.
+    """
     encoded = decoded.map_batches(
         EncodeRow,
         fn_constructor_args=(embedding, kernels),
@@ -164,5 +168,5 @@ class EncodeRow:
             with metered(step_on("encode", batch.segments, setting)) as done:
                 self.encoder.encode([setting], decoded)
                 done.num_frames = start
-        told = {name: [str(row[name])] for name in ("failures", "clip_ids")}
+        told = {name: [str(row[name])] for name in PASSED_ON if name in row}
         return {**told, "num_frames": [str(start)]}

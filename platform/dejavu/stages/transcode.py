@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from dejavu.cluster.ray_map import Row, spread
@@ -17,6 +17,10 @@ from dejavu.video.transcode_apart import transcode_apart
 STAGE = "transcode"
 Encode = Callable[..., Mp4Info]
 """What `transcode` is: (source, target, frame_px=, config=, view=) -> what then lies in the target."""
+Make = Callable[[Row], Row]
+"""The kernel, which is `transcode_one`."""
+Run = Callable[[Make, Sequence[Row], int], Iterator[Row]]
+"""(kernel, rows, clips that need not be made) -> what the kernel returns for each row, in any order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,11 @@ def _transcode(clip: Clip, store: Store, config: TranscodeConfig, row: Row, enco
     return record
 
 
+def one_task_each(make: Make, rows: Sequence[Row], kept: int) -> Iterator[Row]:
+    """Run the kernel over the cluster's CPUs, and nothing behind it."""
+    return spread(make, rows, stage=STAGE, kept=kept)
+
+
 def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips, and how
     clips: Sequence[Clip],
     store: Store,
@@ -94,13 +103,15 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
     frame_px: int,
     *,
     view: float = 1.0,
-    make: Callable[[Row], Row] | None = transcode_one,
+    make: Make | None = transcode_one,
+    run: Run = one_task_each,
 ) -> TranscodeResult:
     """Transcode what is not in the store yet. A clip that fails becomes a row in the failures table.
 
     A source is known again by its id, size and time of change; what is made is named by its content, so two equal
     files share one mp4. A record of more damage than `config` bears does not count. Where `make`, the kernel, is None,
-    only what is there already is returned. `view` is the backbone's, as `Preprocess.view`.
+    only what is there already is returned. `view` is the backbone's, as `Preprocess.view`. `run` may do more with the
+    clips than make them (`transcode_embed.py`).
     """
     done: dict[str, Transcoded] = {}
     pending: list[Row] = []
@@ -128,7 +139,7 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
             pending.append({"clip": asdict(clip), "key": key, **shared})
     store.forget_transcoded(row["key"] for row in pending if row["key"] in records)
     failed(failures if make else ())
-    for result in spread(make, pending, stage=STAGE, kept=len(done)) if make else ():
+    for result in run(make, pending, len(done)) if make else ():
         if result["error"]:
             failures.append(Failure(clip_id=result["clip_id"], stage=STAGE, reason=result["error"]))
             failed(failures[-1:])

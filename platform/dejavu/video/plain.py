@@ -1,4 +1,4 @@
-"""The yardstick of the decode benchmark: a made video, and PyAV's plain decode to RGB."""
+"""What benchmarks and tests measure against: a made video, copies of one, and PyAV's plain decode to RGB."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ def decode_plain(path: Path) -> Iterator[NDArray[np.generic]]:
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):
             yield frame.to_ndarray(format="rgb24", threads=1)
+
+
+def copy_remarked(source: Path, target: Path, remark: str) -> None:
+    """Write the first video stream of a file as it is, with a remark: the same pictures in another content."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        written.metadata["comment"] = remark
+        stream = read.streams.video[0]
+        copied = written.add_stream_from_template(stream)
+        for packet in read.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copied
+                written.mux(packet)
 
 
 def write_moving_texture(path: Path, num_frames: int, frame_px: int) -> None:

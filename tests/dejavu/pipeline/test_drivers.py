@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from dejavu.backbones.load import load_backbone
+from dejavu.cluster import cluster
 from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.experiment import Experiment
 from dejavu.observability.tracking import Tracking
 from dejavu.pipeline import fits
 from dejavu.pipeline.job import Job
 from dejavu.pipeline.settings import given_schedules, published_configs
-from dejavu.pipeline.videos import leave_twins_out
+from dejavu.pipeline.videos import embedded_whole, leave_twins_out, run_of
 from dejavu.records import Clip, Dataset, Split, Transcoded
+from dejavu.stages.transcode import one_task_each
 from dejavu.storage.store import Store
 
 SPLITS: dict[str, Split] = {"a": "train", "b": "train", "c": "val", "d": "test"}
@@ -63,6 +65,40 @@ def test_a_clip_that_was_not_transcoded_is_in_no_split(tmp_path: Path) -> None:
     some = job(tmp_path)
     del some.clips["a"]
     assert [clip.clip_id for clip in some.of_split("train")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "splits"),
+    [
+        (OWN, {"train", "val", "test"}),
+        (replace(OWN, stages=("transcode", "train")), {"train", "val"}),
+        (replace(OWN, stages=("transcode", "sweep", "embed")), {"test"}),
+        (replace(OWN, stages=("transcode", "sweep")), set()),
+        (replace(OWN, dataset="class_folders", stages=("transcode", "sweep")), {"train", "val"}),
+        (replace(OWN, stages=("transcode",)), set()),
+    ],
+)
+def test_splits_that_are_embedded_whole_whatever_is_chosen(
+    tmp_path: Path, experiment: Experiment, splits: set[Split]
+) -> None:
+    assert embedded_whole(job(tmp_path, experiment)) == splits
+
+
+@pytest.mark.parametrize(
+    ("gpus", "grows", "experiment", "together"),
+    [
+        (1.0, False, OWN, True),
+        (0.0, False, OWN, False),
+        (1.0, True, OWN, False),
+        (1.0, False, replace(OWN, stages=("transcode",)), False),
+    ],
+)
+def test_clips_are_embedded_as_they_are_made_where_a_gpu_would_wait_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, grows: bool, experiment: Experiment, together: bool
+) -> None:
+    monkeypatch.setattr(cluster, "gpus_per_actor", lambda _: gpus)
+    monkeypatch.setattr(cluster, "grows", lambda: grows)
+    assert (run_of(job(tmp_path, experiment)) is not one_task_each) == together
 
 
 def test_a_copy_of_a_tested_video_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
