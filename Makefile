@@ -7,7 +7,7 @@ RECIPE ?= demo
 ROUNDS ?= 10
 # Processes that run the tests that start no Ray.
 WORKERS ?= 2
-AT_ONCE := -n $(WORKERS) --dist loadgroup
+AT_ONCE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # The CUDA build of torch is several GB: where there is no GPU, PyTorch's own CPU index is used too, if it answers.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \

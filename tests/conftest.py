@@ -33,14 +33,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Keep tests together that share what is dear to make, the longest first, where several processes run them."""
     if not hasattr(config, "workerinput"):
         return
-    for item in items:
-        shared = [name for name in SHARED_RUNS if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
+
+    def shared(item: pytest.Item) -> list[str]:
+        return [name for name in SHARED_RUNS if name in getattr(item, "fixturenames", ())]
 
     def last(item: pytest.Item) -> int:
         marks = {mark.name for mark in item.iter_markers()}
-        return 3 - ("slow" in marks) - ("ray" in marks) - ("faults" in marks)
+        return 3 - ("slow" in marks) - ("ray" in marks) - bool(shared(item))
 
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(next(iter(shared(item)), item.nodeid.partition("::")[0])))
     items.sort(key=last)
 
 

@@ -27,6 +27,7 @@ def child(number: int) -> Run:
     return Run(name=f"cmc t={number}", params={"t": number}, metrics={"accuracy": number / 10}, tags={})
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_has_every_run_once(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

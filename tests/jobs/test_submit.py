@@ -99,6 +99,8 @@ def test_more_than_ray_takes_is_one_line_before_anything_starts(clone: Path, mon
         submit.check_package(clone)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_workers_that_wait_for_work_longer_than_a_moment_are_kept(
     ray_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -25,13 +25,13 @@ from dejavu.records import Failure
 from dejavu.observability.metrics import Step, failed, metered, watched
 
 def work() -> None:
-    with metered(Step(stage="embed", step="encode", clip_ids=["a"], method="eventful")) as done:
+    with metered(Step(stage="tried", step="encode", clip_ids=["a"], method="eventful")) as done:
         done.num_frames = 12
 
 cluster.connect()
 ray.get(ray.remote(num_cpus=0.1)(work).remote())
-failed([Failure(clip_id="b", stage="transcode", reason="torn")])
-waiting = watched(iter([1, 1]), Work(stage="embed", total=5, unit="clips"))
+failed([Failure(clip_id="b", stage="tried", reason="torn")])
+waiting = watched(iter([1, 1]), Work(stage="tried", total=5, unit="clips"))
 next(waiting), next(waiting)
 (node,) = ray.nodes()
 wanted = ("dejavu_frames", "dejavu_step_seconds", "dejavu_clips_failed", "dejavu_waiting", "dejavu_worker_memory")
@@ -104,10 +104,10 @@ def test_ray_exports_the_metrics_of_workers_and_driver(ray_environment: dict[str
         [sys.executable, "-c", DRIVER], env=environment, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    step = {"stage": "embed", "step": "encode", "method": "eventful"}
+    step = {"stage": "tried", "step": "encode", "method": "eventful"}
     assert sample(done.stdout, "ray_dejavu_frames_total", step) == 12
     assert sample(done.stdout, "ray_dejavu_step_seconds_count", step) == 1
     assert sample(done.stdout, "ray_dejavu_step_seconds_bucket", {**step, "le": "+Inf"}) == 1
-    assert sample(done.stdout, "ray_dejavu_clips_failed_total", {"stage": "transcode"}) == 1
-    assert sample(done.stdout, "ray_dejavu_waiting", {"stage": "embed"}) == 4
-    assert (sample(done.stdout, "ray_dejavu_worker_memory_bytes", {"stage": "embed"}) or 0) > 2**20
+    assert sample(done.stdout, "ray_dejavu_clips_failed_total", {"stage": "tried"}) == 1
+    assert sample(done.stdout, "ray_dejavu_waiting", {"stage": "tried"}) == 4
+    assert (sample(done.stdout, "ray_dejavu_worker_memory_bytes", {"stage": "tried"}) or 0) > 2**20

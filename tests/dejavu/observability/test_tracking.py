@@ -48,6 +48,7 @@ def test_a_run_and_its_children_are_found_again(tmp_path: Path, name: str, monke
     assert Tracking.open(folder).experiment_id == tracking.experiment_id
 
 
+@pytest.mark.slow
 def test_runs_that_begin_at_once_in_a_new_folder_share_one_database(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from dejavu.observability.tracking import Tracking\n"
     code += "print(Tracking.open(Path(sys.argv[1])).experiment_id)"

@@ -165,6 +165,7 @@ def test_parts_are_as_equal_as_they_can_be_and_leave_nothing_out(batch: Batch) -
     assert torch.equal(joined, batch.teacher.embeddings_CFE)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch itself does it, tracing
 def test_steps_compile_whole_and_give_the_same_weights(
     clip_vit: Vit, batch: Batch, monkeypatch: pytest.MonkeyPatch
