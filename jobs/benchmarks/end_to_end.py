@@ -4,8 +4,9 @@
 
 Every way runs in processes of its own, one after the other, on the same videos and weights: plain_loop.py with PyAV
 and, where it can be imported, with torchcodec, in float32 or bfloat16, whichever is faster here; then `jobs/embed.py`
-for each of --settings, with a cluster of its own. With `--repeat N` there are N copies of each video, which differ in a
-remark alone: what is there already would not be embedded again.
+for each of --settings, with a cluster of its own. With `--repeat N` that job gets N copies of each video, which differ
+in a remark alone, since what is there already would not be embedded again; the loop, which is no faster for more of
+them, gets each once.
 
 Seconds count from the moment at which models are loaded and the cluster is up; what came before is `start_s`. CPU
 seconds are those of all processes, by what they did. `engine_share` compares with the bare engine on frames that lie in
@@ -128,8 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     with tempfile.TemporaryDirectory(prefix="dejavu-end-to-end-") as folder:
         backbone = _weights(options.backbone, Path(folder))
+        options.copies = options.videos
         if options.repeat > 1:
-            options.videos = repeat(options.videos, options.repeat, Path(folder) / "videos")
+            options.copies = repeat(options.videos, options.repeat, Path(folder) / "videos")
         rows = []
         for row in _rows(options, backbone, Path(folder)):
             rows.append(row)
@@ -147,7 +149,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--repeat", type=int, default=1, help="copies of each video")
+    parser.add_argument("--repeat", type=int, default=1, help="copies of each video for jobs/embed.py")
     parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="a known size, or a directory")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="for jobs/embed.py")
@@ -216,7 +218,7 @@ def _embed(words: str, options: argparse.Namespace, backbone: str, out: Path) ->
     """
     with submit.cluster(Path(sys.executable).with_name("ray")) as cluster:
         environment = submit.environment(cluster.token) | {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(HERE.parent / "embed.py"), "--setting", words, "--videos", str(options.videos)]
+        command = [sys.executable, str(HERE.parent / "embed.py"), "--setting", words, "--videos", str(options.copies)]
         command += ["--out", str(out), "--backbone", backbone, "--fps", str(options.fps)]
         begin = time.monotonic()
         process = subprocess.Popen(

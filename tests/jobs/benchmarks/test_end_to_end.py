@@ -33,7 +33,8 @@ def test_a_loop_and_the_job_embed_the_same_frames(tmp_path: Path) -> None:
     rows = {row["way"]: row for row in record["rows"]}
     assert ("loop, torchcodec" in rows) != ("torchcodec is left out" in done.stdout)
     loop, ours = rows["loop, pyav"], rows["reusevit forced_rate=0.8"]
-    assert loop["frames"] == ours["frames"] == 2 * (9 + 20)
+    assert loop["frames"] == 9 + 20
+    assert ours["frames"] == 2 * loop["frames"]
     assert loop["engine_share"] is None
     assert 0 < ours["engine_share"] < 1
     assert {"driver", "cluster", "read"} <= ours["cpu_s"].keys()
