@@ -4,9 +4,9 @@
 
 Every way runs in processes of its own, one after the other, on the same videos and weights: plain_loop.py with PyAV
 and, where it can be imported, with torchcodec, in float32 or bfloat16, whichever is faster here; then `jobs/embed.py`
-for each of --settings, with a cluster of its own. With `--repeat N` that job gets N copies of each video, which differ
-in a remark alone, since what is there already would not be embedded again; the loop, which is no faster for more of
-them, gets each once.
+for each of --settings, with a cluster of its own. With `--repeat N` that job gets N copies of each video (Matroska,
+without sound), which differ in a remark alone, since what is there already would not be embedded again; the loop, which
+is no faster for more of them, gets each once.
 
 Seconds count from the moment at which models are loaded and the cluster is up; what came before is `start_s`. CPU
 seconds are those of all processes, by what they did. `engine_share` compares with the bare engine on frames that lie in
@@ -161,9 +161,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def repeat(videos: Path, times: int, folder: Path) -> Path:
     """Write copies of the videos of a folder, without sound, each with a remark of its own; return where they lie."""
     folder.mkdir()
-    for path in sorted(path for path in videos.rglob("*") if path.is_file()):
+    for index, path in enumerate(sorted(path for path in videos.rglob("*") if path.is_file())):
         for number in range(times):
-            copy_remarked(path, folder / f"{path.stem}-{number}.mkv", f"copy {number}")
+            copy_remarked(path, folder / f"{index}-{number}-{path.stem}.mkv", f"copy {number}")
     return folder
 
 

@@ -2,7 +2,7 @@
 
 A segment is a clip, or a piece of a long one; each starts with a dense frame, so pieces are independent, no actor ever
 waits for another, and memory is bounded by one batch whatever the length of a video. Batches are composed by content
-id, so two runs over the same clips compute bit-equal results.
+id (by manifest where clips are embedded as they are made), so two runs over the same clips compute bit-equal results.
 """
 
 from __future__ import annotations

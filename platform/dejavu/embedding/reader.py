@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -45,26 +45,27 @@ class DecodeRow:
 
 
 class DecodeMade:
-    """Rows of clips that have just been transcoded, as many as advance together, become rows of frames."""
+    """A row of clips is transcoded, and as many as advance together become rows of frames."""
 
-    def __init__(self, setting: Setting, embedding: EmbedContext, wanted: frozenset[str], decode: Decode) -> None:
-        self.setting, self.config, self.wanted = setting, embedding.config, wanted
-        self.done = frozenset(embedding.store.done(setting.setting_id))
+    def __init__(
+        self,
+        setting: Setting,
+        embedding: EmbedContext,
+        wanted: frozenset[str],
+        make: Callable[[Row], Row],
+        decode: Decode,
+    ) -> None:
+        self.setting, self.config, self.wanted, self.make = setting, embedding.config, wanted, make
         self.decode = DecodeRow(embedding, decode)
 
-    def __call__(self, results: Any) -> Iterator[dict[str, Any]]:
-        """Take columns of what the kernel returned; yield batch after batch, with the first all that, as `made`."""
-        made = [{name: str(column[at]) for name, column in results.items()} for at in range(len(results["record"]))]
-        for number, group in enumerate(self._groups(made) or [[]]):
-            row = self.decode(Batch(tuple(group), (self.setting,)).to_row())
-            row["made"] = json.dumps(made if number == 0 else [])
-            yield {name: np.stack([value]) if isinstance(value, np.ndarray) else [value] for name, value in row.items()}
-
-    def _groups(self, made: Sequence[Row]) -> list[list[Segment]]:
-        records = [Transcoded(**json.loads(row["record"])) for row in made if row["record"]]
+    def __call__(self, row: Row) -> Iterator[Row]:
+        """Yield batch after batch, with the first one what the kernel returned for each clip, in `made`."""
+        made = [self.make(one) for one in json.loads(str(row["rows"]))]
+        records = [Transcoded(**json.loads(one["record"])) for one in made if one["record"]]
         segments = cut((one for one in records if one.clip_id in self.wanted), self.config.segment_frames)
-        lacking = [segment for segment in segments if segment.unit_id not in self.done]
-        return list(fill(lacking, self.config.streams, self.config.batch_frames))
+        for group in list(fill(segments, self.config.streams, self.config.batch_frames)) or [[]]:
+            yield {**self.decode(Batch(tuple(group), (self.setting,)).to_row()), "made": json.dumps(made)}
+            made = []
 
 
 def step_on(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting | None = None) -> Step:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dejavu.embedding.batch import EmbedContext, cut
@@ -62,7 +63,7 @@ def read_beside(
 
 
 def _parts(clips: Sequence[Transcoded]) -> Iterator[list[Transcoded]]:
-    """Cut clips in the order in which shards hold them, so that few shards belong to two parts."""
+    """Cut clips in the order in which most shards hold them, so that few of those belong to two parts."""
     part: list[Transcoded] = []
     frames = 0
     for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id)):
@@ -81,7 +82,12 @@ def _read(
     concealed = {clip.content_id: from_ranges(clip.concealed) for clip in clips}
     wanted = concealed.keys() & complete.keys()
     shards = sorted({shard for content in wanted for shard in complete[content]}, key=str)
-    tables = side_by_side(embedding.store.root, read_parquet, shards)
+
+    def read(shard: StorePath) -> pa.Table:
+        table = read_parquet(shard)
+        return table.filter(pc.is_in(table["content_id"], pa.array(sorted(wanted))))
+
+    tables = side_by_side(embedding.store.root, read, shards)
     by_content: dict[str, ClipEmbeddings] = {}
     if tables:
         table = pa.concat_tables(tables)
@@ -93,8 +99,6 @@ def _read(
         order_R = np.lexsort((frame_R, content_R))
         names, starts = np.unique(content_R[order_R], return_index=True)
         for name, rows_F in zip(names, np.split(order_R, starts[1:]), strict=True):
-            if name not in wanted:
-                continue
             # Two shards may hold the same segment after a kill between runs of different batches: each frame once.
             _, first = np.unique(frame_R[rows_F], return_index=True)
             rows = rows_F[first]

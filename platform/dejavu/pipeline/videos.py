@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
+import ray
+
 from dejavu.cluster import cluster
 from dejavu.cluster.ray_map import Row
 from dejavu.datasets.splits import twins
@@ -54,8 +56,13 @@ def run_of(job: Job) -> Run:
 
 
 def embed_as_made(job: Job, wanted: Collection[str], make: Make, rows: Sequence[Row], kept: int) -> Iterator[Row]:
-    """Make clips, and embed those that are wanted; a `Run` once job and wanted are given."""
-    if not rows:
+    """Make clips, and embed those that are wanted; a `Run` once job and wanted are given.
+
+    A task makes as many clips as advance together: of a few, each is made by itself, so that all cores have some. In
+    a store that has embeddings already, `embed_clips` finds out what it lacks.
+    """
+    fresh = not job.store.done(job.original.setting_id)
+    if not fresh or len(rows) < job.embedding.config.streams * ray.cluster_resources().get("CPU", 1):
         return one_task_each(make, rows, kept)
     pool = cluster.actor_pool(job.experiment.num_workers, job.experiment.gpus_per_worker)
     embedding, pool = shrink_to_memory(job.backbone, [job.original], job.embedding, pool)
@@ -63,7 +70,7 @@ def embed_as_made(job: Job, wanted: Collection[str], make: Make, rows: Sequence[
 
 
 def embedded_whole(job: Job) -> set[Split]:
-    """Return the splits of which every clip is embedded under Original, whatever is chosen or found later."""
+    """Return the splits of which every clip is embedded under Original, unless there is too little to learn from."""
     experiment = job.experiment
     learns = experiment.trains or experiment.fits_token
     learns = learns or (

@@ -28,7 +28,7 @@ def copy_remarked(source: Path, target: Path, remark: str) -> None:
     with av.open(str(source)) as read, av.open(str(target), "w") as written:
         written.metadata["comment"] = remark
         stream = read.streams.video[0]
-        copied = written.add_stream_from_template(stream)
+        copied = written.add_stream_from_template(stream, opaque=True)
         for packet in read.demux(stream):
             if packet.dts is not None:
                 packet.stream = copied

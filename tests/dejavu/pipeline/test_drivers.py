@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import ray
 
 from dejavu.backbones.load import load_backbone
 from dejavu.cluster import cluster
+from dejavu.cluster.cluster import Pool
 from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.experiment import Experiment
 from dejavu.observability.tracking import Tracking
-from dejavu.pipeline import fits
+from dejavu.pipeline import fits, videos
 from dejavu.pipeline.job import Job
 from dejavu.pipeline.settings import given_schedules, published_configs
 from dejavu.pipeline.videos import embedded_whole, leave_twins_out, run_of
@@ -99,6 +102,22 @@ def test_clips_are_embedded_as_they_are_made_where_a_gpu_would_wait_for_them(
     monkeypatch.setattr(cluster, "gpus_per_actor", lambda _: gpus)
     monkeypatch.setattr(cluster, "grows", lambda: grows)
     assert (run_of(job(tmp_path, experiment)) is not one_task_each) == together
+
+
+@pytest.mark.parametrize(("num_rows", "stored", "together"), [(16, False, True), (15, False, False), (16, True, False)])
+def test_a_few_clips_or_a_store_that_has_some_are_made_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_rows: int, stored: bool, together: bool
+) -> None:
+    some = job(tmp_path)
+    if stored:
+        some.store.write_embeddings(some.original.setting_id, pa.table({"embedding": [1.0]}), ["a:0+1"])
+    pool = Pool(num_actors=1, cpus_per_actor=1, gpus_per_actor=1, cpus_per_reader=1)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(cluster, "actor_pool", lambda *_: pool)
+    monkeypatch.setattr(videos, "one_task_each", lambda *_: iter([{"made": "alone"}]))
+    monkeypatch.setattr(videos.EmbedAsMade, "__call__", lambda *_: iter([{"made": "together"}]))
+    (row,) = videos.embed_as_made(some, {"a"}, lambda row: row, [{}] * num_rows, 0)
+    assert row["made"] == ("together" if together else "alone")
 
 
 def test_a_copy_of_a_tested_video_is_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

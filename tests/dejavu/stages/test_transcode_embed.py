@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu.embedding.batch import DecodedBatch, EmbedConfig, EmbedContext, Segment, segments_of
+from dejavu.embedding.batch import DecodedBatch, EmbedConfig, EmbedContext, Segment
 from dejavu.embedding.reader import DecodeMade
 from dejavu.records import Transcoded
 from dejavu.storage.setting import name_setting
@@ -99,38 +98,46 @@ def test_clips_embedded_as_they_are_made_are_what_both_stages_make_of_them(
         np.testing.assert_allclose(other[frame], row, atol=2e-3)
     for path in (tmp_path / "together").glob("embeddings/*/*.parquet"):
         twin = tmp_path / "again" / path.relative_to(tmp_path / "together")
-        assert pq.read_table(path).equals(pq.read_table(twin)), "the same whichever clip was made first"
+        assert pq.read_table(path).equals(pq.read_table(twin)), "bit by bit"
 
 
-def made(name: str, num_frames: int) -> dict[str, str]:
+def made(name: str, num_frames: int, content_id: str | None = None) -> dict[str, str]:
     record = Transcoded(
-        clip_id=name, content_id=name, path=f"mp4/{name}.mp4", num_frames=num_frames, frame_px=128, fps=2.0,
-        duration_s=num_frames / 2, codec_metadata=True,
+        clip_id=name, content_id=content_id or name, path=f"mp4/{name}.mp4", num_frames=num_frames, frame_px=128,
+        fps=2.0, duration_s=num_frames / 2, codec_metadata=True,
     )  # fmt: skip
     return {"clip_id": name, "record": json.dumps(asdict(record)), "error": ""}
 
 
-def test_what_was_made_becomes_batches_and_is_told_once(tmp_path: Path) -> None:
-    embedding = EmbedContext("embedded", Store(tmp_path), CONFIG)
-    results = [made("a", 5), {"clip_id": "torn", "record": "", "error": "no video"}, made("b", 17), made("d", 9)]
-    columns = {name: np.array([row[name] for row in results]) for name in results[0]}
-    asked: list[tuple[Segment, ...]] = []
+RESULTS = [
+    made("a", 5),
+    {"clip_id": "torn", "record": "", "error": "no video"},
+    made("b", 17),
+    made("twin of a", 5, "a"),
+    made("d", 9),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batches"),
+    [
+        ({"a", "b", "twin of a"}, [["a:0+5", "b:0+8"], ["b:8+8", "b:16+1"]]),
+        ({"d"}, [["d:0+8", "d:8+1"]]),
+        (set(), [[]]),
+    ],
+)
+def test_what_is_made_becomes_batches_and_is_told_once(
+    tmp_path: Path, wanted: set[str], batches: list[list[str]]
+) -> None:
+    asked: list[list[str]] = []
 
     def note(segments: Sequence[Segment], _: EmbedContext) -> DecodedBatch:
-        asked.append(tuple(segments))
+        asked.append([one.unit_id for one in segments])
         return DecodedBatch((), (), ())
 
-    rows = list(DecodeMade(SETTING, embedding, frozenset("ab"), note)(columns))
-    assert [[one.unit_id for one in group] for group in asked] == [["a:0+5", "b:0+8"], ["b:8+8", "b:16+1"]]
-    assert [json.loads(row["made"][0]) for row in rows] == [results, []]
-    assert rows[0]["rgb"].shape[0] == 1, "a column of one row"
-
-
-def test_a_group_in_which_nothing_is_to_be_embedded_still_tells_what_was_made(tmp_path: Path) -> None:
     embedding = EmbedContext("embedded", Store(tmp_path), CONFIG)
-    embedding.store.write_embeddings(SETTING.setting_id, pa.table({"embedding": [1.0]}), ["a:0+5"])
-    columns = {name: np.array([value]) for name, value in made("a", 5).items()}
-    decode = DecodeMade(SETTING, embedding, frozenset("a"), lambda *_: DecodedBatch((), (), ()))
-    (row,) = decode(columns)
-    assert json.loads(row["made"][0]) == [made("a", 5)]
-    assert segments_of({"segments": row["segments"][0]}) == ()
+    by_name = {row["clip_id"]: row for row in RESULTS}
+    make = DecodeMade(SETTING, embedding, frozenset(wanted), lambda row: by_name[row["clip"]["clip_id"]], note)
+    rows = list(make({"rows": json.dumps([{"clip": {"clip_id": name}} for name in by_name])}))
+    assert asked == batches
+    assert [json.loads(row["made"]) for row in rows] == [RESULTS, *([[]] * (len(batches) - 1))]
