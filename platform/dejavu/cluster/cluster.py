@@ -244,6 +244,11 @@ def grows() -> bool:
     return any(NODE_GROUP_LABEL in node.get("Labels", {}) for node in ray.nodes() if node["Alive"])
 
 
+def num_cpus() -> float:
+    """Return the CPUs of all machines that are up."""
+    return float(ray.cluster_resources().get("CPU", 0.0))
+
+
 def _cpus_per_machine() -> list[float]:
     """List the CPUs of each machine that is up and has any."""
     counts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]

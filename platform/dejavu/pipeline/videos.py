@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
-import ray
-
 from dejavu.cluster import cluster
 from dejavu.cluster.ray_map import Row
 from dejavu.datasets.splits import twins
@@ -62,7 +60,7 @@ def embed_as_made(job: Job, wanted: Collection[str], make: Make, rows: Sequence[
     a store that has embeddings already, `embed_clips` finds out what it lacks.
     """
     fresh = not job.store.done(job.original.setting_id)
-    if not fresh or len(rows) < job.embedding.config.streams * ray.cluster_resources().get("CPU", 1):
+    if not fresh or len(rows) < job.embedding.config.streams * cluster.num_cpus():
         return one_task_each(make, rows, kept)
     pool = cluster.actor_pool(job.experiment.num_workers, job.experiment.gpus_per_worker)
     embedding, pool = shrink_to_memory(job.backbone, [job.original], job.embedding, pool)

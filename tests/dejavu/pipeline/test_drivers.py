@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 
 from dejavu.backbones.load import load_backbone
 from dejavu.cluster import cluster
@@ -112,7 +111,7 @@ def test_a_few_clips_or_a_store_that_has_some_are_made_by_themselves(
     if stored:
         some.store.write_embeddings(some.original.setting_id, pa.table({"embedding": [1.0]}), ["a:0+1"])
     pool = Pool(num_actors=1, cpus_per_actor=1, gpus_per_actor=1, cpus_per_reader=1)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(cluster, "num_cpus", lambda: 2.0)
     monkeypatch.setattr(cluster, "actor_pool", lambda *_: pool)
     monkeypatch.setattr(videos, "one_task_each", lambda *_: iter([{"made": "alone"}]))
     monkeypatch.setattr(videos.EmbedAsMade, "__call__", lambda *_: iter([{"made": "together"}]))
