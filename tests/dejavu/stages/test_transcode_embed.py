@@ -27,7 +27,6 @@ LENGTHS = {"a": 5, "b": 17, "torn": 0, "c": 3, "d": 9}
 DRIVER = """
 import json, sys
 from pathlib import Path
-import pyarrow.parquet as pq
 from dejavu.backbones.load import load_backbone
 from dejavu.cluster import cluster
 from dejavu.cluster.cluster import Pool
