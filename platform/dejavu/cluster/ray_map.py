@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,6 +16,8 @@ from dejavu.observability.metrics import watched
 
 NO_PROGRESS_TIMEOUT_S = 900
 """Ray Data ends a pipeline in which nothing moves for so long."""
+WAITING = 0.5
+"""Of what actors have taken, so much more may wait for them once half of the object store's bound is used."""
 SPREAD_TIMEOUT_S = 6 * 3600
 """The same where items are spread: they need one CPU each, and what may hang in them has a limit of its own."""
 PROGRESS_PERIOD_S = 10.0
@@ -25,8 +28,13 @@ Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
-def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S) -> None:
-    """Set Ray Data's context for this driver: our own progress lines, and a shorter wait before it calls a hang."""
+def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S, store_bytes: float = math.inf) -> None:
+    """Set Ray Data's context for this driver: our own progress lines, and a shorter wait before it calls a hang.
+
+    Args:
+        timeout_s: How long nothing may move.
+        store_bytes: Bound on what a pipeline keeps in the object store; Ray Data's share of it where that is less.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -35,6 +43,8 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S) -> None:
     context.execution_no_progress_timeout_s = timeout_s
     # They warn of workers' memory, which `embedding/memory.py` has fitted to the machines, and of shuffles.
     context.issue_detectors_config.detectors = []
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=store_bytes)
+    context.downstream_capacity_backpressure_ratio = WAITING
 
 
 def spread(

@@ -55,6 +55,10 @@ class ActorMemory:
         working = self.batch + streams * (self.state + self.chunk) + passes
         return PROCESS_BYTES + self.tower + max(self.tower, working)
 
+    def store(self, pool: Pool) -> int:
+        """Return what the object store holds where encoders have all that they take, and each reader a batch."""
+        return (2 * pool.num_actors + pool.num_readers) * self.batch // 2
+
     @property
     def reader(self) -> int:
         """What a task that decodes takes: its frames, and again as they are joined."""
@@ -101,18 +105,20 @@ def _tensors(memory: Any) -> Iterator[Tensor]:
 def shrink_to_memory(
     backbone: Backbone, settings: Sequence[Setting], embedding: EmbedContext, pool: Pool
 ) -> tuple[EmbedContext, Pool]:
-    """Take fewer streams, and then fewer actors, where machines have not the memory for as many.
+    """Take fewer streams, and then fewer actors, where machines have not the memory for as many; bound what waits.
 
     All actors of a machine and one reader have to fit into the smallest one. What is embedded is the same but for
-    rounding.
+    rounding. In the object store there is a bound on decoded batches, unless the cluster grows.
 
     Raises:
         ClusterError: One actor of one stream does not fit.
     """
+    needs = actor_memory(backbone.vit, backbone.frame_px, settings, embedding.config)
+    if not grows():
+        pool = replace(pool, store_bytes=needs.store(pool))
     if pool.gpus_per_actor:
         return embedding, pool
     machines = memory_per_machine()
-    needs = actor_memory(backbone.vit, backbone.frame_px, settings, embedding.config)
     room = min(machines) - needs.reader
     on_each = -(-pool.num_actors // len(machines))
     streams = embedding.config.streams

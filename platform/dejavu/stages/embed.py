@@ -43,6 +43,8 @@ class Kernels:
 
 REAL = Kernels()
 PASSED_ON = ("failures", "clip_ids", "made")
+BATCHES_PER_ACTOR = 2
+"""The one that is encoded, and the next."""
 WAVE = 10_000
 """Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
 
@@ -85,7 +87,7 @@ def embed_batches(
     `kept` clips were embedded before, and are only told of.
     """
     if batches:
-        configure()
+        configure(store_bytes=pool.store_bytes)
     waiting = Counter(segment.clip_id for batch in batches for segment in batch.segments)
 
     def ended(row: Row) -> int:
@@ -119,7 +121,9 @@ def encode_rows(
         EncodeRow,
         fn_constructor_args=(embedding, kernels),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, num_blocks)),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(pool.num_actors, num_blocks), max_tasks_in_flight_per_actor=BATCHES_PER_ACTOR
+        ),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )

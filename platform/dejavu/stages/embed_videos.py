@@ -77,7 +77,7 @@ def embed_videos(
     pending = [clip for clip in pending if clip.clip_id not in whole]
     video_s, started = 0.0, time.monotonic()
     if pending:
-        configure()
+        configure(store_bytes=pool.store_bytes)
         describe(setting, embedding)
         shown = started
         for row in _run(pending, keys, setting, embedding, source, pool):

@@ -40,7 +40,7 @@ class EmbedAsMade:
 
     def __call__(self, make: Make, rows: Sequence[Row], kept: int) -> Iterator[Row]:
         """Yield what the kernel returns for each row, once the first batch of its task is embedded."""
-        configure(SPREAD_TIMEOUT_S)
+        configure(SPREAD_TIMEOUT_S, self.pool.store_bytes)
         describe(self.setting, self.embedding)
         first = sorted(rows, key=lambda row: row["clip"]["clip_id"] not in self.wanted)
         together = self.embedding.config.streams

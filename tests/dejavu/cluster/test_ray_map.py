@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import ray
@@ -21,3 +22,11 @@ def test_ray_data_warns_neither_that_it_has_no_bars_nor_of_memory_that_was_fitte
     logging.getLogger("ray.data._internal.progress").warning("Progress bars disabled.")
     assert not caplog.records
     assert not ray.data.DataContext.get_current().issue_detectors_config.detectors
+
+
+def test_what_one_pipeline_may_keep_in_the_object_store_is_not_left_to_the_next() -> None:
+    limits = [0.0, 0.0]
+    for index, arguments in enumerate(({"store_bytes": 5e6}, {})):
+        configure(**arguments)
+        limits[index] = ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory
+    assert limits == [5e6, math.inf]

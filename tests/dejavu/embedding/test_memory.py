@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,6 +110,24 @@ def test_streams_and_then_actors_give_way(backbone: Backbone, monkeypatch: pytes
     assert fit(backbone, monkeypatch, (12.0, 12.0))[1] in (8, 2 * actors)
     assert fit(backbone, monkeypatch, (200.0, 12.0)) == fit(backbone, monkeypatch, (12.0, 12.0))
     assert fit(backbone, monkeypatch, (1.0,), replace(POOL, gpus_per_actor=1.0)) == (8, 8)
+
+
+def bound_of(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, pool: Pool, *, grows: bool = False) -> float:
+    monkeypatch.setattr(stage, "memory_per_machine", lambda: [200 * 2**30])
+    monkeypatch.setattr(stage, "grows", lambda: grows)
+    context = EmbedContext("x", Store(Path("/tmp")), EmbedConfig())
+    return stage.shrink_to_memory(backbone, [named(OriginalConfig())], context, pool)[1].store_bytes
+
+
+def test_decoded_batches_are_bounded_by_who_takes_and_who_makes_them(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = EmbedConfig().batch_frames
+    per_frame = 3 * backbone.frame_px**2 + 16 * backbone.vit.shape.num_patches + 8
+    for gpus in (0.0, 1.0):
+        pool = replace(POOL, num_actors=2, num_readers=3, gpus_per_actor=gpus)
+        assert bound_of(backbone, monkeypatch, pool) == (2 * 2 + 3) * frames * per_frame
+        assert bound_of(backbone, monkeypatch, pool, grows=True) == math.inf
 
 
 def test_what_is_chosen_fits_and_one_more_does_not(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+"""Say where the time of a step goes on a CPU, dense and with reuse: `python jobs/benchmarks/profile_cpu.py`.
+
+By PyTorch's profiler, of steady groups on random frames, reuse forced to a rate: calls, and milliseconds in products
+(matrix products and attention) and in everything else. `bound` is the speed-up if only products took time, at the
+speed that they have in this very step. On one thread, as an encoding actor has for each of its CPUs.
+"""
+
+from __future__ import annotations
+
+import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
+
+import argparse
+import statistics
+import sys
+
+import speed
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from dejavu.backbones.load import EMBEDDED, load_backbone
+from reuse_models.baselines.original import OriginalConfig
+from reuse_models.reusevit.method import ReuseVitConfig
+from reuse_models.tower.vit import Vit
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_dot_product", "mkldnn_linear")
+"""Of operators' names without `aten::`, how those begin that multiply matrices."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a line for dense and one for each rate, then the operators that take longest at the last rate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--backbone", default=EMBEDDED, help="a directory, or the embedded one")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--reuse-rates", type=float, nargs="+", default=[0.5, 0.7, 0.85])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=15, help="operators to print")
+    options = parser.parse_args(arguments)
+    vit = load_backbone(options.backbone).vit
+    torch.set_num_threads(1)  # with more, the engine works in threads that the profiler does not see
+    print(f"{options.streams} streams, a frame in ms")
+    print("setting     fewer FLOPs   wall  over dense  calls  products  other  bound")
+    dense, table = 0.0, ""
+    for rate in (None, *options.reuse_rates):
+        reduction, wall, calls, products, table = profiled(rate, vit, options)
+        dense = dense or wall
+        name = "dense" if rate is None else f"{rate:.0%} reused"
+        print(
+            f"{name:<11} {reduction:10.2f}x {wall:6.3f} {dense / wall:10.2f}x {calls:6.0f} {products:9.3f} "
+            f"{wall - products:6.3f} {dense / products:5.2f}x"
+        )
+    print(table)
+    return 0
+
+
+@torch.inference_mode()
+def profiled(rate: float | None, vit: Vit, options: argparse.Namespace) -> tuple[float, float, float, float, str]:
+    """Return how many times fewer FLOPs, and of a frame wall clock, operators called and time in products; a table.
+
+    Wall clock is measured without the profiler, which would add to each call; products' share of it is the profiler's.
+    """
+    first, chunk = speed.make_chunks(vit, options.streams)
+    config = OriginalConfig() if rate is None else ReuseVitConfig(forced_rate=rate, forced_choice="random")
+    setting = speed.start_setting(config, rate or 0.0, vit, first, chunk)
+    wall = statistics.median(1e3 * speed.seconds_of(setting.step, vit) for _ in range(options.rounds))
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(options.rounds):
+            setting.step()
+    events = seen.key_averages()
+    total = sum(one.self_cpu_time_total for one in events)
+    products = sum(one.self_cpu_time_total for one in events if _multiplies(one.key))
+    calls = sum(one.count for one in events) / options.rounds
+    frames = setting.num_frames
+    table = events.table(sort_by="self_cpu_time_total", row_limit=options.rows, max_name_column_width=48)
+    return setting.reduction, wall / frames, calls / frames, wall * products / total / frames, table
+
+
+def _multiplies(name: str) -> bool:
+    return name.removeprefix("aten::").startswith(PRODUCTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
