@@ -34,12 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backbone", default=EMBEDDED, help="a directory, or the embedded one")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--reuse-rates", type=float, nargs="+", default=[0.5, 0.7, 0.85])
+    parser.add_argument("--precision", choices=tuple(speed.DTYPES), default="float32")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--rows", type=int, default=15, help="operators to print")
     options = parser.parse_args(arguments)
-    vit = load_backbone(options.backbone).vit
+    vit = load_backbone(options.backbone, dtype=speed.DTYPES[options.precision]).vit
     torch.set_num_threads(1)  # with more, the engine works in threads that the profiler does not see
-    print(f"{options.streams} streams, a frame in ms")
+    print(f"{options.streams} streams, {options.precision}, a frame in ms")
     print("setting     fewer FLOPs   wall  over dense  calls  products  other  bound")
     dense, table = 0.0, ""
     for rate in (None, *options.reuse_rates):
