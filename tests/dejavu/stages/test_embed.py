@@ -80,7 +80,7 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed, "_run", plainly)
-    monkeypatch.setattr(embed, "configure", lambda: None)
+    monkeypatch.setattr(embed, "configure", lambda **_: None)
     config = EmbedConfig()
     methods = [OriginalConfig(), EventfulConfig(refreshed_tokens=8)]
     settings = tuple(name_setting(method, "tower", config.shaping()) for method in methods)

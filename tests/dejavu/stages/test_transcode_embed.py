@@ -43,7 +43,8 @@ from reuse_models.baselines.original import OriginalConfig
 folder = Path(sys.argv[1])
 backbone, config = load_backbone(), EmbedConfig(**json.loads(sys.argv[2]))
 setting = name_setting(OriginalConfig(), backbone.identity, config.shaping())
-pool = Pool(num_actors=1, cpus_per_actor=0.5, gpus_per_actor=0, cpus_per_reader=1)
+# Less than one batch takes in the object store: even then all of it moves.
+pool = Pool(num_actors=1, cpus_per_actor=0.5, gpus_per_actor=0, cpus_per_reader=1, store_bytes=1.0)
 names = sys.argv[3:]
 clips = [Clip(clip_id=name, path=str(folder / "videos" / f"{name}.mp4"), split="test") for name in names]
 cluster.connect()
