@@ -18,9 +18,9 @@ from pathlib import Path
 import ray
 
 from dejavu.cluster.cluster import Pool
-from dejavu.cluster.ray_map import Row, configure
-from dejavu.embedding.batch import STAGE, Batch, EmbedContext, cut, fill
-from dejavu.embedding.reader import DecodeRow
+from dejavu.cluster.ray_map import Row, configure, waves
+from dejavu.embedding.batch import STAGE, EmbedContext, cut
+from dejavu.embedding.reader import DecodeMade
 from dejavu.observability.metrics import failed
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.stages.embed import REAL, describe, encode_rows
@@ -82,6 +82,7 @@ def embed_videos(
         shown = started
         for row in _run(pending, keys, setting, embedding, source, pool):
             failures += [Failure(**one) for one in json.loads(str(row["failures"]))]
+            failures += [Failure(clip_id=one["clip_id"], stage=STAGE, reason=one["error"]) for one in _refused(row)]
             video_s += int(str(row["num_frames"])) / source.transcode.fps
             if time.monotonic() - shown > PROGRESS_S:
                 shown = time.monotonic()
@@ -112,6 +113,10 @@ def _units(record: Transcoded, embedding: EmbedContext) -> set[str]:
     return {segment.unit_id for segment in cut([record], embedding.config.segment_frames)}
 
 
+def _refused(row: Row) -> list[Row]:
+    return [one for one in json.loads(str(row["made"])) if one["error"]]
+
+
 def _run(  # noqa: PLR0913, PLR0917  one call, in one place
     clips: Sequence[Clip],
     keys: Mapping[str, str],
@@ -122,49 +127,34 @@ def _run(  # noqa: PLR0913, PLR0917  one call, in one place
 ) -> Iterator[Row]:
     together = embedding.config.streams
     rows = [
-        {
-            "videos": json.dumps([[keys[clip.clip_id], asdict(clip)] for clip in clips[start : start + together]]),
-            "setting": json.dumps(setting.to_row()),
-        }
-        for start in range(0, len(clips), together)
+        {"rows": json.dumps([{"clip": asdict(clip), "key": keys[clip.clip_id]} for clip in some])}
+        for some in waves(clips, together)
     ]
     manifest = ray.data.from_items(rows, override_num_blocks=len(rows))
-    decoded = manifest.flat_map(ReadVideos(embedding, source), num_cpus=pool.cpus_per_reader)
+    decoded = manifest.flat_map(ReadVideos(setting, embedding, source), num_cpus=pool.cpus_per_reader)
     return encode_rows(decoded, len(rows), embedding, pool)
 
 
 class ReadVideos:
     """A task of Ray Data: a row of source videos becomes rows of decoded batches."""
 
-    def __init__(self, embedding: EmbedContext, source: Source) -> None:
-        self.embedding, self.source = embedding, source
+    def __init__(self, setting: Setting, embedding: EmbedContext, source: Source) -> None:
+        self.setting, self.embedding, self.source = setting, embedding, source
 
     def __call__(self, row: Row) -> Iterator[Row]:
         """Yield batch after batch; the films lie in a scratch folder until the last one is decoded."""
-        setting = Setting.from_row(json.loads(str(row["setting"])))
         with tempfile.TemporaryDirectory(prefix="dejavu-") as folder:
-            scratch = Store.open(Path(folder))
-            made, failures = self._films(json.loads(str(row["videos"])), scratch)
-            decode = DecodeRow(replace(self.embedding, store=scratch), REAL.decode)
-            config = self.embedding.config
-            if failures:
-                empty = decode(Batch((), (setting,)).to_row())
-                yield {**empty, "failures": json.dumps(failures)}
-            for group in fill(cut(made, config.segment_frames), config.streams, config.batch_frames):
-                yield decode(Batch(tuple(group), (setting,)).to_row())
+            scratch = replace(self.embedding, store=Store.open(Path(folder)))
+            wanted = frozenset(one["clip"]["clip_id"] for one in json.loads(str(row["rows"])))
+            make = partial(self._film, scratch.store)
+            yield from DecodeMade(self.setting, scratch, wanted, make, REAL.decode)(row)
 
-    def _films(self, videos: Sequence[tuple[str, Row]], scratch: Store) -> tuple[list[Transcoded], list[Row]]:
+    def _film(self, scratch: Store, row: Row) -> Row:
+        """Transcode a video into a scratch folder, and keep its record; return what `transcode_one` does."""
         source = self.source
-        shared = {"store": str(scratch.root), **geometry(source.frame_px, source.view)}
-        made: list[Transcoded] = []
-        failures: list[Row] = []
-        for key, clip in videos:
-            row = {"clip": clip, "key": key, **shared, "config": asdict(source.transcode)}
-            result = transcode_one(row, partial(transcode_apart, limit_s=source.limit_s))
-            if result["error"]:
-                failures.append({"clip_id": clip["clip_id"], "stage": STAGE, "reason": result["error"]})
-                continue
-            record = Transcoded(**json.loads(str(result["record"])))
-            made.append(record)
-            write_json(self.embedding.store.transcoded_path(key), asdict(record))
-        return made, failures
+        whole = {**row, "store": str(scratch.root), **geometry(source.frame_px, source.view)}
+        whole["config"] = asdict(source.transcode)
+        made = transcode_one(whole, partial(transcode_apart, limit_s=source.limit_s))
+        if made["record"]:
+            write_json(self.embedding.store.transcoded_path(row["key"]), json.loads(made["record"]))
+        return made
