@@ -148,10 +148,8 @@ class Pool:
     gpus_per_actor: float
     cpus_per_reader: float
     """Of a task that decodes."""
-    num_readers: int = 1
-    """Tasks that decode at once, on the machines that are up."""
     store_bytes: float = math.inf
-    """What decoded batches may take of Ray's object store, whether they wait or are encoded."""
+    """What a pipeline may take of Ray's object store, if less than Ray Data's share of it."""
 
 
 def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
@@ -189,13 +187,7 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
     reader = 1.0 if smallest >= 2 else smallest / 2
     # Rounded down to what Ray counts in, so that the sum stays below whatever the rounding; many machines share less.
     share = max(0.01, min(1.0, math.floor((smallest - reader) / num_actors * 100) / 100))
-    return Pool(
-        num_actors=num_actors,
-        cpus_per_actor=share,
-        gpus_per_actor=gpus_each,
-        cpus_per_reader=reader,
-        num_readers=max(1, int((cpus - num_actors * share) / reader)),
-    )
+    return Pool(num_actors=num_actors, cpus_per_actor=share, gpus_per_actor=gpus_each, cpus_per_reader=reader)
 
 
 def gpus_per_actor(gpus_per_worker: float | None) -> float:

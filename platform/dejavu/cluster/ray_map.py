@@ -17,7 +17,8 @@ from dejavu.observability.metrics import watched
 NO_PROGRESS_TIMEOUT_S = 900
 """Ray Data ends a pipeline in which nothing moves for so long."""
 WAITING = 0.5
-"""Of what actors have taken, so much more may wait for them once half of the object store's bound is used."""
+"""Where there is a bound on the object store: of what actors have taken, so much more may wait for them, once readers
+have used half of what is theirs."""
 SPREAD_TIMEOUT_S = 6 * 3600
 """The same where items are spread: they need one CPU each, and what may hang in them has a limit of its own."""
 PROGRESS_PERIOD_S = 10.0
@@ -33,7 +34,8 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S, store_bytes: float = math.
 
     Args:
         timeout_s: How long nothing may move.
-        store_bytes: Bound on what a pipeline keeps in the object store; Ray Data's share of it where that is less.
+        store_bytes: Bound on what a pipeline keeps in the object store; Ray Data's share of it where that is less. An
+            operator alone gets about half of it.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -43,8 +45,10 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S, store_bytes: float = math.
     context.execution_no_progress_timeout_s = timeout_s
     # They warn of workers' memory, which `embedding/memory.py` has fitted to the machines, and of shuffles.
     context.issue_detectors_config.detectors = []
-    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=store_bytes)
-    context.downstream_capacity_backpressure_ratio = WAITING
+    limits = context.execution_options.resource_limits
+    context.execution_options.resource_limits = limits.copy(object_store_memory=store_bytes)
+    usual = type(context)().downstream_capacity_backpressure_ratio
+    context.downstream_capacity_backpressure_ratio = WAITING if store_bytes < math.inf else usual
 
 
 def spread(

@@ -12,6 +12,7 @@ Shapes: L layers, N tokens, D width, M the MLP's width, h heads, P patches a sid
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,10 +55,6 @@ class ActorMemory:
         passes = max(FRAMES_PER_BATCH, GROUP_SIZE * streams) * self.frame + streams * self.attention
         working = self.batch + streams * (self.state + self.chunk) + passes
         return PROCESS_BYTES + self.tower + max(self.tower, working)
-
-    def store(self, pool: Pool) -> int:
-        """Return what the object store holds where encoders have all that they take, and each reader a batch."""
-        return (2 * pool.num_actors + pool.num_readers) * self.batch // 2
 
     @property
     def reader(self) -> int:
@@ -108,17 +105,16 @@ def shrink_to_memory(
     """Take fewer streams, and then fewer actors, where machines have not the memory for as many; bound what waits.
 
     All actors of a machine and one reader have to fit into the smallest one. What is embedded is the same but for
-    rounding. In the object store there is a bound on decoded batches, unless the cluster grows.
+    rounding. Decoded batches get a bound in the object store, where neither GPUs want all that readers can make nor the
+    cluster grows.
 
     Raises:
         ClusterError: One actor of one stream does not fit.
     """
-    needs = actor_memory(backbone.vit, backbone.frame_px, settings, embedding.config)
-    if not grows():
-        pool = replace(pool, store_bytes=needs.store(pool))
     if pool.gpus_per_actor:
         return embedding, pool
     machines = memory_per_machine()
+    needs = actor_memory(backbone.vit, backbone.frame_px, settings, embedding.config)
     room = min(machines) - needs.reader
     on_each = -(-pool.num_actors // len(machines))
     streams = embedding.config.streams
@@ -137,4 +133,7 @@ def shrink_to_memory(
         wanted = f"{pool.num_actors} of {embedding.config.streams}"
         taken = f"{num_actors} actors of {streams} streams rather than {wanted}"
         print(f"  embed: {min(machines) / 2**30:.1f} GiB a machine: {taken}", flush=True)
-    return replace(embedding, config=replace(embedding.config, streams=streams)), replace(pool, num_actors=num_actors)
+    # Two batches for each actor and one for the reader of each machine, twice: readers may use half of a bound.
+    store_bytes = math.inf if grows() else (2 * num_actors + len(machines)) * needs.batch
+    pool = replace(pool, num_actors=num_actors, store_bytes=store_bytes)
+    return replace(embedding, config=replace(embedding.config, streams=streams)), pool

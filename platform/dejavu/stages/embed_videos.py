@@ -18,7 +18,7 @@ from pathlib import Path
 import ray
 
 from dejavu.cluster.cluster import Pool
-from dejavu.cluster.ray_map import Row, configure, waves
+from dejavu.cluster.ray_map import SPREAD_TIMEOUT_S, Row, configure, waves
 from dejavu.embedding.batch import STAGE, EmbedContext, cut
 from dejavu.embedding.reader import DecodeMade
 from dejavu.observability.metrics import failed
@@ -77,7 +77,7 @@ def embed_videos(
     pending = [clip for clip in pending if clip.clip_id not in whole]
     video_s, started = 0.0, time.monotonic()
     if pending:
-        configure(store_bytes=pool.store_bytes)
+        configure(SPREAD_TIMEOUT_S, pool.store_bytes)  # nothing comes of a task until its videos are transcoded
         describe(setting, embedding)
         shown = started
         for row in _run(pending, keys, setting, embedding, source, pool):

@@ -21,14 +21,14 @@ def resources(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_actors_leave_a_cpu_to_the_readers(resources: dict[str, float], cpus: int, workers: int | None) -> None:
     resources["CPU"] = cpus
     pool = actor_pool(workers, None)
-    assert pool.num_actors * pool.cpus_per_actor + pool.num_readers * pool.cpus_per_reader <= cpus
+    assert pool.num_actors * pool.cpus_per_actor + pool.cpus_per_reader <= cpus
     assert pool.gpus_per_actor == 0
 
 
 def test_each_gpu_gets_an_actor(resources: dict[str, float]) -> None:
     resources |= {"CPU": 16.0, "GPU": 2.0}
     pool = actor_pool(None, None)
-    assert (pool.num_actors, pool.gpus_per_actor, pool.num_readers) == (2, 1.0, 14)
+    assert (pool.num_actors, pool.gpus_per_actor) == (2, 1.0)
     assert actor_pool(None, 0.5).num_actors == 4
 
 

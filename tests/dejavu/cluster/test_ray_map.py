@@ -25,8 +25,12 @@ def test_ray_data_warns_neither_that_it_has_no_bars_nor_of_memory_that_was_fitte
 
 
 def test_what_one_pipeline_may_keep_in_the_object_store_is_not_left_to_the_next() -> None:
-    limits = [0.0, 0.0]
-    for index, arguments in enumerate(({"store_bytes": 5e6}, {})):
-        configure(**arguments)
-        limits[index] = ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory
-    assert limits == [5e6, math.inf]
+    context = ray.data.DataContext.get_current()
+    configure()
+    usual = context.downstream_capacity_backpressure_ratio
+    configure(store_bytes=5e6)
+    assert context.execution_options.resource_limits.object_store_memory == 5e6
+    assert context.downstream_capacity_backpressure_ratio < usual
+    configure()
+    assert context.execution_options.resource_limits.object_store_memory == math.inf
+    assert context.downstream_capacity_backpressure_ratio == usual

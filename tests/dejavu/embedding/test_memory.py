@@ -113,21 +113,21 @@ def test_streams_and_then_actors_give_way(backbone: Backbone, monkeypatch: pytes
 
 
 def bound_of(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, pool: Pool, *, grows: bool = False) -> float:
-    monkeypatch.setattr(stage, "memory_per_machine", lambda: [200 * 2**30])
+    monkeypatch.setattr(stage, "memory_per_machine", lambda: [20 * 2**30, 20 * 2**30])
     monkeypatch.setattr(stage, "grows", lambda: grows)
     context = EmbedContext("x", Store(Path("/tmp")), EmbedConfig())
     return stage.shrink_to_memory(backbone, [named(OriginalConfig())], context, pool)[1].store_bytes
 
 
-def test_decoded_batches_are_bounded_by_who_takes_and_who_makes_them(
+def test_decoded_batches_are_bounded_by_who_takes_and_who_makes_them_on_cpus(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = EmbedConfig().batch_frames
     per_frame = 3 * backbone.frame_px**2 + 16 * backbone.vit.shape.num_patches + 8
-    for gpus in (0.0, 1.0):
-        pool = replace(POOL, num_actors=2, num_readers=3, gpus_per_actor=gpus)
-        assert bound_of(backbone, monkeypatch, pool) == (2 * 2 + 3) * frames * per_frame
-        assert bound_of(backbone, monkeypatch, pool, grows=True) == math.inf
+    pool = replace(POOL, num_actors=4)
+    assert bound_of(backbone, monkeypatch, pool) == 2 * (2 * 4 + 2) * frames * per_frame
+    assert bound_of(backbone, monkeypatch, pool, grows=True) == math.inf
+    assert bound_of(backbone, monkeypatch, replace(pool, gpus_per_actor=1.0)) == math.inf
 
 
 def test_what_is_chosen_fits_and_one_more_does_not(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

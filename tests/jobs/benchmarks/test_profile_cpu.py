@@ -19,7 +19,7 @@ def test_products_and_everything_else_make_up_a_frame() -> None:
     assert dense[1:4:2] == ["1.00x", "1.00x"]
     assert float(reused[2].rstrip("x")) > 1.5, "fewer FLOPs"
     for row in (dense[2:], reused[3:]):
-        wall, products, other = float(row[0]), float(row[3]), float(row[4])
+        wall, products, other = float(row[0]), float(row[3]), float(row[5])
         assert 0 < products < wall
         assert products + other == pytest.approx(wall, abs=2e-3)
     assert any("aten::addmm" in line or "aten::mm" in line for line in lines)
