@@ -47,7 +47,7 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S, store_bytes: float = math.
     context.issue_detectors_config.detectors = []
     limits = context.execution_options.resource_limits
     context.execution_options.resource_limits = limits.copy(object_store_memory=store_bytes)
-    usual = type(context)().downstream_capacity_backpressure_ratio
+    usual = ray.data.context.DEFAULT_DOWNSTREAM_CAPACITY_BACKPRESSURE_RATIO
     context.downstream_capacity_backpressure_ratio = WAITING if store_bytes < math.inf else usual
 
 
