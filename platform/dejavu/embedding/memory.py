@@ -133,7 +133,7 @@ def shrink_to_memory(
         wanted = f"{pool.num_actors} of {embedding.config.streams}"
         taken = f"{num_actors} actors of {streams} streams rather than {wanted}"
         print(f"  embed: {min(machines) / 2**30:.1f} GiB a machine: {taken}", flush=True)
-    # Two batches for each actor and one for the reader of each machine, twice: readers may use half of a bound.
+    # Two batches for each actor, as Ray Data hands out, and one for each machine's reader; readers may use half of it.
     store_bytes = math.inf if grows() else (2 * num_actors + len(machines)) * needs.batch
     pool = replace(pool, num_actors=num_actors, store_bytes=store_bytes)
     return replace(embedding, config=replace(embedding.config, streams=streams)), pool

@@ -43,8 +43,6 @@ class Kernels:
 
 REAL = Kernels()
 PASSED_ON = ("failures", "clip_ids", "made")
-BATCHES_PER_ACTOR = 2
-"""The one that is encoded, and the next."""
 WAVE = 10_000
 """Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
 
@@ -121,9 +119,7 @@ def encode_rows(
         EncodeRow,
         fn_constructor_args=(embedding, kernels),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(pool.num_actors, num_blocks), max_tasks_in_flight_per_actor=BATCHES_PER_ACTOR
-        ),
+        compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, num_blocks)),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )

