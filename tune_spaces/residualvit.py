@@ -8,9 +8,9 @@ from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from tune_spaces.grid_inputs import Density, GridInputs, thin
 from tune_spaces.ranges import Ranges
 
-POINTS = ((2, 0.5), (2, 0.25), (3, 0.5), (3, 0.25), (3, 0.15), (5, 0.25))
+POINTS = ((2, 0.5), (2, 0.25), (3, 0.5), (3, 0.25), (3, 0.15), (5, 0.25), (8, 0.25), (8, 0.15))
 """Frames per key frame, and the share of patches kept of the others. The paper's: (3, 0.15)."""
-MOST_APART = 8
+MOST_APART = 12
 LEAST_KEPT, MOST_KEPT = 0.05, 0.75
 
 

@@ -14,6 +14,7 @@ Source: arXiv:2509.13255; docs/methods.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -96,15 +97,15 @@ class ResidualVit:
         others = [row for row, key in enumerate(key_R) if key != num_streams + row]
         known_XE = torch.cat([memory.key_BE, record.embeddings_RE])
         known = [*memory.key_B3HW, *frames]
-        for start in range(0, len(others), FRAMES_PER_BATCH):
-            rows = others[start : start + FRAMES_PER_BATCH]
+        # As many tokens at once as of whole frames.
+        at_once = FRAMES_PER_BATCH * self.vit.shape.num_patches // self.num_kept
+        for start in range(0, len(others), at_once):
+            rows = others[start : start + at_once]
             of_keys = [key_R[row] for row in rows]
-            frames_X3HW, keys_X3HW = (
-                torch.stack([one.to(memory.key_B3HW) for one in some])
-                for some in ([frames[row] for row in rows], [known[key] for key in of_keys])
-            )
+            frames_X3HW = torch.stack([frames[row].to(memory.key_B3HW) for row in rows])
+            their_keys = [known[key].to(memory.key_B3HW) for key in of_keys]
             record.embeddings_RE[rows] = embed_some(
-                self.vit, self.tokenizer, frames_X3HW, keys_X3HW, known_XE[of_keys], self.num_kept
+                self.vit, self.tokenizer, frames_X3HW, their_keys, known_XE[of_keys], self.num_kept
             ).float()
         record.add_dense(self.work, others)
         for stream, key in enumerate(last_B):
@@ -136,7 +137,7 @@ def embed_some(  # noqa: PLR0913, PLR0917  one frame's inputs
     vit: Vit,
     tokenizer: ResidualTokenizer | None,
     frames_X3HW: Tensor,
-    keys_X3HW: Tensor,
+    keys_X3HW: Sequence[Tensor] | Tensor,
     key_XE: Tensor,
     kept: int,
 ) -> Tensor:
@@ -164,10 +165,16 @@ def embed_some(  # noqa: PLR0913, PLR0917  one frame's inputs
     return vit.finish_from_input(h_XMD, None, token_XM)
 
 
-def most_changed(shape: VitShape, frames_X3HW: Tensor, keys_X3HW: Tensor, kept: int) -> Tensor:
+def most_changed(shape: VitShape, frames_X3HW: Tensor, keys_X3HW: Sequence[Tensor] | Tensor, kept: int) -> Tensor:
     """Return [X, K] int64, ascending: the patches whose pixels are farthest from the key frame's, by mean distance."""
     seen_px = shape.patches_per_side * shape.patch_px
-    apart_XHW = (frames_X3HW.float() - keys_X3HW.float()).abs().sum(1)[:, :seen_px, :seen_px]
+    # Frame by frame: two frames stay in a core's cache, a batch of them does not.
+    apart_XHW = torch.stack(
+        [
+            (frame_3HW.float() - key_3HW.float()).abs_().sum(0)[:seen_px, :seen_px]
+            for frame_3HW, key_3HW in zip(frames_X3HW, keys_X3HW, strict=True)
+        ]
+    )
     apart_XA = F.avg_pool2d(apart_XHW, shape.patch_px).flatten(1)
     # Of equals the first, so that a picture that stands still is the same on every machine.
     return apart_XA.argsort(dim=1, descending=True, stable=True)[:, :kept].sort(dim=1).values
