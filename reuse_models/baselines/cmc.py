@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reuse_models.baselines.token_cache import Anchors, encode_sequential, start_anchors
 from reuse_models.method import Chunk, Encoded, Method
+from reuse_models.streams import FRAMES_PER_BATCH
 from reuse_models.tower.vit import Vit
 
 
@@ -92,16 +93,15 @@ def distance_quantiles(vit: Vit, clips_F3HW: Iterable[Tensor], quantiles: Sequen
 
 
 def _consecutive_distances(vit: Vit, pixels_F3HW: Tensor) -> list[Tensor]:
-    before_LAD: list[Tensor] = []
+    before: dict[int, Tensor] = {}
     distances: list[Tensor] = []
-    for frame_3HW in pixels_F3HW:
-        h_1ND = vit.embed(frame_3HW[None])
-        now_LAD: list[Tensor] = []
+    for some_F3HW in pixels_F3HW.split(FRAMES_PER_BATCH):
+        h_FND = vit.embed(some_F3HW)
         for layer in range(vit.shape.num_layers - 1):
-            q, k, v = vit.split_heads(vit.qkv(layer, h_1ND))
-            pre_proj_1ND = vit.attend(q, k, v)
-            now_LAD.append(pre_proj_1ND[0, vit.shape.num_prefix :].float())
-            h_1ND = vit.close(layer, h_1ND, pre_proj_1ND)
-        distances += [absolute_difference(a, b) for a, b in zip(now_LAD, before_LAD, strict=False)]
-        before_LAD = now_LAD
+            pre_proj_FND = vit.attend(*vit.split_heads(vit.qkv(layer, h_FND)))
+            now_FAD = pre_proj_FND[:, vit.shape.num_prefix :].float()
+            row_FAD = torch.cat([before[layer], now_FAD]) if layer in before else now_FAD
+            distances.append(absolute_difference(row_FAD[1:], row_FAD[:-1]).flatten())
+            before[layer] = now_FAD[-1:].clone()
+            h_FND = vit.close(layer, h_FND, pre_proj_FND)
     return distances

@@ -17,17 +17,20 @@ from dejavu.embedding.batch import EmbedContext, cut, decode_batch
 from dejavu.records import Transcoded
 from dejavu.report.frontier import hypervolume
 from dejavu.stages.score import SettingScore
-from dejavu.storage.setting import Setting, with_local_weights
-from dejavu.storage.store import Store, write_json
+from dejavu.storage.setting import Setting, kernel_version, with_local_weights
+from dejavu.storage.store import Store, identity, write_json
 from dejavu.storage.store_path import is_file
 from dejavu.sweep.trial import WORTHLESS, quality
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
-from tune_spaces.grid_inputs import Density, GridInputs, Trained
+from tune_spaces.grid_inputs import Density, GridInputs, Statistic, Trained
 from tune_spaces.grids import GRIDS, RANGES
 from tune_spaces.ranges import Ranges
 
 Search = Literal["grid", "optuna"]
+
+STATISTICS = "statistics.json"
+"""In the store: what validation clips were found to be like, which takes dense passes of the tower."""
 
 OTHER_COST = 1.15
 """Settings whose costs differ by less tell the same; what is 15 % on validation clips is still 10 on others."""
@@ -97,15 +100,25 @@ def look_at_tower(
         config: How many clips show it.
         trained: What training has made for this tower.
     """
+    moving = [clip for clip in clips if clip.num_frames > 1]  # one frame shows no distance
+    probes = sorted(moving, key=lambda clip: clip.content_id)[: config.probe_clips]
+    segments = [segment for segment in cut(probes, embedding.config.chunk_frames * 4) if segment.start == 0]
+    note = embedding.store.root / STATISTICS
+    known: dict[str, list[float]] = json.loads(note.read_text(encoding="utf-8")) if is_file(note) else {}
 
-    def probes() -> Iterator[Tensor]:
-        moving = [clip for clip in clips if clip.num_frames > 1]  # one frame shows no distance
-        probes = sorted(moving, key=lambda clip: clip.content_id)[: config.probe_clips]
-        segments = [segment for segment in cut(probes, embedding.config.chunk_frames * 4) if segment.start == 0]
-        frames = decode_batch(segments, embedding).frames
-        return (backbone.preprocess(f.rgb_FHWC) for f in frames if len(f.seconds_F) > 1)
+    def frames() -> Iterator[Tensor]:
+        decoded = decode_batch(segments, embedding).frames
+        return (backbone.preprocess(f.rgb_FHWC) for f in decoded if len(f.seconds_F) > 1)
 
-    return GridInputs(backbone.vit.shape, lambda statistic, shares: statistic(backbone.vit, probes(), shares), trained)
+    def probe(statistic: Statistic, shares: Sequence[float]) -> list[float]:
+        made_by = {"statistic": statistic.__name__, "code": kernel_version(statistic.__module__), "shares": shares}
+        made_of = {"backbone": backbone.identity, "segments": [segment.unit_id for segment in segments]}
+        if (key := identity(made_by | made_of)) not in known:
+            known[key] = statistic(backbone.vit, frames(), shares)
+            write_json(note, known)
+        return known[key]
+
+    return GridInputs(backbone.vit.shape, probe, trained)
 
 
 def list_configs(inputs: GridInputs, backbone: Backbone, config: SweepConfig) -> list[MethodConfig]:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from dejavu.backbones.load import EMBEDDED, load_backbone
+from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
-from dejavu.sweep.study import SweepConfig, choose, read_chosen, some_of, write_chosen
+from dejavu.sweep.study import SweepConfig, choose, look_at_tower, read_chosen, some_of, write_chosen
 from dejavu.tasks.fidelity import Fidelity
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
@@ -20,6 +23,7 @@ from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.method import MethodConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
+from reuse_models.tower.vit import Vit
 from tests.tune_spaces.towers import fake_tower
 from tune_spaces.grid_inputs import GridInputs, Trained
 from tune_spaces.grids import GRIDS
@@ -52,26 +56,50 @@ SMALL = VitShape(
 )
 
 
+def clip(name: str, content: str, num_frames: int) -> Transcoded:
+    return Transcoded(
+        clip_id=name,
+        content_id=content,
+        path="",
+        num_frames=num_frames,
+        frame_px=224,
+        fps=8,
+        duration_s=1,
+        codec_metadata=True,
+    )
+
+
 def test_a_sweep_may_take_some_of_the_clips() -> None:
     """Whole clips, the first by content, until there are enough frames."""
-    clips = [
-        Transcoded(
-            clip_id=name,
-            content_id=content,
-            path="",
-            num_frames=frames,
-            frame_px=224,
-            fps=8,
-            duration_s=1,
-            codec_metadata=True,
-        )
-        for name, content, frames in (("x", "c", 5), ("y", "a", 4), ("z", "b", 3))
-    ]
+    clips = [clip("x", "c", 5), clip("y", "a", 4), clip("z", "b", 3)]
     named = {count: [clip.clip_id for clip in some_of(clips, count)] for count in (1, 4, 5, 7, 8, 99)}
     assert named == {1: ["y"], 4: ["y"], 5: ["y", "z"], 7: ["y", "z"], 8: ["y", "z", "x"], 99: ["y", "z", "x"]}
     assert some_of(clips, None) == clips
     with pytest.raises(ValueError, match=r"sweep.num_frames: got 0, expected 1 or more"):
         SweepConfig(num_frames=0)
+
+
+def test_what_clips_are_like_is_looked_at_once(tmp_path: Path) -> None:
+    """And kept in the store: a run that goes on asks again, and so does one with other clips or other shares."""
+    asked: list[Sequence[float]] = []
+
+    def statistic(vit: Vit, frames: Iterable[Tensor], shares: Sequence[float]) -> list[float]:
+        asked.append(shares)
+        return [10 * share for share in shares]
+
+    statistic.__module__ = "reuse_models.baselines.cmc"  # whose code belongs to what is kept
+    backbone = load_backbone(EMBEDDED)
+    embedding = EmbedContext(EMBEDDED, Store(tmp_path), EmbedConfig())
+
+    def look(clips: Sequence[Transcoded], shares: Sequence[float]) -> list[float]:
+        return look_at_tower(backbone, clips, embedding, SweepConfig(), Trained()).probe(statistic, shares)
+
+    clips = [clip("x", "c", 5), clip("y", "a", 4), clip("still", "b", 1)]
+    assert look(clips, (0.1, 0.5)) == look(clips[::-1], (0.1, 0.5)) == look(clips[:2], (0.1, 0.5)) == [1.0, 5.0]
+    assert asked == [(0.1, 0.5)]
+    look(clips, (0.2,))
+    look(clips[:1], (0.2,))
+    assert asked == [(0.1, 0.5), (0.2,), (0.2,)]
 
 
 def test_a_dominated_setting_beside_another_is_never_chosen() -> None:

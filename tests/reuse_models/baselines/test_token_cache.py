@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reuse_models.baselines import cmc
 from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.method import Chunk, Encoded, MethodConfig
@@ -146,6 +147,18 @@ def test_more_tokens_than_the_tower_has_are_refused(clip_vit: Vit) -> None:
         EventfulConfig(refreshed_tokens=17).build(clip_vit)
     with pytest.raises(ValueError, match="threshold: got nan"):
         CmcConfig(threshold=float("nan"))
+
+
+def test_distances_of_a_clip_are_those_of_its_neighbours_however_many_are_computed_at_once(
+    any_vit: Vit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = any_vit.shape.image_px
+    clip = torch.randn(7, 3, side, side)
+    shares = (0.0, 0.3, 0.6, 1.0)
+    pairs = distance_quantiles(any_vit, [clip[start : start + 2] for start in range(6)], shares)
+    for at_once in (1, 3, 7):
+        monkeypatch.setattr(cmc, "FRAMES_PER_BATCH", at_once)
+        assert distance_quantiles(any_vit, [clip], shares) == pytest.approx(pairs, rel=1e-4)
 
 
 def test_a_threshold_at_a_distance_quantile_reuses_about_that_share(
