@@ -17,6 +17,7 @@ from ray import train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
+from dejavu.cluster.signals import own_handlers
 from dejavu.stages.train_task import TrainError
 from dejavu.storage.store_path import StorePath, ray_storage
 
@@ -47,6 +48,7 @@ def run_fit(worker: Callable[[dict[str, Any]], None], told: dict[str, Any], fit:
 
     Raises:
         TrainError: Workers failed too often, or the fit says itself that it broke.
+        KeyboardInterrupt: Ctrl-C.
     """
     storage = ray_storage(fit.folder)
     trainer = TorchTrainer(
@@ -66,7 +68,10 @@ def run_fit(worker: Callable[[dict[str, Any]], None], told: dict[str, Any], fit:
         ),
     )
     try:
-        result = trainer.fit()
+        with own_handlers():
+            result = trainer.fit()
+    except SystemExit:  # how Ray Train answers Ctrl-C, after it has ended its workers
+        raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise TrainError(_lost_workers(error, fit.max_failures)) from error
     if result.checkpoint is None:

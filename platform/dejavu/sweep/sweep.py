@@ -7,15 +7,12 @@ Each experiment is a folder of `tune/` in the store, with TensorBoard's files.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from dejavu.cluster.cluster import Pool
+from dejavu.cluster.signals import own_handlers
 from dejavu.embedding.batch import EmbedContext, plan
 from dejavu.embedding.stored import clips_identity
 from dejavu.observability.events import Work, log_event, stage_span
@@ -204,19 +202,6 @@ class _Told(tune.Callback):
         log_event("progress", {"stage": self.stage, "done": self.ended})
 
 
-@contextlib.contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Put back the handlers of signals that Tune leaves its own in: after a sweep it would swallow the first Ctrl-C."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Tune sets none
-            for number, handler in before.items():
-                if handler is not None:  # one that is not Python's
-                    signal.signal(number, handler)
-
-
 def _run_experiment(
     name: str, trainable: Any, config: tune.TuneConfig, space: dict[str, Any] | None, context: TrialContext
 ) -> None:
@@ -245,7 +230,7 @@ def _run_experiment(
             ),
         )
     started, clock = time.time(), time.monotonic()
-    with _own_handlers():
+    with own_handlers():
         ended = tuner.fit()
     wall_s = time.monotonic() - clock
     if ended.errors:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -15,9 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from ray.tune.tune import _setup_signal_catching
 
-from dejavu.sweep.sweep import _own_handlers, halving, overhead_per_trial
+from dejavu.sweep.sweep import halving, overhead_per_trial
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS = ("--stages", "transcode,sweep", "--sweep.methods", "frame_skip", "eventful", "--embed.streams", "2")
@@ -49,15 +47,6 @@ def test_trials_are_compared_on_the_same_clips_alone() -> None:
         *["CONTINUE"] * 3,
         "STOP",
     ]
-
-
-def test_after_a_sweep_ctrl_c_is_ours_again() -> None:
-    numbers = (signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
-    with _own_handlers():
-        _setup_signal_catching()  # as Tune begins
-        assert all(signal.getsignal(number) != handler for number, handler in zip(numbers, before, strict=True))
-    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.parametrize(("num_at_once", "overhead_s"), [(1, 1.0), (2, 3.0), (8, 4.0)])
