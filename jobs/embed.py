@@ -31,8 +31,8 @@ from dejavu.embedding.precision import choose_precision
 from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
 from dejavu.records import Transcoded
-from dejavu.report.frontier import MAX_LOSS, quality_of
-from dejavu.report.headline import headlines
+from dejavu.report.frontier import MAX_LOSS, original_quality, quality_of
+from dejavu.report.headline import faster_at_a_loss, headlines, per_cent
 from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.retrieval.collect import StoredSetting
 from dejavu.stages.embed_videos import Source, embed_videos
@@ -84,8 +84,9 @@ def plan(arguments: argparse.Namespace) -> Plan:
     backbone = load_backbone(backbone_name, image_px)
     if arguments.like is not None:
         stored = search.stored_settings(like, backbone)
-        words = words or fastest(like.results, arguments.allowed_loss)
-        print(f"setting: {words}", flush=True)
+        if not words:
+            words, remark = fastest(like.results, arguments.allowed_loss)
+            print(f"setting: {words}{remark}", flush=True)
     method: MethodConfig = search.choose_setting(words or OriginalConfig.method, stored)
     embed = replace(embed, precision=arguments.precision or embed.precision)
     if embed.precision == "auto" and not is_file(out / "store" / PRECISION_NOTE):
@@ -120,8 +121,10 @@ def plan(arguments: argparse.Namespace) -> Plan:
     return Plan(out, setting, backbone, EmbedContext(backbone_name, store, embed, image_px), transcode)
 
 
-def fastest(results: StorePath, allowed_loss: float | None) -> str:
+def fastest(results: StorePath, allowed_loss: float | None) -> tuple[str, str]:
     """Name the setting that a run's report leads with: the fastest by the clock within the loss allowed, else Original.
+
+    The second text says so where it is Original for want of another.
 
     Args:
         results: Of a run that has been scored.
@@ -137,8 +140,17 @@ def fastest(results: StorePath, allowed_loss: float | None) -> str:
     if allowed_loss is None:
         config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
         allowed_loss = config.get("allowed_loss", MAX_LOSS)
-    timed = [one.fastest for one in headlines(points, quality_of(points), allowed_loss) if one.fastest]
-    return f"{timed[0].method} {timed[0].setting}" if timed else OriginalConfig.method
+    quality = quality_of(points)
+    timed = [one.fastest for one in headlines(points, quality, allowed_loss) if one.fastest]
+    if timed:
+        return f"{timed[0].method} {timed[0].setting}", ""
+    remark = f"; no other setting of that run was timed and stays within {per_cent(allowed_loss)}"
+    if faster := faster_at_a_loss(points, quality):
+        kept = getattr(faster[0], quality) / original_quality(points, quality)
+        remark += (
+            f"; {faster[0].method} {faster[0].setting} is {faster[0].speedup:.2f} times as fast and keeps {kept:.0%}"
+        )
+    return OriginalConfig.method, f"{remark} (--allowed-loss)"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ Pure arithmetic and words on points; every number is one of pareto.csv's, or fol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 from dejavu.records import ParetoPoint
@@ -18,6 +20,7 @@ from dejavu.report.frontier import (
     Quality,
     best_within,
     hypervolume,
+    non_dominated,
     original_quality,
     words_of,
 )
@@ -25,6 +28,9 @@ from dejavu.report.style import styles_of
 
 WORST = (1.0, 0.0)
 """Corner that the hypervolume is measured from: Original's computation, and no right answer."""
+APART = 1.15
+MOST_NAMED = 4
+"""Settings named where none is within the loss allowed, and how much faster than the one before each has to be."""
 Verdict = Literal["worse", "better", "noise", "unknown"]
 
 
@@ -152,7 +158,7 @@ def summarise(
     limit = f"{_share((1 - max_loss) * dense, quality)} or more, that is within {per_cent(max_loss)} of Original"
     cheapest = _largest([one.best for one in every], "flops_reduction")
     if cheapest is None:
-        return [*said, f"No setting of another method keeps {limit}."]
+        return [*said, f"No setting of another method keeps {limit}.", *_what_loss_buys(points, quality, dense)]
     fastest = _largest([one.fastest for one in every], "speedup")
     if fastest is None or fastest.speedup is None:
         who = f"Of the settings that keep {limit}, none was timed; the one that computes least is {_name(cheapest)}"
@@ -167,12 +173,38 @@ def summarise(
             f"Of the settings that keep {limit}, none is faster than Original by the clock here; {_name(fastest)} "
             f"comes closest, at {fastest.speedup:.2f} times its speed."
         )
+        said += _what_loss_buys(points, quality, dense)
     if cheapest is fastest and fastest.speedup > 1:
         said.append("It is also the one that computes least.")
     else:
         told = f"{_fewer(cheapest)} at {_quality(cheapest, points, quality, max_loss)}"
         said.append(f"The one that computes least is {_name(cheapest)}: {told}.{_pace(cheapest)}")
     return said
+
+
+def faster_at_a_loss(points: Sequence[ParetoPoint], quality: Quality) -> list[ParetoPoint]:
+    """Return settings that no other beats in both speed and quality, best quality first, each APART times as fast."""
+    timed = [point for point in points if point.speedup is not None and point.method != ORIGINAL]
+    kept = non_dominated([point.speedup or 0.0 for point in timed], [float(getattr(point, quality)) for point in timed])
+    found: list[ParetoPoint] = []
+    speed = 1.0
+    for point in sorted(compress(timed, kept), key=lambda point: point.speedup or 0.0):
+        if (point.speedup or 0.0) >= APART * speed:
+            found.append(point)
+            speed = point.speedup or 0.0
+    return found
+
+
+def _what_loss_buys(points: Sequence[ParetoPoint], quality: Quality, dense: float) -> list[str]:
+    faster = faster_at_a_loss(points, quality)[:MOST_NAMED]
+    if not faster or not dense:
+        return []
+    told = ", ".join(
+        f"{_name(one)} {one.speedup:.2f} times Original's speed at {_share(float(getattr(one, quality)), quality)}"
+        for one in faster
+    )
+    first = math.ceil(100 * (1 - float(getattr(faster[0], quality)) / dense)) / 100
+    return [f"What a larger loss buys by the clock: {told}. `--allowed-loss {first:g}` allows the first of them."]
 
 
 def _fewer(point: ParetoPoint) -> str:

@@ -6,7 +6,15 @@ import pytest
 
 from dejavu.records import ParetoPoint
 from dejavu.report.frontier import quality_of
-from dejavu.report.headline import dominators, headlines, relative_text, summarise, surely_within, verdict
+from dejavu.report.headline import (
+    dominators,
+    faster_at_a_loss,
+    headlines,
+    relative_text,
+    summarise,
+    surely_within,
+    verdict,
+)
 
 
 def point(method: str, setting: str, quality: float, reduction: float, **values: float) -> ParetoPoint:
@@ -21,6 +29,7 @@ CHEAP = point("cmc", "t=9", 0.40, 4.0, speedup=3.0, acc_gqa_loss_ci_low=-0.5, ac
 FAST = point("tome", "r=4", 0.785, 1.5, speedup=1.4, acc_gqa_loss_ci_low=-0.0155, acc_gqa_loss_ci_high=-0.01)
 POOR = point("eventful", "k=4", 0.30, 3.0, speedup=2.0, acc_gqa_loss_ci_low=-0.6, acc_gqa_loss_ci_high=-0.4)
 POINTS = [ORIGINAL, GOOD, CHEAP, FAST, POOR]
+STEPS = (0.9, 1.1, 1.2, 1.3, 1.5, 1.6, 2.0, 3.0, 3.1, 3.5, 5.0)
 
 
 def test_the_best_of_each_method_keeps_98_per_cent_of_original() -> None:
@@ -78,10 +87,21 @@ def test_what_may_be_lost_decides_who_leads() -> None:
 def test_a_run_in_which_nothing_holds_says_so() -> None:
     text = " ".join(summarise([ORIGINAL, CHEAP, POOR], "acc_gqa", 360))
     assert "No setting of another method keeps 78.4 % or more" in text
+    assert "What a larger loss buys by the clock: CMC (t=9) 3.00 times Original's speed at 40.0 %. " in text
+    assert text.endswith("`--allowed-loss 0.5` allows the first of them.")  # POOR is slower and worse
+    assert summarise([ORIGINAL, POOR, CHEAP], "acc_gqa", 360, 0.5)[1].startswith("Of the settings that keep 40.0 %")
     alone = [ORIGINAL, point("cmc", "t=1", 0.8, 2.0, speedup=0.9)]
     text = " ".join(summarise(alone, "acc_gqa", 9))
     assert "none is faster than Original by the clock here; CMC (t=1) comes closest, at 0.90 times its speed" in text
     assert "computes least is CMC (t=1): 2.00 times fewer executed FLOPs" in text
+
+
+def test_what_a_loss_buys_is_told_in_steps_that_are_worth_it() -> None:
+    points = [ORIGINAL, *(point("tome", f"r={speed}", 0.8 - speed / 10, 2.0, speedup=speed) for speed in STEPS)]
+    assert [one.speedup for one in faster_at_a_loss(points, "acc_gqa")] == [1.2, 1.5, 2.0, 3.0, 3.5, 5.0]
+    told = summarise(points, "acc_gqa", 9, 0.0001)[-1]
+    assert told.count("times Original's speed") == 4
+    assert summarise([ORIGINAL, point("tome", "r=1", 0.1, 2.0)], "acc_gqa", 9)[-1].startswith("No setting")
 
 
 def test_without_answers_the_cosine_is_told_and_no_interval() -> None:
