@@ -22,6 +22,7 @@ import search
 import yaml
 
 from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
+from dejavu.backbones.locate import DRAWINGS_ALONE
 from dejavu.cluster import cluster
 from dejavu.datasets.video_folder import clips_by_name
 from dejavu.embedding.batch import PRECISIONS, EmbedContext
@@ -79,6 +80,8 @@ def plan(arguments: argparse.Namespace) -> Plan:
         like = search.open_collection(arguments.like, arguments.backbone, None)
         transcode, embed, backbone_name = like.transcode, like.embed, like.backbone
         image_px = image_px or like.image_px
+    if backbone_name == EMBEDDED:
+        print(DRAWINGS_ALONE, flush=True)
     if arguments.fps is not None:
         transcode = replace(transcode, fps=arguments.fps)
     backbone = load_backbone(backbone_name, image_px)

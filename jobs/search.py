@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from dejavu.cluster import cluster
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
-from dejavu.backbones.locate import locate
+from dejavu.backbones.locate import DRAWINGS_ALONE, locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
 from dejavu.datasets.video_folder import load_video_folder, passed_over
 from dejavu.experiment import RECIPES, ExperimentError
@@ -89,6 +89,8 @@ def open_collection(folder: StorePath, backbone: str | None, videos: StorePath |
         load_video_folder(videos)  # before anything is written
         store = Store.open(results / "store")
         if not is_file(results / "config.yaml"):
+            if (backbone or EMBEDDED) == EMBEDDED:
+                print(DRAWINGS_ALONE, file=sys.stderr, flush=True)
             recipe = replace(
                 RECIPES["folder"][1], videos=videos.absolute(), backbone=backbone or EMBEDDED, embed=EmbedConfig()
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dejavu.backbones.load import Backbone, load_backbone
+from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
+from dejavu.backbones.locate import DRAWINGS_ALONE
 from dejavu.cluster import cluster
 from dejavu.datasets.class_folders import load_class_folders
 from dejavu.embedding.batch import EmbedContext
@@ -33,6 +34,8 @@ def start(experiment: Experiment) -> Job:
     here = local_folder(experiment.recipe, results)
     keep_status(results, experiment.recipe, here / LOGS)
     print(experiment.to_yaml(), flush=True)
+    if experiment.backbone == EMBEDDED and experiment.dataset != "synthetic":
+        print(DRAWINGS_ALONE, flush=True)
     backbone = load_backbone(experiment.backbone, experiment.image_px)
     given_schedules(experiment, backbone)
     check_head(experiment.task, backbone, experiment.prompt)
