@@ -1,7 +1,7 @@
 """Which ideas of ReuseViT pay? `python jobs/ablate.py [--list] [--out results/ablation]`.
 
 Fits every variant under every seed by the plain loop, uses it on validation clips of the synthetic world, and writes
-the table into docs/ablations.md. A result is one JSON file; what is there already is not done again.
+the table into ablations.md of the results folder. A result is one JSON file; what is there already is not done again.
 
     python jobs/ablate.py --videos DIR --backbone DIR --fps 2 --steps 0 --out results/ablation_own
 
@@ -9,7 +9,7 @@ asks the same of your own videos, divided as `jobs/pipeline.py folder` divides t
 agreement. 0 steps leave an add-on as it begins: warmed up on training clips, brought to its rate on validation clips.
 """
 
-import _bootstrap  # first: makes the packages importable
+import _bootstrap  # noqa: F401  first: makes the packages importable
 
 import json
 import sys
@@ -58,8 +58,7 @@ class Options:
     world: Path | None = None
     """A demo world drawn before, only read; drawn in the results folder unless given."""
     document: Path | None = None
-    """Where the table goes, between its marks: docs/ablations.md, or ablations.md in the results folder of --videos,
-    unless given."""
+    """Where the table goes, between its marks: ablations.md in the results folder unless given."""
     list: bool = False
     """Print the variants and end."""
     table: bool = False
@@ -86,7 +85,7 @@ def main() -> int:
             return 0
         if not options.table:
             run(options)
-        write_table(options.out, document_of(options))
+        write_table(options.out, options.document or options.out / "ablations.md")
     except (BackboneError, StoreError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -118,12 +117,6 @@ def run(options: Options) -> None:
         print(f"[{spent:6.0f} s] {number} of {len(trials)}: {trial.variant.name}, seed {trial.seed}", flush=True)
 
 
-def document_of(options: Options) -> Path:
-    """Return where the table goes: what is said of one's own videos is no part of this project's documents."""
-    ours = _bootstrap.ROOT / "docs" if options.videos is None else options.out
-    return options.document or ours / "ablations.md"
-
-
 def own_variants() -> dict[str, Variant]:
     """Return the variants of what recipe `folder` fits, with as many windows a step as its few videos come to."""
     loss = replace(DEFAULT_LOSS, target_rate=OWN_TRAINING.targets[0])
@@ -142,8 +135,14 @@ def open_data(options: Options, backbone: Backbone) -> tuple[World, EvalSet | No
 
 
 def write_table(out: Path, document: Path) -> None:
-    """Print the table, and put it into the document between its marks, with command and hardware."""
+    """Print the table, and put it into the document between its marks, with command and hardware.
+
+    Raises:
+        ValueError: There is nothing to write.
+    """
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "results").glob("*.json"))]
+    if not rows:
+        raise ValueError(f"--out: got {out} without a result, expected one or more; leave out --table to make some")
     text = render(rows)
     print(text)
     steps = " and ".join(sorted({str(row["steps"]) for row in rows}))

@@ -1,4 +1,4 @@
-"""How a run is doing: `python jobs/pipeline.py [demo|tiny|folder|nextqa] [--results DIR] --status [--json]`.
+"""How a run is doing: `python jobs/pipeline.py RECIPE [--results DIR] --status [--json]`.
 
 Reads the results folder alone, in a second, while the run works there or after it. The other words of the run's own
 command may stay. Status 0: running or finished; 1: no run there; 3: stopped, failed or died.

@@ -29,11 +29,14 @@ def test_the_table_goes_between_its_marks_and_nothing_else_changes(tmp_path: Pat
         assert text.count("| default | 0.9000 |") == 1
 
 
-def test_a_table_of_ones_own_videos_leaves_the_documents_alone(tmp_path: Path) -> None:
-    assert ablate.document_of(ablate.Options()).parent.name == "docs"
-    own = ablate.Options(videos=tmp_path, out=tmp_path / "out")
-    assert ablate.document_of(own) == tmp_path / "out" / "ablations.md"
-    assert ablate.document_of(ablate.Options(document=tmp_path / "here.md")) == tmp_path / "here.md"
+def test_the_table_of_nothing_overwrites_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ablations.md").write_text("written before")
+    monkeypatch.setattr("sys.argv", ["ablate.py", "--table", "--out", str(tmp_path)])
+    assert ablate.main() == 1
+    assert "without a result, expected one or more" in capsys.readouterr().err
+    assert (tmp_path / "ablations.md").read_text() == "written before"
 
 
 def test_an_unknown_variant_is_refused() -> None:

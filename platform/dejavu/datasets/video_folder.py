@@ -129,7 +129,8 @@ def _videos(root: Path) -> list[Path]:
             if name.startswith(".") or not is_video(name):
                 continue
             _check_inside(here / name, home)
-            if (here / name).is_file() or (here / name).is_symlink():  # a link to nothing fails later, as a clip
+            # A link to nothing, or to itself, fails later, as a clip; one to a pipe is no video, as a pipe is none.
+            if (here / name).is_file() or not (here / name).exists():
                 found.append(here / name)
     return found
 
@@ -139,7 +140,11 @@ def _check_inside(path: Path, home: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"videos: got the name {str(path)!r}, expected UTF-8; rename the file") from error
-    if path.is_symlink() and not path.resolve().is_relative_to(home):
+    try:
+        leads_out = path.is_symlink() and not path.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # to itself
+        return
+    if leads_out:
         raise ValueError(
             f"videos: got {path}, a link to {path.resolve()}, expected files inside the folder; put a copy or a hard "
             "link in its place, or give the folder that it leads to"

@@ -37,14 +37,16 @@ class Clock:
         self.breaks: list[str] = []
         self.num_gaps, self.filled = 0, Fraction(0)
 
-    def place(self, told: Fraction | None, lasts: Fraction) -> Fraction:
+    def place(self, told: Fraction | None, lasts: Fraction, following: Fraction | None = None) -> Fraction:
         """Return when a picture is shown.
 
         Args:
             told: What its timestamp says; None where it has none.
             lasts: What its duration says.
+            following: What the next picture's timestamp says, where there is one: it tells a clock that has leapt from
+                a timestamp that is wrong.
         """
-        shown = self._first(told) if self.now < 0 else self._next(told)
+        shown = self._first(told) if self.now < 0 else self._next(told, following)
         self.now, self.lasts = shown, lasts
         return shown
 
@@ -67,9 +69,11 @@ class Clock:
             self.offset = -told
         return told + self.offset
 
-    def _next(self, told: Fraction | None) -> Fraction:
-        shown = self.now + self.step if told is None else told + self.offset
+    def _next(self, told: Fraction | None, following: Fraction | None) -> Fraction:
+        shown = self.now + (self.lasts or self.step) if told is None else told + self.offset
         ahead = shown - self.now
+        if following is not None and self.now - BACK_S <= following + self.offset < shown - BACK_S:
+            return self.now + min(self.lasts, self.step)  # this one alone has leapt
         if ahead < -BACK_S or ahead > self.max_gap + self.step:
             end = self.now + min(self.lasts, self.step)
             how = f"{'goes back' if ahead < 0 else 'jumps'} by {float(abs(shown - end)):.1f} s"

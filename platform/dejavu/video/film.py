@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from dejavu.video.source import MAX_PIXELS, VideoError, attached, open_video
+from dejavu.video.source import MAX_PIXELS, VideoError, attached, demux, is_readable, open_video
 
 SHORT_S = 1.0
 """Declared durations are not exact: what is missing beyond this is missing."""
@@ -48,6 +49,8 @@ def open_film(path: Path) -> Iterator[Film]:
         streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
         best = container.streams.best("video")
         film = next((one for one in streams if best is not None and one.index == best.index), first)
+        if not is_readable(film):
+            film = first
         codec = film.codec_context
         if not 0 < codec.width * codec.height <= MAX_PIXELS:
             raise VideoError(
@@ -59,10 +62,19 @@ def open_film(path: Path) -> Iterator[Film]:
         yield Film(container, film, len(streams))
 
 
-def num_cut_off(path: Path, film: Film) -> int:
-    """Return how many of the packets that the film's index names lie behind the end of the file."""
+def num_cut_off(path: Path, film: Film, num_packets: int) -> int:
+    """Return how many of the packets that the film's index or header names lie behind the end of the file.
+
+    Args:
+        path: Of the film.
+        film: The open film.
+        num_packets: Read of it, to the end.
+    """
     num_bytes = path.stat().st_size
-    return sum(entry.pos >= num_bytes for entry in film.stream.index_entries)
+    behind = sum(entry.pos >= num_bytes for entry in film.stream.index_entries)
+    # Of an AVI that is cut off, FFmpeg reckons the duration from what is left; its header says how many there were.
+    declared = film.stream.frames if film.container.format.name == "avi" else 0
+    return max(behind, declared - num_packets)
 
 
 def missing_seconds(path: Path, film: Film, origin: Fraction | None, span: tuple[Fraction, Fraction]) -> float:
@@ -95,7 +107,7 @@ def _own_duration(film: Film) -> float | None:
     """Return what the container declares of the film alone; None where it has one duration for all streams."""
     stream = film.stream
     if stream.duration is None or stream.time_base is None:
-        return None
+        return _tagged_duration(film)
     own_s = float(stream.duration * stream.time_base)
     others = [
         float(one.duration * one.time_base)
@@ -105,11 +117,21 @@ def _own_duration(film: Film) -> float | None:
     return None if others and all(abs(own_s - other_s) < SAME_S for other_s in others) else own_s
 
 
+def _tagged_duration(film: Film) -> float | None:
+    """Return what Matroska's muxers write of each stream in a tag, unless the file has been shortened since."""
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", film.stream.metadata.get("DURATION", ""))
+    if tag is None or film.container.duration is None:
+        return None
+    hours, minutes, seconds = map(float, tag.groups())
+    tagged_s = 3600 * hours + 60 * minutes + seconds
+    return tagged_s if tagged_s <= film.container.duration / av.time_base + SHORT_S else None
+
+
 def _last_packet_end(path: Path) -> float:
     """Return when the last packet of any stream ends, in seconds as the container counts them."""
     end_s = 0.0
     with open_video(path) as (container, _), suppress(av.FFmpegError):
-        for packet in container.demux():
+        for packet in demux(container):
             time = packet.dts if packet.pts is None else packet.pts
             if time is not None and packet.time_base is not None:
                 end_s = max(end_s, float((time + (packet.duration or 0)) * packet.time_base))

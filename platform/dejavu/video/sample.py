@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain, pairwise
 from pathlib import Path
 
 import av
@@ -92,9 +93,9 @@ class Sampler:
             shape = _Squarer(self.frame_px, self.view)
             shown: Picture | None = None
             start = end = Fraction(0)
-            num_lost = 0
-            for picture in pictures:
-                time = clock.place(picture.told, picture.lasts)
+            for picture, following in pairwise(chain(pictures, [None])):
+                assert picture is not None
+                time = clock.place(picture.told, picture.lasts, following.told if following else None)
                 if shown is None:
                     start, self.first = time, _nearest(time * self.rate)
                 end = time + picture.lasts
@@ -105,15 +106,17 @@ class Sampler:
                     )
                 due = _nearest(time * self.rate) - self.first
                 if shown is not None and shown.frame is not None and self.num_drawn < due:
-                    yield from self._repeat(shape(shown.frame), due, shown.is_sound and num_lost == pictures.num_lost)
+                    yield from self._repeat(
+                        shape(shown.frame), due, shown.is_sound and shown.num_lost == picture.num_lost
+                    )
                 if shown is None or picture.frame is not None:
-                    shown, num_lost = picture, pictures.num_lost
+                    shown = picture
             if shown is None or shown.frame is None:
                 why = f" ({pictures.reason})" if pictures.reason else ""
                 raise VideoError(
                     f"{self.path.name}: got no picture that can be decoded{why}, expected at least one; check the file"
                 )
-            self._judge(film, pictures, clock, (start, end + (pictures.num_lost - num_lost) * pictures.usual))
+            self._judge(film, pictures, clock, (start, end + (pictures.num_lost - shown.num_lost) * pictures.usual))
             num_frames = max(_nearest(end * self.rate) - self.first, 1)
             if self.num_drawn < num_frames:
                 yield from self._repeat(shape(shown.frame), num_frames, shown.is_sound)
@@ -128,9 +131,12 @@ class Sampler:
     def _judge(self, film: Film, pictures: Pictures, clock: Clock, span: tuple[Fraction, Fraction]) -> None:
         """Say what was wrong with a video, or refuse it."""
         # FFmpeg reckons the duration from the first and last timestamps, where the container tells none.
-        missing_s = 0.0 if clock.breaks else missing_seconds(self.path, film, clock.origin, span)
+        start, end = span[0], span[1] + pictures.delay_s  # which containers count in
+        missing_s = 0.0 if clock.breaks else missing_seconds(self.path, film, clock.origin, (start, end))
         self.num_damaged = pictures.num_damaged
-        self.num_missing = max(num_cut_off(self.path, film), math.ceil(missing_s / pictures.usual))
+        self.num_missing = max(
+            num_cut_off(self.path, film, pictures.num_packets), math.ceil(missing_s / pictures.usual)
+        )
         num_pictures = pictures.num_pictures + self.num_missing
         self.damaged_share = (self.num_damaged + self.num_missing) / num_pictures
         if not self.leniency.bears(self.damaged_share):

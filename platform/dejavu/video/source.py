@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import av.logging
 from av.buffer import Buffer
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import SideDataContainer, Type
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -28,6 +29,10 @@ _LOG_LOCK = threading.Lock()
 
 class VideoError(ValueError):
     """A video file cannot be used. One line: `<subject>: got X, expected Y; <next step>`."""
+
+    def __init__(self, line: str) -> None:
+        """Keep it one line, whatever the name of the file holds."""
+        super().__init__(" ".join(line.splitlines()))
 
 
 @contextmanager
@@ -79,7 +84,8 @@ def open_video(
             raise VideoError(
                 f"{path.name}: got no video stream ({len(container.streams)} other), expected one; leave the file out"
             )
-        stream = streams[0]
+        # One that nothing is known of, such as a channel that never sent a picture, is not the film.
+        stream = next(filter(is_readable, streams), streams[0])
         codec = stream.codec_context
         if codec is None:
             raise VideoError(
@@ -110,6 +116,26 @@ def decoder_log(level: int) -> Iterator[list[tuple[int, str, str]]]:
                 yield messages
             finally:
                 av.logging.set_level(before)
+
+
+def demux(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
+    """Yield packets of some streams, or of all, to the end of the file.
+
+    PyAV raises at a packet of a stream that begins in the middle of the file, which it does not know of; the packets
+    behind it are read all the same.
+    """
+    while True:
+        try:
+            yield from container.demux(*streams)
+        except IndexError:
+            continue
+        return
+
+
+def is_readable(stream: VideoStream) -> bool:
+    """Tell whether there is a decoder for a stream, and pictures of some size."""
+    codec = stream.codec_context
+    return codec is not None and codec.width > 0 and codec.height > 0
 
 
 def attached(frame: VideoFrame) -> Mapping[Type, Buffer]:

@@ -70,6 +70,14 @@ def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
         load_video_folder(tmp_path / "root")
 
 
+def test_a_link_to_itself_is_a_clip_that_fails_and_one_to_a_pipe_is_none(tmp_path: Path) -> None:
+    put(tmp_path, "a.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.mp4").symlink_to("pipe")
+    assert {Path(clip.path).name for clip in load_video_folder(tmp_path).clips} == {"a.mp4", "loop.mp4"}
+
+
 def test_a_linked_folder_that_leaves_is_refused_and_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     put(tmp_path, "other/a.mp4", "root/b.mp4")
     (tmp_path / "alias").symlink_to(tmp_path / "root")

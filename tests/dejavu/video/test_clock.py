@@ -15,7 +15,8 @@ MINUTE = Fraction(60)
 def shown(told: Sequence[float | None], origin: float | None = 0, max_gap: Fraction = MINUTE) -> list[float]:
     """Return when pictures that last a tenth of a second are shown."""
     clock = Clock(None if origin is None else Fraction(str(origin)), STEP, max_gap)
-    return [float(clock.place(None if time is None else Fraction(str(time)), STEP)) for time in told]
+    times = [None if time is None else Fraction(str(time)) for time in told]
+    return [float(clock.place(time, STEP, after)) for time, after in zip(times, [*times[1:], None], strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ def shown(told: Sequence[float | None], origin: float | None = 0, max_gap: Fract
         ([0, 0.1, 1800, 1800.1], [0, 0.1, 0.2, 0.3]),  # jumps
         ([0, 0.1, 30, 30.1], [0, 0.1, 30, 30.1]),  # a gap
         ([0, 0.1, 95443.7, 0.3], [0, 0.1, 0.2, 0.3]),  # jumps, and goes back
+        ([0, 0.1, 30, 0.3, 0.4], [0, 0.1, 0.2, 0.3, 0.4]),  # one picture alone has leapt: no gap
         ([0, 90, 180, 270], [0, 0.1, 0.2, 0.3]),  # a gap is long beside the pictures' rate
         ([5, 5.1], [5, 5.1]),  # begins late
         ([None, None, 0.2], [0, 0.1, 0.2]),  # no timestamps
@@ -41,6 +43,11 @@ def test_a_slow_rate_is_no_jump() -> None:
     clock = Clock(Fraction(0), usual := Fraction(90), MINUTE)
     assert [clock.place(Fraction(time), usual) for time in (0, 90, 180)] == [0, 90, 180]
     assert clock.remarks == []
+
+
+def test_without_timestamps_a_picture_lasts_as_long_as_it_says() -> None:
+    clock = Clock(Fraction(0), Fraction(1, 25), MINUTE)
+    assert [clock.place(None, STEP) for _ in range(4)] == [0, STEP, 2 * STEP, 3 * STEP]
 
 
 def test_seconds_count_from_the_container_s_start_or_else_from_the_first_picture() -> None:

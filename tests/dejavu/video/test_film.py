@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,9 +18,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 
 from dejavu.video.decode import decode_all
-from dejavu.video.film import display_matrix, open_film
+from dejavu.video.film import Film, _own_duration, display_matrix, open_film
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig, VideoError, transcode
-from dejavu.video.source import attached
+from dejavu.video.source import attached, demux
 from tests.dejavu.video.conftest import MakeVideo, SourceVideo
 
 CONFIG = TranscodeConfig()
@@ -54,6 +55,46 @@ def test_two_recordings_one_behind_the_other_are_both_seen(
     np.testing.assert_allclose(level_F[6:] - level_F[:6], 40, atol=4)
     assert "goes back by 3.0 s: laid end to end" in info.remarks
     assert (info.num_damaged, info.num_missing) == (0, 0)
+
+
+B_FRAMES = {"preset": "veryfast", "crf": "10", "bf": "3"}
+
+
+@pytest.mark.parametrize("rate", [1, 5])
+@pytest.mark.parametrize("ending", ["avi", "asf"])
+def test_a_container_that_keeps_no_time_of_a_picture_has_them_in_order(
+    make_video: MakeVideo, ending: str, rate: int
+) -> None:
+    source = make_video(ramp(10 * rate), SourceVideo(name=f"b.{ending}", rate=rate, options=B_FRAMES))
+    info, seconds_F, level_F = seen(source)
+    np.testing.assert_array_equal(seconds_F, np.arange(20) / 2)
+    shown_F = np.floor((np.arange(20) + 0.5) / 2 * rate)
+    np.testing.assert_allclose(level_F, 20 + 2 * shown_F, atol=4)
+    assert info == Mp4Info(20, 64, 2.0, 10.0, True)
+
+
+@pytest.mark.parametrize("rate", [10, 30])
+def test_a_stream_without_a_container_lasts_as_its_packets_do(make_video: MakeVideo, rate: int) -> None:
+    info, _, level_F = seen(make_video(ramp(3 * rate), SourceVideo(name="raw.h264", rate=rate, options=B_FRAMES)))
+    assert info == Mp4Info(6, 64, 2.0, 3.0, True)
+    np.testing.assert_allclose(level_F, 20 + rate * (np.arange(6) + 0.5), atol=5)
+
+
+def test_recordings_that_go_on_with_the_clock_of_the_one_before_are_whole(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    """FFmpeg says of the last packets of each that something is missing, since their numbers do not go on."""
+    parts = []
+    for first in (0, 30, 60):
+        source = SourceVideo(name="part.ts", pts_ms=range(100 * first, 100 * first + 3000, 100))
+        parts.append(make_video(ramp(30, 20 + 2 * first), source).read_bytes())
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    with open_film(tmp_path / "joined.ts") as film:
+        assert any(packet.is_corrupt for packet in film.container.demux(film.stream))
+    info, seconds_F, level_F = seen(tmp_path / "joined.ts", TranscodeConfig(damaged="refuse"))
+    np.testing.assert_array_equal(seconds_F, np.arange(18) / 2)
+    assert np.diff(level_F).min() > 6
+    assert (info.num_damaged, info.remarks) == (0, "")
 
 
 @pytest.mark.parametrize("ending", ["ts", "mkv", "mp4"])
@@ -149,6 +190,30 @@ def test_the_film_is_found_among_previews(tmp_path: Path, ending: str, films: tu
     assert info.remarks == f"3 video streams: the one of 64x48 px, stream {films.index(FILM)}, is taken"
 
 
+def test_a_stream_that_cannot_be_read_is_not_the_film(tmp_path: Path) -> None:
+    path = tmp_path / "unknown.mkv"
+    write_streams(path, 0, THUMBNAILS, FILM)
+    path.write_bytes(path.read_bytes().replace(b"V_MJPEG", b"V_NOBODY"[:7]))
+    info, _, level_F = seen(path)
+    assert len(level_F) == 8
+    assert level_F.min() > 15
+    assert info.remarks == "2 video streams: the one of 64x48 px, stream 1, is taken"
+
+
+def test_a_stream_that_begins_in_the_middle_ends_nothing() -> None:
+    """PyAV raises at its packets, of which it knows no stream."""
+    packets = iter([1, 2, None, None, 3])
+
+    class Container:
+        def demux(self, *_: object) -> Iterator[int]:
+            for packet in packets:
+                if packet is None:
+                    raise IndexError("list index out of range")
+                yield packet
+
+    assert list(demux(Container())) == [1, 2, 3]  # type: ignore[arg-type]
+
+
 def test_seconds_count_from_the_sound_where_pictures_begin_late(tmp_path: Path) -> None:
     late = replace(FILM[0], pts_ms=[5000 + 100 * index for index in range(40)])
     write_streams(tmp_path / "late.mp4", 9.0, (late, FILM[1]))
@@ -175,6 +240,39 @@ def test_a_file_cut_in_half_is_not(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"^cut.*: got 0 damaged and \d+ missing of \d+ pictures; it seems cut short"):
         seen(path)
+
+
+@pytest.mark.parametrize(("share", "is_used"), [(0.6, False), (0.99, True)])
+def test_an_avi_that_was_cut_off_says_how_many_pictures_there_were(
+    make_video: MakeVideo, share: float, *, is_used: bool
+) -> None:
+    path = make_video(ramp(100), SourceVideo(name="cut.avi", codec="mpeg4", options={"g": "1"}))
+    with av.open(str(path)) as container:
+        packets = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: packets[round(100 * share)]])
+    if is_used:
+        assert seen(path)[0].num_missing == 1
+        return
+    with pytest.raises(VideoError, match=r"^cut.avi: got \d damaged.* and \d+ missing of 100 pictures; it seems cut"):
+        seen(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "total_s", "expected_s"),
+    [
+        ("00:00:30.040000000", 30.1, 30.04),
+        ("01:00:30.5", 3700.0, 3630.5),
+        ("00:00:30.040000000", 12.0, None),  # of before it was shortened
+        ("half an hour", 1800.0, None),
+        (None, 30.0, None),
+    ],
+)
+def test_a_tag_says_how_long_a_stream_of_matroska_lasts(
+    tag: str | None, total_s: float, expected_s: float | None
+) -> None:
+    stream = SimpleNamespace(index=0, duration=None, time_base=None, metadata={"DURATION": tag} if tag else {})
+    film = Film(SimpleNamespace(duration=round(total_s * av.time_base), streams=[stream]), stream, 1)
+    assert _own_duration(film) == expected_s
 
 
 # ------------------------------------------------------------------------------------------------------------ side data
@@ -207,6 +305,12 @@ def test_side_data_without_a_name_is_no_error_and_the_picture_is_turned(tmp_path
     shown = decode_all(tmp_path / "out.mp4").rgb_FHWC[0].mean(axis=-1)
     assert shown[:24].min() > 150
     assert shown[40:].max() < 90
+
+
+def test_a_name_of_two_lines_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "two\nlines.mp4").write_text("no video")
+    with pytest.raises(VideoError, match=r"^two lines.mp4: got a file that FFmpeg cannot read"):
+        seen(tmp_path / "two\nlines.mp4")
 
 
 def test_an_error_of_the_library_is_never_the_whole_message(

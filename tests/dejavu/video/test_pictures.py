@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ from dejavu.records import from_ranges
 from dejavu.video.decode import decode_all
 from dejavu.video.film import open_film
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig, VideoError, transcode
-from dejavu.video.pictures import Pictures
+from dejavu.video.pictures import Pictures, _BestTime
 from tests.dejavu.video.conftest import MakeVideo, SourceVideo
 
 CONFIG = TranscodeConfig()
@@ -24,11 +25,16 @@ NUM_PICTURES = 200
 SOURCE = SourceVideo(options={"preset": "ultrafast", "g": "20"})
 
 
+def sliding() -> list[np.ndarray]:
+    """Return pictures of a texture that slides."""
+    texture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    return [np.roll(texture, index, axis=1) for index in range(NUM_PICTURES)]
+
+
 @pytest.fixture
 def clip(make_video: MakeVideo) -> Path:
     """Twenty seconds of a texture that slides, a key frame every two."""
-    texture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-    return make_video([np.roll(texture, index, axis=1) for index in range(NUM_PICTURES)], SOURCE)
+    return make_video(sliding(), SOURCE)
 
 
 def spoil(path: Path, numbers: Sequence[int]) -> None:
@@ -103,6 +109,48 @@ def test_nothing_but_damage_says_what_was_wrong(clip: Path) -> None:
     spoil(clip, range(NUM_PICTURES))
     with pytest.raises(VideoError, match=r"^source.mp4: got 198 damaged \(.+\) and 0 missing of 198 pictures"):
         made(clip)
+
+
+def without(path: Path, first: int, last: int) -> bytes:
+    """Return a file's bytes without those of some packets."""
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    return path.read_bytes()[: places[first]] + path.read_bytes()[places[last] :]
+
+
+@pytest.mark.parametrize("bf", ["0", "3"])
+def test_pictures_that_are_lost_on_the_way_are_damage(make_video: MakeVideo, bf: str) -> None:
+    """A transport stream counts its packets: FFmpeg tells where some are missing, and the decoder does not."""
+    whole = make_video(sliding(), replace(SOURCE, name="whole.ts", options={**SOURCE.options, "bf": bf}))
+    assert made(whole) == Mp4Info(40, 64, 2.0, 20.0, True)
+    expected = decode_all(whole.with_name("out.mp4")).rgb_FHWC.astype(int)
+    whole.write_bytes(without(whole, 45, 49))
+    info = made(whole)
+    assert info.num_damaged >= 1
+    assert info.num_frames == 40
+    shown = decode_all(whole.with_name("out.mp4")).rgb_FHWC
+    wrong = [frame for frame in range(40) if np.abs(shown[frame] - expected[frame]).mean() > 5]
+    assert wrong
+    assert set(wrong) <= set(from_ranges(info.concealed)) <= set(range(8, 12))
+    with pytest.raises(VideoError, match="got a damaged picture"):
+        made(whole, TranscodeConfig(damaged="refuse"))
+
+
+def test_what_was_recorded_after_the_damage_is_not_marked(make_video: MakeVideo, tmp_path: Path) -> None:
+    """A clock that begins again does not keep it from its end, a key frame."""
+    part = make_video(sliding(), replace(SOURCE, name="part.ts"))
+    (tmp_path / "joined.ts").write_bytes(without(part, 190, 192) + part.read_bytes())
+    info = made(tmp_path / "joined.ts")
+    assert info.num_frames == 80
+    assert from_ranges(info.concealed) == [38, 39]
+
+
+def test_a_picture_that_comes_late_is_believed_when_it_was_decoded() -> None:
+    """After a hole decoders hand out an old picture among new ones."""
+    best_time = _BestTime("mpegts")
+    frames = [(150, 149), (151, 150), (212, 211), (152, 212), (213, 213), (214, 214), (None, 215), (216, None)]
+    found = [best_time(SimpleNamespace(pts=pts, dts=dts)) for pts, dts in frames]  # type: ignore[arg-type]
+    assert found == [150, 151, 212, 212, 213, 214, 215, 216]
 
 
 # -------------------------------------------------------------------------------------------------------- empty packets
