@@ -144,7 +144,7 @@ def test_every_stage_of_the_recipe_that_reads_video_is_a_line() -> None:
         "cmc": 15,
         "diffrate": 5,
         "tome": 5,
-        "residualvit": 6,
+        "residualvit": 8,
         "reusevit": 28,
     }
     # The paper's grids are for its own towers; another family has a handful of settings of every method.
