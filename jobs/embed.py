@@ -149,10 +149,9 @@ def fastest(results: StorePath, allowed_loss: float | None) -> tuple[str, str]:
         return f"{timed[0].method} {timed[0].setting}", ""
     remark = f"; no other setting of that run was timed and stays within {per_cent(allowed_loss)}"
     if faster := faster_at_a_loss(points, quality):
-        kept = getattr(faster[0], quality) / original_quality(points, quality)
-        remark += (
-            f"; {faster[0].method} {faster[0].setting} is {faster[0].speedup:.2f} times as fast and keeps {kept:.0%}"
-        )
+        one = faster[0]
+        kept = 100 * getattr(one, quality) / original_quality(points, quality)
+        remark += f"; {one.method} {one.setting} is {one.speedup:.2f} times as fast and keeps {kept:.1f} %"
     return OriginalConfig.method, f"{remark} (--allowed-loss)"
 
 

@@ -54,7 +54,7 @@ def test_what_a_report_leads_with_is_taken(tmp_path: Path) -> None:
     words, remark = embed.fastest(tmp_path, 0.001)
     assert words == "original"
     assert "no other setting of that run was timed and stays within 0.1 %" in remark
-    assert "tome r=8 is 1.20 times as fast and keeps 99% (--allowed-loss)" in remark
+    assert "tome r=8 is 1.20 times as fast and keeps 99.0 % (--allowed-loss)" in remark
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 EMBEDDED = "embedded"
+"""Name of the small CLIP that is shipped with the platform."""
 DRAWINGS_ALONE = (
     "backbone: embedded, the demo's, was trained on drawings and knows nothing of real video; "
     "give --backbone, such as facebook/dinov2-small"
 )
 """Said wherever it is put to other use, by default or not."""
-"""Name of the small CLIP that is shipped with the platform."""
 
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is fetched from the hub: no pickled weights, no code."""

@@ -5,7 +5,6 @@ Pure arithmetic and words on points; every number is one of pareto.csv's, or fol
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -203,8 +202,9 @@ def _what_loss_buys(points: Sequence[ParetoPoint], quality: Quality, dense: floa
         f"{_name(one)} {one.speedup:.2f} times Original's speed at {_share(float(getattr(one, quality)), quality)}"
         for one in faster
     )
-    first = math.ceil(100 * (1 - float(getattr(faster[0], quality)) / dense)) / 100
-    return [f"What a larger loss buys by the clock: {told}. `--allowed-loss {first:g}` allows the first of them."]
+    allows = [loss / 100 for loss in range(1, 100) if (1 - loss / 100) * dense <= float(getattr(faster[0], quality))]
+    hint = f" `--allowed-loss {allows[0]:g}` allows the first of them." if allows else ""
+    return [f"What a larger loss buys by the clock: {told}.{hint}"]
 
 
 def _fewer(point: ParetoPoint) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
-
-from torch import Tensor
 
 from dejavu.backbones.load import Backbone
 from dejavu.embedding.batch import EmbedContext, cut, decode_batch
@@ -106,17 +104,18 @@ def look_at_tower(
     note = embedding.store.root / STATISTICS
     known: dict[str, list[float]] = json.loads(note.read_text(encoding="utf-8")) if is_file(note) else {}
 
-    def frames() -> Iterator[Tensor]:
-        decoded = decode_batch(segments, embedding).frames
-        return (backbone.preprocess(f.rgb_FHWC) for f in decoded if len(f.seconds_F) > 1)
-
     def probe(statistic: Statistic, shares: Sequence[float]) -> list[float]:
         made_by = {"statistic": statistic.__name__, "code": kernel_version(statistic.__module__), "shares": shares}
         made_of = {"backbone": backbone.identity, "segments": [segment.unit_id for segment in segments]}
-        if (key := identity(made_by | made_of)) not in known:
-            known[key] = statistic(backbone.vit, frames(), shares)
+        if (key := identity(made_by | made_of)) in known:
+            return known[key]
+        decoded = decode_batch(segments, embedding)
+        frames = (backbone.preprocess(f.rgb_FHWC) for f in decoded.frames if len(f.seconds_F) > 1)
+        found = statistic(backbone.vit, frames, shares)
+        if not decoded.failures:
+            known[key] = found
             write_json(note, known)
-        return known[key]
+        return found
 
     return GridInputs(backbone.vit.shape, probe, trained)
 

@@ -72,8 +72,10 @@ class Clock:
     def _next(self, told: Fraction | None, following: Fraction | None) -> Fraction:
         shown = self.now + (self.lasts or self.step) if told is None else told + self.offset
         ahead = shown - self.now
-        if following is not None and self.now - BACK_S <= following + self.offset < shown - BACK_S:
-            return self.now + min(self.lasts, self.step)  # this one alone has leapt
+        if following is not None and self.now < following + self.offset < shown - BACK_S:
+            end = self.now + min(self.lasts, self.step)
+            self.breaks.append(f"at {float(end):.1f} s one timestamp leaps by {float(shown - end):.1f} s: passed over")
+            return end
         if ahead < -BACK_S or ahead > self.max_gap + self.step:
             end = self.now + min(self.lasts, self.step)
             how = f"{'goes back' if ahead < 0 else 'jumps'} by {float(abs(shown - end)):.1f} s"

@@ -62,19 +62,26 @@ def open_film(path: Path) -> Iterator[Film]:
         yield Film(container, film, len(streams))
 
 
-def num_cut_off(path: Path, film: Film, num_packets: int) -> int:
+def num_cut_off(path: Path, film: Film, end: int) -> int:
     """Return how many of the packets that the film's index or header names lie behind the end of the file.
 
     Args:
         path: Of the film.
         film: The open film.
-        num_packets: Read of it, to the end.
+        end: When the last packet was that could be read, by when it is decoded, in the film's time base.
     """
     num_bytes = path.stat().st_size
     behind = sum(entry.pos >= num_bytes for entry in film.stream.index_entries)
-    # Of an AVI that is cut off, FFmpeg reckons the duration from what is left; its header says how many there were.
-    declared = film.stream.frames if film.container.format.name == "avi" else 0
-    return max(behind, declared - num_packets)
+    # Of an AVI that is cut off, FFmpeg reckons the duration from what is left; its header says how many there were. Its
+    # time base is a picture, so that those count that were left out because they are as the one before.
+    declared = film.stream.frames if film.container.format.name == "avi" and _is_cut_riff(path, num_bytes) else 0
+    return max(behind, declared - end)
+
+
+def _is_cut_riff(path: Path, num_bytes: int) -> bool:
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") + len(head) > num_bytes
 
 
 def missing_seconds(path: Path, film: Film, origin: Fraction | None, span: tuple[Fraction, Fraction]) -> float:

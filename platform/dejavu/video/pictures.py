@@ -113,7 +113,8 @@ class Pictures:
         """Pictures, and those among them of which nothing was left to show."""
         self.reason = ""
         """What is known of the first damage."""
-        self.num_packets = 0
+        self.end = 0
+        """When the last packet ends, by when it is decoded, in the stream's time base."""
         self._best_time = _BestTime(film.container.format.name)
         self._unread: av.FFmpegError | None = None
         """What ended the file before its end."""
@@ -123,6 +124,11 @@ class Pictures:
         """And those of packets that the decoder was given since: earlier ones among them may be predicted from it."""
         self._owed = 0
         """Damaged pictures that the decoder spoke of and has not yet given."""
+        self._torn: VideoPacket | None = None
+        """Around it something is missing; it is for the decoder to say what, in the next packets."""
+        self._torn_for = 0
+        self._steps: deque[Fraction] = deque(maxlen=16)
+        """From packet to packet, the latest."""
 
     def __iter__(self) -> Iterator[Picture]:
         """Yield the pictures.
@@ -133,18 +139,21 @@ class Pictures:
         """
         shown = False
         for packet, following in _with_following(self._packets()):
-            time = self._best_time.of_packet(packet)
-            self.num_packets += time is not None or packet.size > 0
+            if packet.dts is not None:
+                self.end = max(self.end, packet.dts + (packet.duration or 0))
             if not packet.size:
-                if shown and time is not None:
+                if shown and (time := self._best_time.of_packet(packet)) is not None:
                     told, lasts = time * packet.time_base, self._lasts(packet.duration, packet.time_base)
                     yield Picture(None, told, lasts, num_lost=self.num_lost)
                 continue
-            for picture in self._decoded(
-                packet, is_torn=packet.is_corrupt and not self._begins_again(packet, following)
-            ):
+            if packet.is_corrupt and not self._begins_again(packet, following):
+                self._tear(packet, following)
+            for picture in self._decoded(packet):
                 shown = True
                 yield picture
+            if following and packet.dts is not None and following[0].dts is not None:
+                self._steps.append((following[0].dts - packet.dts) * packet.time_base)
+        self._count_torn()
         if self._unread:
             self._lose(None, self._unread)
         yield from self._decoded(None)
@@ -155,7 +164,7 @@ class Pictures:
         except av.FFmpegError as error:
             self._unread = error
 
-    def _decoded(self, packet: VideoPacket | None, *, is_torn: bool = False) -> Iterator[Picture]:
+    def _decoded(self, packet: VideoPacket | None) -> Iterator[Picture]:
         """Decode one packet; None for what the decoder still holds."""
         if self._unsound is not None and packet and packet.pts is not None:
             self._fed.add(packet.pts)
@@ -171,8 +180,12 @@ class Pictures:
         for text in (" ".join(text.split()) for _, _, text in log if text.startswith("concealing")):
             self._owed += 1
             self._damage(packet, text)
-        if is_torn and self.num_damaged == num_damaged:
-            self._damage(packet, "part of it, or what comes before, is missing")
+        if self.num_damaged > num_damaged:
+            self._torn = None
+        elif self._torn and self._torn_for:
+            self._torn_for -= 1
+        else:
+            self._count_torn()
         for frame in frames:
             if frame.is_corrupt and self._owed:
                 self._owed -= 1
@@ -184,6 +197,18 @@ class Pictures:
             told = None if best is None or time_base is None else best * time_base
             yield Picture(frame, told, self._lasts(frame.duration, time_base), self._is_sound(frame), self.num_lost)
 
+    def _tear(self, packet: VideoPacket, following: Sequence[VideoPacket]) -> None:
+        """Note that something is missing behind a packet, or at its end: what follows is unsound."""
+        self._count_torn()
+        self._torn, self._torn_for = packet, FOLLOWING
+        self._lose_faith((following[0] if following else packet).pts)
+
+    def _count_torn(self) -> None:
+        """Count what is missing and the decoder has no word of: whole pictures."""
+        if self._torn:
+            self._damage(None, "some of it is missing", marks=False)
+        self._torn = None
+
     def _lasts(self, duration: int | None, time_base: Fraction | None) -> Fraction:
         return duration * time_base if duration and time_base is not None else self.usual
 
@@ -194,7 +219,7 @@ class Pictures:
         self.num_lost += 1
         self._damage(packet, (error.strerror or str(error)).splitlines()[0])
 
-    def _damage(self, packet: VideoPacket | None, what: str) -> None:
+    def _damage(self, packet: VideoPacket | None, what: str, *, marks: bool = True) -> None:
         if not self.conceals:
             raise VideoError(
                 f"{self.path.name}: got a damaged picture ({what}), expected an intact video; fetch the file again, "
@@ -202,7 +227,12 @@ class Pictures:
             )
         self.num_damaged += 1
         self.reason = self.reason or what
-        since = packet.pts if packet and packet.pts is not None else 0
+        if marks:
+            self._lose_faith(packet.pts if packet else None)
+
+    def _lose_faith(self, since: int | None) -> None:
+        """Take pictures from a timestamp on for unsound; all of them for None."""
+        since = since or 0
         if self._unsound is None:
             self._fed.clear()
         self._unsound = since if self._unsound is None else min(since, self._unsound)
@@ -223,13 +253,14 @@ class Pictures:
     def _begins_again(self, packet: VideoPacket, following: Sequence[VideoPacket]) -> bool:
         """Tell whether another recording was joined on here, whose packets do not count on: none is missing.
 
-        It has a clock of its own, or goes on with this one and a key frame.
+        It has a clock of its own, or goes on with this one at the same pace and a key frame.
         """
         times = [one.dts * one.time_base for one in (packet, *following) if one.dts is not None]
         steps = [after - before for before, after in pairwise(times)]
         if any(not 0 <= step <= JOINED_S for step in steps):
             return True
-        return any(one.is_keyframe for one in following) and max(steps, default=JOINED_S) < 1.5 * self.usual
+        usual = max(self._steps, default=JOINED_S)
+        return any(one.is_keyframe for one in following) and max(steps, default=JOINED_S) <= 1.5 * usual
 
     @property
     def delay_s(self) -> Fraction:

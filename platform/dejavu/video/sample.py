@@ -134,9 +134,7 @@ class Sampler:
         start, end = span[0], span[1] + pictures.delay_s  # which containers count in
         missing_s = 0.0 if clock.breaks else missing_seconds(self.path, film, clock.origin, (start, end))
         self.num_damaged = pictures.num_damaged
-        self.num_missing = max(
-            num_cut_off(self.path, film, pictures.num_packets), math.ceil(missing_s / pictures.usual)
-        )
+        self.num_missing = max(num_cut_off(self.path, film, pictures.end), math.ceil(missing_s / pictures.usual))
         num_pictures = pictures.num_pictures + self.num_missing
         self.damaged_share = (self.num_damaged + self.num_missing) / num_pictures
         if not self.leniency.bears(self.damaged_share):

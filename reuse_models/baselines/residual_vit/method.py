@@ -31,6 +31,9 @@ from reuse_models.streams import FRAMES_PER_BATCH, Record, batches, check_chunk
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
+MOST_BATCHES = 4
+"""Batches of frames at once, at most: of a chunk of eight streams, half."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResidualVitConfig:
@@ -97,8 +100,8 @@ class ResidualVit:
         others = [row for row, key in enumerate(key_R) if key != num_streams + row]
         known_XE = torch.cat([memory.key_BE, record.embeddings_RE])
         known = [*memory.key_B3HW, *frames]
-        # As many tokens at once as of whole frames.
-        at_once = FRAMES_PER_BATCH * self.vit.shape.num_patches // self.num_kept
+        # As many tokens at once as of whole frames, up to where pixels take the room.
+        at_once = FRAMES_PER_BATCH * min(self.vit.shape.num_patches // self.num_kept, MOST_BATCHES)
         for start in range(0, len(others), at_once):
             rows = others[start : start + at_once]
             of_keys = [key_R[row] for row in rows]

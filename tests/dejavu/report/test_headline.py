@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,16 @@ def test_what_a_loss_buys_is_told_in_steps_that_are_worth_it() -> None:
     told = summarise(points, "acc_gqa", 9, 0.0001)[-1]
     assert told.count("times Original's speed") == 4
     assert summarise([ORIGINAL, point("tome", "r=1", 0.1, 2.0)], "acc_gqa", 9)[-1].startswith("No setting")
+
+
+def test_a_loss_that_is_named_allows_it() -> None:
+    for dense, kept in ((0.025, 0.001), (1.0, 0.7), (0.8, 0.004)):
+        points = [replace(ORIGINAL, acc_gqa=dense), point("tome", "r=1", kept, 2.0, speedup=2.0)]
+        told = summarise(points, "acc_gqa", 9)[-1]
+        if found := re.search(r"--allowed-loss (\S+)`", told):
+            assert "ToMe (r=1): 2.00 times" in " ".join(summarise(points, "acc_gqa", 9, float(found[1])))
+        else:
+            assert kept < 0.01 * dense
 
 
 def test_without_answers_the_cosine_is_told_and_no_interval() -> None:

@@ -9,11 +9,12 @@ import pytest
 from torch import Tensor
 
 from dejavu.backbones.load import EMBEDDED, load_backbone
-from dejavu.embedding.batch import EmbedConfig, EmbedContext
-from dejavu.records import Transcoded
+from dejavu.embedding.batch import DecodedBatch, EmbedConfig, EmbedContext
+from dejavu.records import Failure, Transcoded
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
+from dejavu.sweep import study
 from dejavu.sweep.study import SweepConfig, choose, look_at_tower, read_chosen, some_of, write_chosen
 from dejavu.tasks.fidelity import Fidelity
 from reuse_models.baselines.cmc import CmcConfig
@@ -79,8 +80,10 @@ def test_a_sweep_may_take_some_of_the_clips() -> None:
         SweepConfig(num_frames=0)
 
 
-def test_what_clips_are_like_is_looked_at_once(tmp_path: Path) -> None:
+def test_what_clips_are_like_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And kept in the store: a run that goes on asks again, and so does one with other clips or other shares."""
+    failures = [Failure(clip_id="x", stage="embed", reason="a busy disk")]
+    monkeypatch.setattr(study, "decode_batch", lambda some, _: DecodedBatch(tuple(some), (), tuple(failures)))
     asked: list[Sequence[float]] = []
 
     def statistic(vit: Vit, frames: Iterable[Tensor], shares: Sequence[float]) -> list[float]:
@@ -95,6 +98,9 @@ def test_what_clips_are_like_is_looked_at_once(tmp_path: Path) -> None:
         return look_at_tower(backbone, clips, embedding, SweepConfig(), Trained()).probe(statistic, shares)
 
     clips = [clip("x", "c", 5), clip("y", "a", 4), clip("still", "b", 1)]
+    look(clips, (0.1, 0.5))  # of fewer clips than were asked for: not kept
+    failures.clear()
+    asked.clear()
     assert look(clips, (0.1, 0.5)) == look(clips[::-1], (0.1, 0.5)) == look(clips[:2], (0.1, 0.5)) == [1.0, 5.0]
     assert asked == [(0.1, 0.5)]
     look(clips, (0.2,))

@@ -28,6 +28,7 @@ def shown(told: Sequence[float | None], origin: float | None = 0, max_gap: Fract
         ([0, 0.1, 30, 30.1], [0, 0.1, 30, 30.1]),  # a gap
         ([0, 0.1, 95443.7, 0.3], [0, 0.1, 0.2, 0.3]),  # jumps, and goes back
         ([0, 0.1, 30, 0.3, 0.4], [0, 0.1, 0.2, 0.3, 0.4]),  # one picture alone has leapt: no gap
+        ([0, 10, 0, 0.1, 0.2], [0, 10, 10.1, 10.2, 10.3]),  # a slide show, and another recording
         ([0, 90, 180, 270], [0, 0.1, 0.2, 0.3]),  # a gap is long beside the pictures' rate
         ([5, 5.1], [5, 5.1]),  # begins late
         ([None, None, 0.2], [0, 0.1, 0.2]),  # no timestamps

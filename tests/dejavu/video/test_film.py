@@ -80,13 +80,15 @@ def test_a_stream_without_a_container_lasts_as_its_packets_do(make_video: MakeVi
     np.testing.assert_allclose(level_F, 20 + rate * (np.arange(6) + 0.5), atol=5)
 
 
+@pytest.mark.parametrize("jitter_ms", [0, 20])
 def test_recordings_that_go_on_with_the_clock_of_the_one_before_are_whole(
-    make_video: MakeVideo, tmp_path: Path
+    make_video: MakeVideo, tmp_path: Path, jitter_ms: int
 ) -> None:
     """FFmpeg says of the last packets of each that something is missing, since their numbers do not go on."""
     parts = []
     for first in (0, 30, 60):
-        source = SourceVideo(name="part.ts", pts_ms=range(100 * first, 100 * first + 3000, 100))
+        pts_ms = [100 * number + jitter_ms * (number % 3) for number in range(first, first + 30)]
+        source = SourceVideo(name="part.ts", pts_ms=pts_ms)
         parts.append(make_video(ramp(30, 20 + 2 * first), source).read_bytes())
     (tmp_path / "joined.ts").write_bytes(b"".join(parts))
     with open_film(tmp_path / "joined.ts") as film:
@@ -126,6 +128,26 @@ def test_where_the_clock_begins_does_not_matter(make_video: MakeVideo, start_ms:
     info, seconds_F, _ = seen(make_video(ramp(20), SourceVideo(name="early.nut", pts_ms=pts_ms)))
     np.testing.assert_array_equal(seconds_F, np.arange(4) / 2)
     assert info == Mp4Info(4, 64, 2.0, 2.0, True)
+
+
+@pytest.mark.parametrize("leap_ms", [30_000, 5_000_000])
+@pytest.mark.parametrize("ending", ["mkv", "ts"])
+def test_a_timestamp_that_leaps_alone_is_passed_over_and_said(
+    make_video: MakeVideo, tmp_path: Path, ending: str, leap_ms: int
+) -> None:
+    source = make_video(ramp(60), SourceVideo(name=f"even.{ending}"))
+    with av.open(str(source)) as read, av.open(str(tmp_path / f"leap.{ending}"), "w") as out:
+        stream = out.add_stream_from_template(read.streams.video[0])
+        for number, packet in enumerate(packet for packet in read.demux(video=0) if packet.size):
+            if number == 30:
+                packet.pts += int(Fraction(leap_ms, 1000) / packet.time_base)
+            packet.stream = stream
+            out.mux(packet)
+    info, seconds_F, level_F = seen(tmp_path / f"leap.{ending}")
+    np.testing.assert_array_equal(seconds_F, np.arange(12) / 2)
+    assert np.diff(level_F).min() > 6
+    assert "one timestamp leaps by" in info.remarks
+    assert info.num_missing == 0
 
 
 def test_a_picture_of_days_is_refused(make_video: MakeVideo, tmp_path: Path) -> None:
@@ -240,6 +262,17 @@ def test_a_file_cut_in_half_is_not(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"^cut.*: got 0 damaged and \d+ missing of \d+ pictures; it seems cut short"):
         seen(path)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_an_avi_that_leaves_out_pictures_is_whole(make_video: MakeVideo, codec: str) -> None:
+    """Its header counts them, and FFmpeg gives none."""
+    pts_ms = [100 * index for index in range(50) if index % 7 not in {3, 4} and index < 46]
+    pictures = ramp(len(pts_ms))
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    source = SourceVideo(name="dropped.avi", codec=codec, pix_fmt=pix_fmt, options={}, pts_ms=pts_ms)
+    info, seconds_F, _ = seen(make_video(pictures, source))
+    assert (info.num_damaged, info.num_missing, len(seconds_F)) == (0, 0, 9)
 
 
 @pytest.mark.parametrize(("share", "is_used"), [(0.6, False), (0.99, True)])

@@ -126,14 +126,29 @@ def test_pictures_that_are_lost_on_the_way_are_damage(make_video: MakeVideo, bf:
     expected = decode_all(whole.with_name("out.mp4")).rgb_FHWC.astype(int)
     whole.write_bytes(without(whole, 45, 49))
     info = made(whole)
-    assert info.num_damaged >= 1
-    assert info.num_frames == 40
+    assert (info.num_damaged, info.num_frames) == (1, 40)
     shown = decode_all(whole.with_name("out.mp4")).rgb_FHWC
     wrong = [frame for frame in range(40) if np.abs(shown[frame] - expected[frame]).mean() > 5]
     assert wrong
     assert set(wrong) <= set(from_ranges(info.concealed)) <= set(range(8, 12))
     with pytest.raises(VideoError, match="got a damaged picture"):
         made(whole, TranscodeConfig(damaged="refuse"))
+
+
+@pytest.mark.parametrize("at", [47, 52])
+def test_a_part_of_a_picture_that_is_lost_is_one_damaged_picture(make_video: MakeVideo, at: int) -> None:
+    """FFmpeg says so of the packet before it, and the decoder of itself."""
+    whole = make_video(
+        sliding(), replace(SOURCE, name="whole.ts", options={"preset": "ultrafast", "g": "20", "crf": "10"})
+    )
+    with av.open(str(whole)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    assert places[at + 1] - places[at] >= 3 * 188
+    data, cut = whole.read_bytes(), places[at] + 188
+    whole.write_bytes(data[:cut] + data[cut + 188 :])
+    info = made(whole)
+    assert info.num_damaged == 1
+    assert from_ranges(info.concealed) == [frame for frame in (9, 10, 11) if 5 * frame + 2 >= at]
 
 
 def test_what_was_recorded_after_the_damage_is_not_marked(make_video: MakeVideo, tmp_path: Path) -> None:
