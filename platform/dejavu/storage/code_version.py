@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGES = {
     "dejavu": Path(__file__).resolve().parents[1],
     "reuse_models": Path(__file__).resolve().parents[3] / "reuse_models",
+    "tune_spaces": Path(__file__).resolve().parents[3] / "tune_spaces",
 }
 """Where our own packages lie; other libraries are pinned, and belong to no result's identity."""
 

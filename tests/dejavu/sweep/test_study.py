@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -15,8 +16,18 @@ from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.sweep import study
-from dejavu.sweep.study import SweepConfig, choose, look_at_tower, read_chosen, some_of, write_chosen
+from dejavu.sweep.study import (
+    SweepConfig,
+    choose,
+    list_configs,
+    list_ranges,
+    look_at_tower,
+    read_chosen,
+    some_of,
+    write_chosen,
+)
 from dejavu.tasks.fidelity import Fidelity
+from dejavu.video.decode import DecodedFrames
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
@@ -27,7 +38,7 @@ from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from tests.tune_spaces.towers import fake_tower
 from tune_spaces.grid_inputs import GridInputs, Trained
-from tune_spaces.grids import GRIDS
+from tune_spaces.grids import GRIDS, RANGES
 
 
 def name(config: MethodConfig) -> Setting:
@@ -106,6 +117,27 @@ def test_what_clips_are_like_is_looked_at_once(tmp_path: Path, monkeypatch: pyte
     look(clips, (0.2,))
     look(clips[:1], (0.2,))
     assert asked == [(0.1, 0.5), (0.2,), (0.2,)]
+
+
+def test_every_method_has_settings_that_follow_from_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = DecodedFrames(
+        rgb_FHWC=np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8),
+        codec_F4PP=np.zeros((4, 4, 8, 8), np.float32),
+        seconds_F=np.arange(4) / 2,
+        picture_types="IPPP",
+        codec_metadata=True,
+    )
+    monkeypatch.setattr(study, "decode_batch", lambda some, _: DecodedBatch(tuple(some), (frames,) * len(some), ()))
+    backbone = load_backbone(EMBEDDED)
+    embedding = EmbedContext(EMBEDDED, Store(tmp_path), EmbedConfig())
+    trained = Trained(residual=ResidualVitConfig())
+    tower = look_at_tower(backbone, [clip("x", "c", 4), clip("y", "a", 4)], embedding, SweepConfig(), trained)
+    found = {config.method for config in list_configs(tower, backbone, SweepConfig())}
+    assert found == set(GRIDS)
+    assert "left out" not in capsys.readouterr().out
+    assert set(list_ranges(tower, list_configs(tower, backbone, SweepConfig()))) == set(RANGES) & found
 
 
 def test_a_dominated_setting_beside_another_is_never_chosen() -> None:
