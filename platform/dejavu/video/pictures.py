@@ -26,6 +26,8 @@ from dejavu.video.source import VideoError, decoder_log, demux
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 DECODING_ALONE = frozenset({"avi", "asf"})
 """Containers that keep when packets are decoded, and not when pictures are shown."""
+DELAY_MANY = frozenset({"h264", "hevc", "vvc", "av1"})
+"""Codecs whose decoders may hold back several pictures; the others hold back one."""
 JOINED_S = 60
 """Recordings whose clocks lie farther apart were joined; what lies nearer was lost."""
 FOLLOWING = 3
@@ -52,12 +54,13 @@ class _BestTime:
 
     A picture's own (pts) unless it has run backwards more often than that of decoding (dts), as where a decoder hands
     out a picture late after a hole. AVI and ASF keep that of decoding alone: FFmpeg makes the other one up. A picture
-    comes out of the decoder with that of the packet that went in last: later than its own by the decoder's delay, which
-    the first picture shows, a key frame.
+    comes out of the decoder with that of the packet that went in last: later than it is shown, by a delay. The
+    first picture, a key frame, tells it, where none before it was left out for want of what it refers to.
     """
 
-    def __init__(self, container: str) -> None:
+    def __init__(self, container: str, codec: str) -> None:
         self.decoding_alone = container in DECODING_ALONE
+        self.delays_many = codec in DELAY_MANY
         self.delay: int | None = None
         self.fed: dict[int | None, int | None] = {}
         """From the one to the other, of packets up to the first picture."""
@@ -76,8 +79,7 @@ class _BestTime:
     def __call__(self, frame: VideoFrame) -> int | None:
         if self.decoding_alone:
             if self.delay is None:
-                own = self.fed.get(frame.pts)
-                self.delay = 0 if own is None or frame.dts is None else frame.dts - own
+                self.delay = self._delay_of(frame)
                 self.fed.clear()
             return None if frame.dts is None else frame.dts - self.delay
         pts, dts = frame.pts, frame.dts
@@ -86,6 +88,13 @@ class _BestTime:
         if pts is None or (dts is not None and self.num_wrong["pts"] > self.num_wrong["dts"]):
             return dts
         return pts
+
+    def _delay_of(self, first: VideoFrame) -> int:
+        own, last = self.fed.get(first.pts), first.dts
+        if own is None or last is None or own == last:
+            return 0
+        before = [time for time in self.fed.values() if time is not None and time < last]
+        return last - (own if self.delays_many else max(before, default=own))
 
     def _note(self, name: str, time: int | None, *, counts: bool) -> None:
         if time is None:
@@ -115,7 +124,7 @@ class Pictures:
         """What is known of the first damage."""
         self.end = 0
         """When the last packet ends, by when it is decoded, in the stream's time base."""
-        self._best_time = _BestTime(film.container.format.name)
+        self._best_time = _BestTime(film.container.format.name, film.stream.codec_context.name)
         self._unread: av.FFmpegError | None = None
         """What ended the file before its end."""
         self._unsound: int | None = None

@@ -162,10 +162,33 @@ def test_what_was_recorded_after_the_damage_is_not_marked(make_video: MakeVideo,
 
 def test_a_picture_that_comes_late_is_believed_when_it_was_decoded() -> None:
     """After a hole decoders hand out an old picture among new ones."""
-    best_time = _BestTime("mpegts")
+    best_time = _BestTime("mpegts", "h264")
     frames = [(150, 149), (151, 150), (212, 211), (152, 212), (213, 213), (214, 214), (None, 215), (216, None)]
     found = [best_time(SimpleNamespace(pts=pts, dts=dts)) for pts, dts in frames]  # type: ignore[arg-type]
     assert found == [150, 151, 212, 212, 213, 214, 215, 216]
+
+
+@pytest.mark.parametrize(
+    ("codec", "packets", "frames", "expected"),
+    [
+        # Three B-frames and a pyramid: packets are decoded in the order 0 4 2 1 3 of what is shown.
+        ("h264", [(1, 0), (2, 1), (3, 2)], [(1, 2), (4, 3), (3, 4), (5, 5), (2, 6)], [0, 1, 2, 3, 4]),
+        # Two pictures are shown before the first key frame, and refer to one that is not there: left out.
+        ("mpeg4", [(1, 0), (2, 1), (3, 2), (4, 3)], [(1, 3), (4, 4), (6, 5), (5, 6)], [2, 3, 4, 5]),
+        ("mpeg4", [(0, 0)], [(0, 0), (1, 1)], [0, 1]),  # no B-frames
+        ("vc1", [(None, 0), (None, 1)], [(None, 1), (None, 2), (None, None)], [0, 1, None]),
+    ],
+)
+def test_times_of_decoding_become_times_of_showing(
+    codec: str,
+    packets: list[tuple[int | None, int]],
+    frames: list[tuple[int | None, int | None]],
+    expected: list[int | None],
+) -> None:
+    best_time = _BestTime("avi", codec)
+    for pts, dts in packets:
+        best_time.feed(SimpleNamespace(pts=pts, dts=dts))  # type: ignore[arg-type]
+    assert [best_time(SimpleNamespace(pts=pts, dts=dts)) for pts, dts in frames] == expected  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------------------- empty packets
