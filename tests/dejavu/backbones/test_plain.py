@@ -112,6 +112,7 @@ def test_weights_that_lack_or_are_no_numbers_or_lie_in_several_files_are_left_to
     assert read_tower(locate(str(tmp_path))) is None
 
 
+@pytest.mark.slow
 def test_a_worker_that_encodes_does_not_import_transformers() -> None:
     code = (
         "import sys, dejavu.stages.embed\n"

@@ -179,6 +179,7 @@ print(json.dumps({"grown": status("VmHWM") - before}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["original", "eventful_full", "reusevit"])
 def test_a_process_grows_by_no_more_than_the_formula(method: str) -> None:
     """At 257 tokens, clips of 24 frames and one of 9, in a process of its own."""

@@ -90,14 +90,13 @@ print((status("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process where Linux tells it")
 @pytest.mark.parametrize(
     ("sizes", "clips"),
     [
         ({"image_px": 128}, 4),  # 257 tokens, as of a patch of 14 px
-        pytest.param(
-            {"width": 384, "num_heads": 6, "mlp_width": 1536, "image_px": 112}, 3, marks=pytest.mark.slow
-        ),  # 197 tokens
+        ({"width": 384, "num_heads": 6, "mlp_width": 1536, "image_px": 112}, 3),  # 197 tokens
     ],
 )
 def test_a_step_takes_at_most_what_the_formula_says_and_not_half_of_it(sizes: dict[str, int], clips: int) -> None:

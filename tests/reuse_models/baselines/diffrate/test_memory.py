@@ -166,7 +166,8 @@ def bound(shape: VitShape, config: SearchConfig) -> int:
     return search_bytes(shape, turns, 2 * config.frames_per_step, 3 * shape.image_px**2)
 
 
-@pytest.mark.parametrize("kept_mib", [pytest.param(64, marks=pytest.mark.slow), 200])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept_mib", [64, 200])
 def test_a_process_grows_by_no_more_than_the_bound(kept_mib: int) -> None:
     """At 257 tokens, a frame at a time with its layers computed twice, and two with all of them kept."""
     config = SearchConfig(frames_per_step=4, kept_mib=kept_mib)
