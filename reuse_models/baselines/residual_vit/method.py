@@ -171,16 +171,18 @@ def embed_some(  # noqa: PLR0913, PLR0917  one frame's inputs
 def most_changed(shape: VitShape, frames_X3HW: Tensor, keys_X3HW: Sequence[Tensor] | Tensor, kept: int) -> Tensor:
     """Return [X, K] int64, ascending: the patches whose pixels are farthest from the key frame's, by mean distance."""
     seen_px = shape.patches_per_side * shape.patch_px
-    # Frame by frame: two frames stay in a core's cache, a batch of them does not.
-    apart_XHW = torch.stack(
-        [
-            (frame_3HW.float() - key_3HW.float()).abs_().sum(0)[:seen_px, :seen_px]
-            for frame_3HW, key_3HW in zip(frames_X3HW, keys_X3HW, strict=True)
-        ]
-    )
-    apart_XA = F.avg_pool2d(apart_XHW, shape.patch_px).flatten(1)
+    if frames_X3HW.is_cuda:
+        apart_XHW = distance(frames_X3HW, torch.stack(tuple(keys_X3HW)))
+    else:  # frame by frame: two frames stay in a core's cache, a batch of them does not
+        apart_XHW = torch.stack([distance(one, key) for one, key in zip(frames_X3HW, keys_X3HW, strict=True)])
+    apart_XA = F.avg_pool2d(apart_XHW[:, :seen_px, :seen_px], shape.patch_px).flatten(1)
     # Of equals the first, so that a picture that stands still is the same on every machine.
     return apart_XA.argsort(dim=1, descending=True, stable=True)[:, :kept].sort(dim=1).values
+
+
+def distance(a_X3HW: Tensor, b_X3HW: Tensor) -> Tensor:
+    """Return [X, H, W]: the sum of absolute differences over colours, of one frame or of many."""
+    return (a_X3HW.float() - b_X3HW.float()).abs_().sum(-3)
 
 
 def some_work(shape: VitShape, kept: int, *, has_token: bool) -> Work:

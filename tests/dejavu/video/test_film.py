@@ -215,7 +215,7 @@ def test_the_film_is_found_among_previews(tmp_path: Path, ending: str, films: tu
 def test_a_stream_that_cannot_be_read_is_not_the_film(tmp_path: Path) -> None:
     path = tmp_path / "unknown.mkv"
     write_streams(path, 0, THUMBNAILS, FILM)
-    path.write_bytes(path.read_bytes().replace(b"V_MJPEG", b"V_NOBODY"[:7]))
+    path.write_bytes(path.read_bytes().replace(b"V_MJPEG", b"V_NOONE"))
     info, _, level_F = seen(path)
     assert len(level_F) == 8
     assert level_F.min() > 15

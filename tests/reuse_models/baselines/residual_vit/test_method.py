@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.residual_vit.method import ResidualVitConfig, most_changed, num_kept
+from reuse_models.baselines.residual_vit.method import ResidualVitConfig, distance, most_changed, num_kept
 from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, load_tokenizer, save_tokenizer
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Encoded
@@ -120,6 +120,8 @@ def test_where_nothing_moved_the_first_patches_are_taken(clip_vit: Vit) -> None:
     moved = still.clone()
     moved[0, :, -1, -1], moved[1, :, 0, 12] = 1.0, 1.0
     assert most_changed(clip_vit.shape, moved, still, 2).tolist() == [[0, 15], [0, 1]]
+    # As on a GPU, all at once.
+    torch.testing.assert_close(distance(moved, still), torch.stack([*map(distance, moved, still)]), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
