@@ -225,6 +225,8 @@ class ParetoPoint:
     flops_reduction_published: float | None = None
     """By the artifact's formulas: only to stand beside the published figure."""
     speedup: float | None = None
+    """Original's time over this setting's: `timed_speedup` carried from the timed clips, which are few, to all of these
+    clips by the ratio of executed FLOPs, flops_reduction / timed_flops_reduction (a ratio estimate)."""
     peak_memory_mb: float | None = None
     trained: bool | None = None
     """Whether the method's add-on weights were trained; None where it has none."""
@@ -274,9 +276,11 @@ class ParetoPoint:
     zero_shot_accuracy_loss_ci_low: float | None = None
     zero_shot_accuracy_loss_ci_high: float | None = None
     dense_precision: str | None = None
-    """That of the Original that `speedup` is over: the fastest on the machine, whatever the settings ran in."""
+    """That of the Original that speed-ups are over: the fastest on the machine, whatever the settings ran in."""
     timed_flops_reduction: float | None = None
-    """`flops_reduction` on the frames that were timed: what `speedup` has to be held against."""
+    """`flops_reduction` on the frames that were timed: what `timed_speedup` has to be held against."""
+    timed_speedup: float | None = None
+    """As measured, on the timed clips, which may move more or less than the others."""
 
 
 def to_ranges(numbers: Sequence[int]) -> str:

@@ -73,6 +73,12 @@ def test_a_smaller_tower_stands_on_the_scale_of_the_first(
     assert reductions == [(1.0, 4.0), (2.0, 8.0), (4.0, 16.0)]
     assert [float(row["speedup_b"]) for row in rows] == pytest.approx([3.0, 2.4, 4.8])
 
+    carried = [replace(point, speedup=0.5 * (point.speedup or 0), timed_speedup=point.speedup) for point in small]
+    write_pareto_csv(runs[1], carried)
+    assert compare.main([*map(str, runs), "--out", str(tmp_path / "c.png")]) == 0
+    with (tmp_path / "c.csv").open(newline="", encoding="utf-8") as file:
+        assert [float(row["speedup_b"]) for row in csv.DictReader(file)] == pytest.approx([1.5, 1.2, 2.4])
+
     for path, points in zip(runs, (large, small), strict=True):
         write_pareto_csv(path, [replace(point, acc_gqa=None) for point in points])
     assert compare.main([*map(str, runs), "--out", str(tmp_path / "d.png")]) == 1

@@ -66,11 +66,18 @@ def from_original_of(first: Run, second: Run) -> Run:
         replace(
             point,
             flops_reduction=_over(dense.gflops_per_frame, point.gflops_per_frame),
-            speedup=_over(dense.ms_per_frame, point.ms_per_frame),
+            speedup=_over_all_clips(_over(dense.ms_per_frame, point.ms_per_frame), point),
         )
         for point in second.points
     ]
     return replace(second, points=points)
+
+
+def _over_all_clips(timed_speedup: float | None, point: ParetoPoint) -> float | None:
+    """Carry a speed-up from the timed clips to all, as the point's own was."""
+    if timed_speedup is None or not point.speedup or not point.timed_speedup:
+        return timed_speedup
+    return timed_speedup * point.speedup / point.timed_speedup
 
 
 def _original(run: Run) -> ParetoPoint | None:

@@ -71,6 +71,11 @@ def quality_of(points: Sequence[ParetoPoint]) -> Quality:
     )
 
 
+def has_agreement_beside(points: Sequence[ParetoPoint]) -> bool:
+    """Say whether the points have agreement of neighbours beside answers, which few clips give too few of."""
+    return quality_of(points) != "agreement" and all(point.agreement is not None for point in points)
+
+
 def non_dominated(gains: Sequence[float], qualities: Sequence[float]) -> list[bool]:
     """Say of each point whether no other is at least as good on both axes and better on one.
 
@@ -111,18 +116,29 @@ def hypervolume(gains: Sequence[float], qualities: Sequence[float], *, worst: tu
     return area
 
 
-def mark_frontier(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """Return the points with `on_frontier` set, by FLOP reduction and quality, each split for itself.
+def mark_frontier(
+    points: Sequence[ParetoPoint], gain: Gain = "flops_reduction", quality: Quality | None = None
+) -> list[ParetoPoint]:
+    """Return the points with `on_frontier` set, by a gain and quality, each split for itself.
 
     A point without either value is not on the frontier.
+
+    Args:
+        points: Of any splits.
+        gain: What is wanted.
+        quality: What must not be lost, the strictest measure that a split's points have unless given.
     """
     marked: dict[int, bool] = {}
     for split in {point.split for point in points}:
         members = [(i, point) for i, point in enumerate(points) if point.split == split]
-        quality = quality_of([point for _, point in members])
-        placed = [(i, point) for i, point in members if point.flops_reduction is not None]
+        measure = quality or quality_of([point for _, point in members])
+        placed = [
+            (i, point)
+            for i, point in members
+            if getattr(point, gain) is not None and getattr(point, measure) is not None
+        ]
         kept = non_dominated(
-            [_value(point, "flops_reduction") for _, point in placed], [_value(point, quality) for _, point in placed]
+            [_value(point, gain) for _, point in placed], [_value(point, measure) for _, point in placed]
         )
         marked |= {i: on for (i, _), on in zip(placed, kept, strict=True)}
     return [replace(point, on_frontier=marked.get(i, False)) for i, point in enumerate(points)]

@@ -1,4 +1,4 @@
-"""What the MLflow UI shows under "Views": quality against computation as charts and a table, set up beforehand.
+"""What the MLflow UI shows under "Views": quality against clock and computation as charts and a table, made ready.
 
 MLflow keeps a saved view as a tag of the experiment, in JSON that its own front end writes and reads. A version that
 reads it otherwise shows its usual page: nothing else depends on this.
@@ -12,10 +12,10 @@ from typing import Any
 from dejavu.report.frontier import Quality
 
 VIEW_ID = "pareto"
-VIEW_NAME = "Quality against computation"
+VIEW_NAME = "Quality against the clock and computation"
 
 _SECTION = "quality-against-computation"
-_COSTS = ("flops_reduction", "gflops_per_frame", "speedup", "ms_per_frame")
+_COSTS = ("speedup", "flops_reduction", "ms_per_frame", "gflops_per_frame")
 _COLUMNS = ("accuracy", "acc_gqa", "agreement", "cosine_to_dense", "reuse_rate", *_COSTS)
 
 

@@ -1,10 +1,13 @@
-"""The Pareto plot: quality against computation. Drawn without a display and without global state."""
+"""The Pareto plot: quality against the clock and computation. Drawn without a display and without global state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
+from textwrap import wrap
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +17,16 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dejavu.records import ParetoPoint
-from dejavu.report.frontier import MAX_LOSS, ORIGINAL, Quality, mark_frontier, original_quality, quality_of, words_of
+from dejavu.report.frontier import (
+    MAX_LOSS,
+    ORIGINAL,
+    Gain,
+    Quality,
+    mark_frontier,
+    original_quality,
+    quality_of,
+    words_of,
+)
 from dejavu.report.label_placement import Box, Points, Room, place
 from dejavu.report.published_points import PUBLISHED
 from dejavu.report.style import FAINT, GOLD, INK, MUTED, STYLES, Style, styles_of
@@ -26,7 +38,12 @@ _LOSS_INTERVALS: dict[Quality, tuple[str, str]] = {
     "accuracy": ("accuracy_loss_ci_low", "accuracy_loss_ci_high"),
     "agreement": ("agreement_loss_ci_low", "agreement_loss_ci_high"),
 }
-_KEY = "gold and ringed: the frontier, with its settings   ·   grey band: within {loss:g} % of Original"
+_KEY = "gold and ringed: the frontier, with its settings; grey band: within {loss:g} % of Original"
+_BETWEEN = "   ·   "
+_CHARACTERS_PER_INCH = 13.5
+"""Of the lines under the title, on average."""
+_PANEL_INCHES = (9.6, 6.2)
+"""Of the plot of one panel: a second one beside it is narrower, one below it has no title."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,9 @@ class _Panel:
     series: tuple[_Series, ...]
     published: tuple[_Series, ...]
     stairs: Points
-    """[K, 2], the border of what is dominated; empty where the frontier is of another panel."""
+    """[K, 2], the border of what is dominated; empty where nothing is marked."""
+    says: str = "cheaper"
+    """What further right means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +97,24 @@ def plot_pareto(  # noqa: PLR0913  two files and what stands in them
     path_png: StorePath,
     path_svg: StorePath | None = None,
     *,
+    quality: Quality | None = None,
     published: bool = False,
-    title: str = "Quality against computation",
+    title: str = "Quality against the clock and computation",
     max_loss: float = MAX_LOSS,
 ) -> None:
-    """Draw quality against the reduction of FLOPs, one line a method.
+    """Draw quality against the measured speed-up, and against the reduction of FLOPs, one line a method.
 
-    The quality is the strictest measure that all points have (frontier.quality_of). Whiskers are the paired interval of
-    the difference to Original, put at Original's quality. Published points, where wanted, stand in a panel of their own
-    whose FLOPs are counted by the artifact's formulas, since those are not what is executed; where no point of ours has
-    been counted so, they stand muted in the one panel.
+    Whiskers are the paired interval of the difference to Original, put at Original's quality. Each panel has its own
+    frontier; the clock's is there where something beside Original was timed, and has the points that were. Published
+    points, where wanted, stand in a panel of their own whose FLOPs are counted by the artifact's formulas, since those
+    are not what is executed; where no point of ours has been counted so, they stand muted in the panel of executed
+    FLOPs.
 
     Args:
         points: Settings scored on the same clips of one split, one Original among them.
         path_png: Written whole or not at all.
         path_svg: As path_png, where given.
+        quality: What stands upwards, the strictest measure that all points have (frontier.quality_of) unless given.
         published: Show the published NExT-GQA numbers; they appear only beside Acc@GQA.
         title: Headline.
         max_loss: The share of Original's quality that the band shows.
@@ -100,27 +122,18 @@ def plot_pareto(  # noqa: PLR0913  two files and what stands in them
     Raises:
         ValueError: There is no Original, it has no FLOP reduction, or no measure is common to all points.
     """
-    quality = quality_of(points)
+    quality = quality or quality_of(points)
     original_quality(points, quality)
     if any(point.flops_reduction is None for point in points if point.method == ORIGINAL):
         raise ValueError(
             f"points: got no flops_reduction for {ORIGINAL!r}, expected 1.0; count FLOPs before drawing them"
         )
-    points = mark_frontier(points)
     panels = _panels(points, quality, published=published and quality == "acc_gqa")
-
-    figure = Figure(figsize=(9.6 * len(panels) ** 0.75, 6.2), dpi=160, facecolor="white")
-    FigureCanvasAgg(figure)
-    every_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    figure.subplots_adjust(left=0.085 / len(panels) ** 0.6, right=0.985, top=0.815, bottom=0.115, wspace=0.06)
+    figure, every_axes = _axes_under([title, *_about(points, quality, max_loss)], len(panels))
     for axes, panel in zip(every_axes, panels, strict=True):
         _frame(axes, panel, panels)
         axes.axhspan((1 - max_loss) * panel.dense, panel.dense, color=FAINT, zorder=0, linewidth=0)
         _draw(axes, panel)
-    every_axes[0].tick_params(axis="y", labelleft=True)
-    _headline(figure, points, quality, title)
-    key = _KEY.format(loss=100 * max_loss)
-    figure.text(every_axes[0].get_position().x0, 0.862, key, fontsize=9.5, color=MUTED, va="center")
     figure.canvas.draw()  # fixes where things are, which labels need to know
     for axes, panel in zip(every_axes, panels, strict=True):
         room = _room(axes, panel)
@@ -132,10 +145,49 @@ def plot_pareto(  # noqa: PLR0913  two files and what stands in them
                 figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
+def _axes_under(texts: Sequence[str], num_panels: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a title, what it is about, and axes for each panel below, two beside each other."""
+    columns, rows = min(num_panels, 2), ceil(num_panels / 2)
+    one_wide, one_high = _PANEL_INCHES
+    width = one_wide * columns**0.75
+    title, *about = texts
+    lines = [line for text in about for line in wrap(text, int(width * _CHARACTERS_PER_INCH))]
+    above, below = 0.74 + 0.21 * len(lines), 0.71
+    panel_high = one_high - 1.86
+    height = above + rows * (panel_high + below)
+    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    left = 0.85 / width
+    figure.subplots_adjust(
+        left=left, right=0.985, top=1 - above / height, bottom=below / height, wspace=0.06, hspace=below / panel_high
+    )
+    for unused in grid[num_panels:]:
+        unused.remove()
+    for axes in grid[:num_panels:2]:
+        axes.tick_params(axis="y", labelleft=True)
+    figure.text(left, 1 - 0.34 / height, title, fontsize=15, fontweight="bold", color=INK, va="center")
+    for number, line in enumerate(lines):
+        figure.text(left, 1 - (0.66 + 0.21 * number) / height, line, fontsize=9.5, color=MUTED, va="center")
+    return figure, list(grid[:num_panels])
+
+
+def _about(points: Sequence[ParetoPoint], quality: Quality, max_loss: float) -> list[str]:
+    """Say what the quality is, of how many clips, and what is marked how."""
+    clips = sorted({point.num_clips for point in points})
+    words = words_of(points, quality)
+    name = f"{words.name}: {words.meaning} (%)"
+    about = [name[0].upper() + name[1:], f"{'/'.join(map(str, clips))} {points[0].split} clips"]
+    if quality in _LOSS_INTERVALS:
+        about.append("whiskers: 95 % interval of the difference to Original")
+    return [_BETWEEN.join(about), _KEY.format(loss=100 * max_loss)]
+
+
 def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool) -> list[_Panel]:
     reference = _published_series() if published else ()
     series = _all_series(points, quality, "flops_reduction")
     same_formulas = _all_series(points, quality, "flops_reduction_published")
+    by_clock = _all_series(points, quality, "speedup")
     comparable = published and any(line.style.name != STYLES[ORIGINAL].name for line in same_formulas)
     original = next(point for point in points if point.method == ORIGINAL)
     gflops = original.gflops_per_frame
@@ -143,6 +195,9 @@ def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool)
     dense = 100 * original_quality(points, quality)
     executed = f"Reduction of executed FLOPs{about}"
     panels = [_Panel(executed, dense, series, () if comparable else reference, _stairs(series))]
+    if any(line.style != STYLES[ORIGINAL] for line in by_clock):
+        pace = "" if original.ms_per_frame is None else f" (Original: {original.ms_per_frame:.3g} ms a frame)"
+        panels.insert(0, _Panel(f"Speed-up by the clock{pace}", dense, by_clock, (), _stairs(by_clock), "faster"))
     if comparable:
         panels.append(
             _Panel("Reduction by the artifact's FLOP formulas", dense, same_formulas, reference, np.empty((0, 2)))
@@ -150,8 +205,11 @@ def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool)
     return panels
 
 
-def _all_series(points: Sequence[ParetoPoint], quality: Quality, gain: str) -> tuple[_Series, ...]:
+def _all_series(
+    points: Sequence[ParetoPoint], quality: Quality, gain: Gain | Literal["flops_reduction_published"]
+) -> tuple[_Series, ...]:
     dense, interval = original_quality(points, quality), _LOSS_INTERVALS.get(quality)
+    points = mark_frontier(points, "speedup" if gain == "speedup" else "flops_reduction", quality)
     every = []
     for method, style in styles_of(point.method for point in points).items():
         chosen = [point for point in points if point.method == method and getattr(point, gain) is not None]
@@ -227,7 +285,7 @@ def _frame(axes: Axes, panel: _Panel, panels: Sequence[_Panel]) -> None:
     axes.tick_params(colors=MUTED, labelsize=9.5, length=0, pad=6)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.set_xlabel(f"{panel.x_name}  →  cheaper", color=INK, fontsize=10.5, labelpad=8)
+    axes.set_xlabel(f"{panel.x_name}  →  {panel.says}", color=INK, fontsize=10.5, labelpad=8)
 
 
 def _at_least(values: Points, length: float) -> tuple[float, float]:
@@ -259,18 +317,6 @@ def _draw(axes: Axes, panel: _Panel) -> None:
                 linewidth=1.8 if line.untrained else 1.3 if ringed else 0.8,
                 zorder=5 if ringed else 4,
             )
-
-
-def _headline(figure: Figure, points: Sequence[ParetoPoint], quality: Quality, title: str) -> None:
-    left = figure.axes[0].get_position().x0
-    clips = sorted({point.num_clips for point in points})
-    words = words_of(points, quality)
-    name = f"{words.name}: {words.meaning} (%)"
-    about = [name[0].upper() + name[1:], f"{'/'.join(map(str, clips))} {points[0].split} clips"]
-    if quality in _LOSS_INTERVALS:
-        about.append("whiskers: 95 % interval of the difference to Original")
-    figure.text(left, 0.945, title, fontsize=15, fontweight="bold", color=INK, va="center")
-    figure.text(left, 0.896, "   ·   ".join(about), fontsize=9.5, color=MUTED, va="center")
 
 
 def _labels(axes: Axes, panel: _Panel) -> list[_Label]:

@@ -15,7 +15,16 @@ from dejavu.observability.tracking import Run, Tracking
 from dejavu.records import EvalRow, ParetoPoint
 from dejavu.report.breakdown import agreement_columns
 from dejavu.report.equal_flops import Item, Lead, Scored, leads
-from dejavu.report.frontier import GAINS, MAX_LOSS, Quality, best_within, mark_frontier, quality_of, words_of
+from dejavu.report.frontier import (
+    GAINS,
+    MAX_LOSS,
+    Quality,
+    best_within,
+    has_agreement_beside,
+    mark_frontier,
+    quality_of,
+    words_of,
+)
 from dejavu.report.headline import headlines
 from dejavu.report.pareto_csv import write_pareto_csv
 from dejavu.report.pareto_view import VIEW_ID, VIEW_NAME, saved_view
@@ -42,6 +51,8 @@ ARTIFACTS = (
     "report.html",
     "pareto.png",
     "pareto.svg",
+    "agreement.png",
+    "agreement.svg",
     "pareto.csv",
     "breakdown.csv",
     "drift.csv",
@@ -79,6 +90,8 @@ def gather_points(evidence: Evidence) -> list[ParetoPoint]:
 
 def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> ParetoPoint:
     timing, task = evidence.timings.get(score.setting.setting_id), score.task
+    flops_reduction = original.gflops_per_frame / score.gflops_per_frame
+    timed_reduction = original.gflops_per_frame / timing.gflops_per_frame if timing else None
     return ParetoPoint(
         method=score.setting.method,
         setting=score.setting.label,
@@ -86,7 +99,7 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         num_clips=score.num_clips,
         reuse_rate=score.reuse_rate,
         gflops_per_frame=score.gflops_per_frame,
-        flops_reduction=original.gflops_per_frame / score.gflops_per_frame,
+        flops_reduction=flops_reduction,
         accuracy=score.accuracy,
         acc_gqa=task.acc_gqa if task else None,
         miop=task.miop if task else None,
@@ -94,9 +107,10 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         cosine_to_dense=score.fidelity.mean,
         flops_reduction_published=_reduction_published(score, original, evidence.shape),
         ms_per_frame=timing.ms_per_frame if timing else None,
-        speedup=timing.speedup if timing else None,
+        speedup=timing.speedup * flops_reduction / timed_reduction if timing and timed_reduction else None,
         dense_precision=timing.dense if timing else None,
-        timed_flops_reduction=original.gflops_per_frame / timing.gflops_per_frame if timing else None,
+        timed_flops_reduction=timed_reduction,
+        timed_speedup=timing.speedup if timing else None,
         peak_memory_mb=timing.peak_memory_mb if timing else None,
         decode_ms_per_frame=timing.decode_ms_per_frame if timing else None,
         codec_ms_per_frame=timing.codec_ms_per_frame if timing else None,
@@ -219,10 +233,13 @@ def _intervals(
 def draw_frontier(
     points: Sequence[ParetoPoint], results: StorePath, *, title: str, published: bool, max_loss: float = MAX_LOSS
 ) -> None:
-    """Write pareto.csv, pareto.png and pareto.svg."""
+    """Write pareto.csv, the plot as pareto.png and .svg, and one of agreement where it says more than the answers."""
     write_pareto_csv(results / "pareto.csv", points)
     png, svg = results / "pareto.png", results / "pareto.svg"
     plot_pareto(points, png, svg, published=published, title=title, max_loss=max_loss)
+    if has_agreement_beside(points):
+        png, svg = results / "agreement.png", results / "agreement.svg"
+        plot_pareto(points, png, svg, quality="agreement", title=title, max_loss=max_loss)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dejavu.records import ParetoPoint, Transcoded
 from dejavu.report.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
 from dejavu.report.drift import drift_curve, plot_drift, write_drift_csv
 from dejavu.report.equal_flops import write_leads_csv
-from dejavu.report.frontier import original_quality, quality_of
+from dejavu.report.frontier import has_agreement_beside, original_quality, quality_of
 from dejavu.report.motion import measure_motion
 from dejavu.report.observe import observe_reuse
 from dejavu.report.page import Picture, RunFacts, Tables, write_report
@@ -31,8 +31,13 @@ from dejavu.video.decode import decode_all
 from reuse_models.reusevit.method import ReuseVitConfig
 
 PARETO_CAPTION = (
-    "Each line is a method, each mark a setting. Right is cheaper, up is better. Whiskers are the paired 95 % interval "
-    "of the difference to Original, at Original's quality: where they cross its line, the two cannot be told apart."
+    "Each line is a method, each mark a setting. Right is faster or cheaper, up is better. Whiskers are the paired "
+    "95 % interval of the difference to Original, at Original's quality: where they cross its line, the two cannot be "
+    "told apart."
+)
+AGREEMENT_CAPTION = (
+    "The same settings by what stays of Original's embeddings. Few clips tell more so than by answers, of which each "
+    "has one or a few."
 )
 DRIFT_CAPTION = (
     "Mean cosine of a frame's embedding to the dense tower's, by the number of frames since the method last computed a "
@@ -86,8 +91,11 @@ def write_page(scored: Scored, facts: RunFacts, results: StorePath) -> StorePath
     ]
     rows = break_down(answered, answered[0], groups, seed=scored.evidence.seed)
     write_breakdown_csv(results / "breakdown.csv", rows)
+    plots = [Picture(results / "pareto.svg", "", PARETO_CAPTION)]
+    if has_agreement_beside(scored.points):
+        plots.append(Picture(results / "agreement.svg", "Agreement of neighbours", AGREEMENT_CAPTION))
     pictures = {
-        "pareto": [Picture(results / "pareto.svg", "", PARETO_CAPTION)],
+        "pareto": plots,
         "drift": _draw_drift(scored, frames, results),
         "reuse": _draw_reuse(scored, typical(clips, motion_of), facts.allowed_loss),
     }

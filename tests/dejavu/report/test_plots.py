@@ -98,6 +98,57 @@ def test_the_settings_of_the_frontier_are_written_and_no_others(tmp_path: Path) 
     assert all(setting in text for setting in lonely)
 
 
+def timed(points: list[ParetoPoint]) -> list[ParetoPoint]:
+    """Each setting twice as slow as its FLOPs promise, but for frame skipping, which is as fast."""
+    return [
+        replace(
+            point,
+            speedup=(point.flops_reduction or 0) / (1 if point.method in ("frame_skip", "original") else 2),
+            ms_per_frame=12.3,
+        )
+        for point in points
+    ]
+
+
+def test_the_clock_has_its_own_panel_and_frontier(tmp_path: Path) -> None:
+    plot_pareto(timed(some_points()), tmp_path / "p.png", tmp_path / "p.svg")
+    text = words(tmp_path / "p.svg")
+    assert "Speed-up by the clock (Original: 12.3 ms a frame)  →  faster" in text
+    assert "Reduction of executed FLOPs (Original: 0.2 GFLOPs a frame)  →  cheaper" in text
+    assert text.index("Speed-up") < text.index("Reduction")
+    assert text.count("Original 88.0 %") == 2
+    settings = [word for word in text.split(" | ") if word.startswith("s=")]
+    by_clock = mark_frontier(timed(some_points()), "speedup")
+    beyond = [p.setting for p in by_clock if p.on_frontier and (p.speedup or 0) > 2.5]
+    assert beyond
+    assert all(setting in settings for setting in beyond)
+    assert [p.on_frontier for p in by_clock] != [p.on_frontier for p in mark_frontier(some_points())]
+
+
+def test_a_clock_that_only_original_has_is_no_panel(tmp_path: Path) -> None:
+    original, *others = some_points()
+    plot_pareto([replace(original, speedup=1.0), *others], tmp_path / "p.png", tmp_path / "p.svg")
+    assert "by the clock" not in words(tmp_path / "p.svg")
+
+
+def test_long_words_are_broken_where_the_picture_ends(tmp_path: Path) -> None:
+    points = [replace(point, acc_gqa=None, agreement=point.cosine_to_dense) for point in some_points()]
+    plot_pareto(points, tmp_path / "p.png", tmp_path / "p.svg")
+    picture = imread(tmp_path / "p.png")
+    assert (picture[:, -8:, :3] == 1).all()  # nothing runs into the right edge
+    text = words(tmp_path / "p.svg")
+    assert "Agreement of neighbours: of a frame's ten nearest frames of other clips" in text
+    assert "interval of the difference to Original" in text
+
+
+def test_another_quality_than_the_strictest_is_drawn_where_asked(tmp_path: Path) -> None:
+    points = [replace(point, agreement=1 - 2 * (0.88 - (point.acc_gqa or 0))) for point in some_points()]
+    plot_pareto(points, tmp_path / "p.png", tmp_path / "p.svg", quality="agreement")
+    text = words(tmp_path / "p.svg")
+    assert "Agreement of neighbours" in text
+    assert "Original 100.0 %" in text
+
+
 def test_published_points_stand_beside_ours_by_their_own_formulas(tmp_path: Path) -> None:
     plot_pareto(some_points(published_formulas=True), tmp_path / "p.png", tmp_path / "p.svg", published=True)
     text = words(tmp_path / "p.svg")

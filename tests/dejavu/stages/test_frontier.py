@@ -8,7 +8,8 @@ import pytest
 from dejavu.embedding.batch import EmbedConfig
 from dejavu.observability.tracking import Tracking
 from dejavu.records import ParetoPoint
-from dejavu.stages.frontier import Evidence, Journal, compare, describe, draw_frontier, log_frontier
+from dejavu.stages.frontier import Evidence, Journal, compare, describe, draw_frontier, gather_points, log_frontier
+from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import name_setting
 from dejavu.tasks.fidelity import Fidelity
@@ -90,6 +91,20 @@ def kept(config: MethodConfig, gflops: float, *shares: tuple[float, ...]) -> Set
         name_setting(config, "tower", EmbedConfig().shaping()), len(shares), 4, 0.5, gflops,
         Fidelity(4, 0.9, 0.8, 0.8), None, agreement=Agreement(mean, by_clip),
     )  # fmt: skip
+
+
+def test_the_clock_is_carried_from_the_timed_clips_to_all() -> None:
+    original, skip = kept(OriginalConfig(), 4.0, (1.0,)), kept(FrameSkipConfig(every=2), 2.0, (0.9,))
+    timing = Timing(
+        ms_per_frame=1.0, speedup=3.6, decode_ms_per_frame=0.5, codec_ms_per_frame=0.1, peak_memory_mb=1.0,
+        hardware="here", gflops_per_frame=1.0, dense="float32", num_clips=1, num_rounds=3,
+    )  # fmt: skip
+    shape = VitShape(
+        image_px=32, patch_px=8, width=48, num_heads=3, num_layers=4, mlp_width=96, embed_dim=24, has_cls=True
+    )
+    _, point = gather_points(Evidence([original, skip], {skip.setting.setting_id: timing}, shape, 0))
+    assert (point.flops_reduction, point.timed_flops_reduction, point.timed_speedup) == (2.0, 4.0, 3.6)
+    assert point.speedup == pytest.approx(3.6 * 2 / 4)  # 0.9 of what its FLOPs promise, there and over all clips
 
 
 def test_without_answers_agreement_is_compared_at_equal_flops() -> None:

@@ -123,7 +123,8 @@ def test_what_lies_in_the_store_becomes_tables_and_a_page(
     draw_frontier(scored.points, tmp_path, title="t", published=False)
     page = write_page(scored, FACTS, tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert text.count("<img ") == 3  # the plot, drift, reuse by layer; no ReuseViT, no map
+    assert text.count("<img ") == 4  # the plot, that of agreement, drift, reuse by layer; no ReuseViT, no map
+    assert (tmp_path / "agreement.png").stat().st_size > 1000
     assert 'id="drift"' in text
     assert watched == [["c1", "c3", "c5"]]
 

@@ -14,7 +14,15 @@ from dejavu.report.pareto_csv import write_pareto_csv
 
 def point(method: str, setting: str, speedup: float, **values: float) -> ParetoPoint:
     times = {"ms_per_frame": 40.0, "decode_ms_per_frame": 10.0, "codec_ms_per_frame": 5.0}
-    return ParetoPoint(method=method, setting=setting, split="test", num_clips=7, speedup=speedup, **times | values)
+    return ParetoPoint(
+        method=method,
+        setting=setting,
+        split="test",
+        num_clips=7,
+        speedup=speedup,
+        timed_speedup=speedup,
+        **times | values,
+    )
 
 
 def test_the_fastest_comes_first_and_empty_columns_are_left_out() -> None:
@@ -23,9 +31,9 @@ def test_the_fastest_comes_first_and_empty_columns_are_left_out() -> None:
         point("frame_skip", "every=2", 2.0, agreement=0.9, agreement_ci_low=0.85, agreement_ci_high=0.95),
     ]
     lines = evidence.table(points).splitlines()
-    assert lines[0] == "| setting | by the clock | with decoding | agreement [95 %] | cosine |"
-    assert lines[2] == "| FrameSkip every=2 | 2.00 | 1.80 | 0.900 [0.850, 0.950] |  |"
-    assert lines[3].startswith("| Original | 1.00 | 1.00 |")
+    assert lines[0] == "| setting | by the clock | timed clips: clock | with decoding | agreement [95 %] | cosine |"
+    assert lines[2] == "| FrameSkip every=2 | 2.00 | 2.00 | 1.80 | 0.900 [0.850, 0.950] |  |"
+    assert lines[3].startswith("| Original | 1.00 | 1.00 | 1.00 |")
 
 
 def test_only_what_reads_a_codec_grid_pays_for_it() -> None:
@@ -40,7 +48,7 @@ def test_the_page_has_each_set_with_its_command(tmp_path: Path) -> None:
     videos.mkdir()
     job = evidence.Evidence(sets=(f"folder:2:{videos}",), backbone="embedded", out=tmp_path / "out")
     (job.out / "clips").mkdir(parents=True)
-    write_pareto_csv(job.out / "clips" / "pareto.csv", [point("tome", "r=8", 1.25)])
+    write_pareto_csv(job.out / "clips" / "pareto.csv", [point("tome", "r=8", 1.25, agreement=0.9)])
     thirds = [
         BreakdownRow(
             method="tome", setting="r=8", split_by="motion_px", value=third, low=low, high=low + 1, num_clips=2,
@@ -54,6 +62,7 @@ def test_the_page_has_each_set_with_its_command(tmp_path: Path) -> None:
     assert "## clips, 2 frames a second" in page
     assert f"pipeline.py folder --videos {videos} --transcode.fps 2 --backbone embedded" in page
     assert "7 test clips; 61 s" in page
+    assert "![Quality against the clock and computation](clips/pareto.png)" in page
     assert "| ToMe r=8 | 1.25 |" in page
     assert "| agreement where motion is | low, 0 to 1 px | middle, 1 to 2 px | high, 2 to 3 px |" in page
     assert "| ToMe r=8 | 1.000 | 0.900 | 0.800 |" in page
