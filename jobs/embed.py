@@ -24,6 +24,7 @@ import yaml
 from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.backbones.locate import DRAWINGS_ALONE
 from dejavu.cluster import cluster
+from dejavu.cluster.no_error import without_advice
 from dejavu.datasets.video_folder import clips_by_name
 from dejavu.embedding.batch import PRECISIONS, EmbedContext
 from dejavu.embedding.memory import shrink_to_memory
@@ -244,4 +245,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with without_advice():
+        sys.exit(main())

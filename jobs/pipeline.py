@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from dejavu.backbones.load import BackboneError
 from dejavu.cluster import cluster
+from dejavu.cluster.no_error import without_advice
 from dejavu.experiment import Experiment, ExperimentError, parse
 from dejavu.observability.status import end_status
 from dejavu.observability.tracking import TrackingError
@@ -93,4 +94,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with without_advice():
+        sys.exit(main())

@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import ArrayLike
 
 from dejavu.cluster import cluster
+from dejavu.cluster.no_error import without_advice
 from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
 from dejavu.backbones.locate import DRAWINGS_ALONE, locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
@@ -362,4 +363,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with without_advice():
+        sys.exit(main())

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import random
-import re
 import secrets
 import shlex
 import shutil
@@ -41,10 +40,6 @@ START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10
 PORTS = range(20_000, 32_768)
 """Above those that Ray gives its workers, below those that Linux gives whoever asks for any."""
-NO_ERROR = re.compile(
-    r"core_worker\.cc:\d+: Actor .* has constructor arguments in the object store and max_restarts > 0"
-)
-"""Ray's advice on each pool of actors, which it writes as an error and takes no setting against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +74,7 @@ def main(arguments: list[str]) -> int:
         print("$", shlex.join(map(str, command)), flush=True)
         # What Ray leaves out by itself it warns of each time; `.rayignore` leaves it out as well.
         settings = {**environment(started.token), "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}
-        return watch(list(map(str, command)), settings)
-
-
-def watch(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run a command and pass on what it prints, but for what looks like an error and is none; return its status."""
-    settings = {**environment, "PYTHONUNBUFFERED": "1"}  # of `ray job submit` alone: lines come as they are written
-    with subprocess.Popen(
-        command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if not NO_ERROR.search(line):
-                print(line, end="", flush=True)
-    return process.returncode
+        return subprocess.run(list(map(str, command)), env=settings, check=False).returncode
 
 
 def check_package(root: Path) -> None:

@@ -129,20 +129,6 @@ print(len(before) - count, len(workers("after") - before))
     assert done.stdout.split()[-2:] == ["0", "0"], done.stdout + done.stderr[-2000:]
 
 
-def test_what_a_job_prints_is_passed_on_but_for_what_looks_like_an_error_and_is_none(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    advice = (
-        "[2026-11-29 14:23:28,197 E 29499 29499] core_worker.cc:2465: Actor with class name: 'MapWorker(MapBatches)' "
-        "and ID: 'c5bb' has constructor arguments in the object store and max_restarts > 0. If the arguments in the "
-        "object store go out of scope or are lost, the actor restart will fail."
-    )
-    real = "[2026-11-29 14:23:28,197 E 29499 29499] core_worker.cc:900: the control store is gone"
-    code = f"import sys; print({advice!r}); print({real!r}, file=sys.stderr); print('done'); sys.exit(7)"
-    assert submit.watch([sys.executable, "-u", "-c", code], os.environ) == 7
-    assert sorted(capsys.readouterr().out.splitlines()) == sorted([real, "done"])
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_ends_when_told_whatever_outlives_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
