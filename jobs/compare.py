@@ -1,8 +1,8 @@
 """Compare two runs, or two kinds of hardware: `python jobs/compare.py A/pareto.csv B/pareto.csv --out compare.png`.
 
-Draws both in one plot, quality against FLOP reduction and against measured speed-up, and lists the settings that both
-have; the list is also written beside the plot as CSV. Of two towers (a smaller one beside), both stand on one scale:
-gains are counted from A's Original. Their times mean something where one idle machine took both.
+Draws both in one plot, quality against FLOP reduction and against the clock, and lists the settings that both have; the
+list is also written beside the plot as CSV. Of two towers (a smaller one beside), both stand on one scale: gains are
+counted from A's Original. Their times mean something where one idle machine took both.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable

@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
         print("$", shlex.join(map(str, command)), flush=True)
         # What Ray leaves out by itself it warns of each time; `.rayignore` leaves it out as well.
         settings = {**environment(started.token), "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}
+        settings["PYTHONUNBUFFERED"] = "1"  # of `ray job submit` alone: lines come as they are written
         return subprocess.run(list(map(str, command)), env=settings, check=False).returncode
 
 

@@ -158,4 +158,5 @@ def tiny_results(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -
     results = tmp_path_factory.mktemp("tiny")
     done = pipeline("tiny", "--results", results, own_database=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "constructor arguments in the object store" not in done.stderr  # Ray says so of every pool of actors
     return results

@@ -231,6 +231,7 @@ class ParetoPoint:
     trained: bool | None = None
     """Whether the method's add-on weights were trained; None where it has none."""
     on_frontier: bool | None = None
+    """Of executed FLOPs and the strictest quality: no other setting is both cheaper and better."""
     accuracy_loss_ci_low: float | None = None
     """Paired 95 % interval of this accuracy minus Original's on the same questions, over resampled videos: where it
     holds 0, the two cannot be told apart. Narrower than the intervals of both accuracies suggest."""

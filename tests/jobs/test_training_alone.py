@@ -25,7 +25,8 @@ def test_a_fit_is_done_once_and_its_curve_is_measured(
     ray_environment: dict[str, str], with_world: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     with_world(tmp_path)
-    steps = ("--train.max-steps", "2")
+    methods = ("frame_skip", "reusevit", "residualvit")
+    steps = ("--train.max-steps", "2", "--sweep.methods", *methods)
     done = run(tmp_path, ray_environment, "--stages", "transcode,train", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 1 of 1 add-ons" in done.stdout
@@ -36,9 +37,7 @@ def test_a_fit_is_done_once_and_its_curve_is_measured(
     assert fit["curve"][-1]["step"] == 2
     assert 0 < fit["achieved_rate"] < 1
 
-    methods = ("frame_skip", "reusevit", "residualvit")
-    words = ("--stages", "transcode,train,sweep,embed,score", "--sweep.methods", *methods, *steps)
-    done = run(tmp_path, ray_environment, *words)
+    done = run(tmp_path, ray_environment, "--stages", "transcode,train,sweep,embed,score", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 0 of 1 add-ons" in done.stdout
     assert "found ResidualViT's token: cosine 0." in done.stdout

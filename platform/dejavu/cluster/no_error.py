@@ -29,20 +29,38 @@ _END_TIMEOUT_S = 2
 def without_advice() -> Iterator[None]:
     """Leave lines with NO_ERROR out of what this process, and Ray's C++ in it, writes to stderr.
 
-    The rest passes through a process that reads to the end, so that last words of a driver that crashes are not lost.
+    The rest passes through a process that reads to the end, line by line, so that last words of a driver that crashes
+    are not lost; stderr is no terminal then. Where there is no stderr, or no process can be started, nothing is left
+    out.
     """
-    there = os.dup(_STDERR)
+    try:
+        there = os.dup(_STDERR)
+    except OSError:
+        yield
+        return
+    try:
+        passing = _pass_on(there)
+    except OSError:
+        os.close(there)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, gone or none at all
+            sys.stderr.flush()
+        os.dup2(there, _STDERR)  # the last way in is closed, unless a child that outlives this has one
+        os.close(there)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            passing.wait(_END_TIMEOUT_S)
+
+
+def _pass_on(there: int) -> subprocess.Popen[bytes]:
+    """Put a process between stderr and the file descriptor."""
     command = [sys.executable, "-I", "-S", "-c", _PASS_ON, NO_ERROR.pattern]
     # In a session of its own: Ctrl-C is the driver's, whose words on it have yet to pass.
     passing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=there, start_new_session=True)
     assert passing.stdin is not None
     os.dup2(passing.stdin.fileno(), _STDERR)
     passing.stdin.close()
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(there, _STDERR)  # the last way in is closed, unless a child that outlives this has one
-        os.close(there)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            passing.wait(_END_TIMEOUT_S)
+    return passing

@@ -21,7 +21,7 @@ from dejavu.storage.store import atomic, write_text
 
 GAIN_NAMES: dict[Gain, str] = {
     "flops_reduction": "Reduction of executed FLOPs",
-    "speedup": "Measured speed-up over Original",
+    "speedup": "Speed-up by the clock over Original",
 }
 SAME_TOWER = 1e-3
 """Originals whose FLOPs differ by no more, relatively, are the same tower on frames of the same size."""

@@ -72,7 +72,7 @@ def quality_of(points: Sequence[ParetoPoint]) -> Quality:
 
 
 def has_agreement_beside(points: Sequence[ParetoPoint]) -> bool:
-    """Say whether the points have agreement of neighbours beside answers, which few clips give too few of."""
+    """Say whether the points have agreement of neighbours beside answers, of which few clips have too few."""
     return quality_of(points) != "agreement" and all(point.agreement is not None for point in points)
 
 

@@ -42,7 +42,7 @@ class MethodHeadline:
     best: ParetoPoint | None
     """The largest reduction of executed FLOPs within the loss allowed; None where no setting is."""
     fastest: ParetoPoint | None
-    """The largest measured speed-up within it; None where no setting is, or none was timed."""
+    """The largest speed-up by the clock within it; None where no setting is, or none was timed."""
     hypervolume: float
     """Area that its settings dominate: FLOP reduction beyond 1 times quality."""
     num_dominated: int

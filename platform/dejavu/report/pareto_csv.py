@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from dejavu.records import ParetoPoint
@@ -35,7 +35,8 @@ def read_pareto_csv(path: StorePath, needed: Sequence[str] = COLUMNS) -> list[Pa
     Args:
         path: The file.
         needed: Columns that must be there. All of them, and no others, unless some are named: then a column that is
-            absent reads as not measured, and one that is unknown is left out, as in files of another version.
+            absent reads as not measured, and one that is unknown is left out, as in files of another version. Before
+            `timed_speedup` was a column, `speedup` was of the timed clips: it is carried to all.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,7 +51,16 @@ def read_pareto_csv(path: StorePath, needed: Sequence[str] = COLUMNS) -> list[Pa
                 f"{path} columns: got {','.join(found)}, expected {','.join(needed)}"
                 f"{' (not there: ' + ', '.join(lacking) + ')' if lacking else ''}; take a pareto.csv of this version"
             )
-        return [_point(f"{path.name} line {reader.line_num}", row) for row in reader]
+        points = [_point(f"{path.name} line {reader.line_num}", row) for row in reader]
+    return points if "timed_speedup" in found else [_carried(point) for point in points]
+
+
+def _carried(point: ParetoPoint) -> ParetoPoint:
+    """Turn a speed-up of the timed clips into one of all clips, where the point says what both computed."""
+    if point.speedup is None or point.flops_reduction is None or not point.timed_flops_reduction:
+        return point
+    carried = point.speedup * point.flops_reduction / point.timed_flops_reduction
+    return replace(point, speedup=carried, timed_speedup=point.speedup)
 
 
 def _cell(value: Any) -> str:

@@ -16,7 +16,7 @@ VIEW_NAME = "Quality against the clock and computation"
 
 _SECTION = "quality-against-computation"
 _COSTS = ("speedup", "flops_reduction", "ms_per_frame", "gflops_per_frame")
-_COLUMNS = ("accuracy", "acc_gqa", "agreement", "cosine_to_dense", "reuse_rate", *_COSTS)
+_COLUMNS = ("accuracy", "acc_gqa", "agreement", "cosine_to_dense", "reuse_rate", *_COSTS, "timed_speedup")
 
 
 def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:

@@ -102,7 +102,7 @@ def plot_pareto(  # noqa: PLR0913  two files and what stands in them
     title: str = "Quality against the clock and computation",
     max_loss: float = MAX_LOSS,
 ) -> None:
-    """Draw quality against the measured speed-up, and against the reduction of FLOPs, one line a method.
+    """Draw quality against the speed-up by the clock, and against the reduction of FLOPs, one line a method.
 
     Whiskers are the paired interval of the difference to Original, put at Original's quality. Each panel has its own
     frontier; the clock's is there where something beside Original was timed, and has the points that were. Published
@@ -151,7 +151,7 @@ def _axes_under(texts: Sequence[str], num_panels: int) -> tuple[Figure, list[Axe
     one_wide, one_high = _PANEL_INCHES
     width = one_wide * columns**0.75
     title, *about = texts
-    lines = [line for text in about for line in wrap(text, int(width * _CHARACTERS_PER_INCH))]
+    lines = [line.strip(" ·") for text in about for line in wrap(text, int(width * _CHARACTERS_PER_INCH))]
     above, below = 0.74 + 0.21 * len(lines), 0.71
     panel_high = one_high - 1.86
     height = above + rows * (panel_high + below)
@@ -196,7 +196,8 @@ def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool)
     executed = f"Reduction of executed FLOPs{about}"
     panels = [_Panel(executed, dense, series, () if comparable else reference, _stairs(series))]
     if any(line.style != STYLES[ORIGINAL] for line in by_clock):
-        pace = "" if original.ms_per_frame is None else f" (Original: {original.ms_per_frame:.3g} ms a frame)"
+        fastest_ms = (original.ms_per_frame or 0) * (original.timed_speedup or original.speedup or 0)
+        pace = f" (1×: {fastest_ms:.3g} ms a frame)" if fastest_ms else ""
         panels.insert(0, _Panel(f"Speed-up by the clock{pace}", dense, by_clock, (), _stairs(by_clock), "faster"))
     if comparable:
         panels.append(

@@ -233,13 +233,16 @@ def _intervals(
 def draw_frontier(
     points: Sequence[ParetoPoint], results: StorePath, *, title: str, published: bool, max_loss: float = MAX_LOSS
 ) -> None:
-    """Write pareto.csv, the plot as pareto.png and .svg, and one of agreement where it says more than the answers."""
+    """Write pareto.csv, the plot as pareto.png and .svg, and one of agreement where there are answers as well."""
     write_pareto_csv(results / "pareto.csv", points)
     png, svg = results / "pareto.png", results / "pareto.svg"
     plot_pareto(points, png, svg, published=published, title=title, max_loss=max_loss)
+    png, svg = results / "agreement.png", results / "agreement.svg"
     if has_agreement_beside(points):
-        png, svg = results / "agreement.png", results / "agreement.svg"
         plot_pareto(points, png, svg, quality="agreement", title=title, max_loss=max_loss)
+    else:  # nor one that an earlier run left
+        for path in (png, svg):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

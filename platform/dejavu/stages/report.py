@@ -36,8 +36,8 @@ PARETO_CAPTION = (
     "told apart."
 )
 AGREEMENT_CAPTION = (
-    "The same settings by what stays of Original's embeddings. Few clips tell more so than by answers, of which each "
-    "has one or a few."
+    "The same settings by what stays of Original's embeddings. With few clips this tells more than answers do, of "
+    "which each clip has one or a few."
 )
 DRIFT_CAPTION = (
     "Mean cosine of a frame's embedding to the dense tower's, by the number of frames since the method last computed a "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
 ADVICE = (
     "[2026-11-29 14:23:28,197 E 29499 29499] core_worker.cc:2465: Actor with class name: 'MapWorker(MapBatches)' and "
     "ID: 'c5bb' has constructor arguments in the object store and max_restarts > 0. If the arguments go out of scope"
@@ -22,7 +26,9 @@ with without_advice():
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_the_advice_alone_is_left_out() -> None:
@@ -52,8 +58,31 @@ def test_ctrl_c_ends_the_driver_alone_and_its_words_pass() -> None:
     code = (
         BEGIN + "    try:\n        os.killpg(0, 2)\n    except KeyboardInterrupt:\n        os.write(2, b'stopped\\n')\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, start_new_session=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,
+    )
     assert done.returncode == 0
     assert "stopped" in done.stderr
     assert REAL in done.stderr
+
+
+def test_without_a_stderr_or_a_process_the_job_runs_all_the_same() -> None:
+    code = "import sys\nfrom dejavu.cluster.no_error import without_advice\n"
+    code += "sys.executable = {executable!r}\nwith without_advice():\n    print('ran')\n"
+    for executable, closed in ((sys.executable, "2>&-"), ("/nowhere/at/all", "")):
+        done = subprocess.run(
+            f'"$PYTHON" -c "$CODE" {closed}',
+            shell=True,
+            env=ENVIRONMENT | {"PYTHON": sys.executable, "CODE": code.format(executable=executable)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")

@@ -57,3 +57,13 @@ def test_another_file_is_refused(tmp_path: Path, old: str, new: str, complaint: 
     (tmp_path / "pareto.csv").write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError, match=complaint):
         read_pareto_csv(tmp_path / "pareto.csv")
+
+
+def test_a_speed_up_from_before_it_was_carried_to_all_clips_is_carried(tmp_path: Path) -> None:
+    path = tmp_path / "old.csv"
+    lines = ["method,setting,split,num_clips,flops_reduction,speedup,timed_flops_reduction"]
+    lines += ["adaptive_skip,t=1,test,9,2.0,3.6,4.0", "original,dense,test,9,1.0,,"]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    skip, original = read_pareto_csv(path, ("method", "setting", "split", "num_clips"))
+    assert (skip.speedup, skip.timed_speedup) == (1.8, 3.6)
+    assert (original.speedup, original.timed_speedup) == (None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,10 @@ def test_what_lies_in_the_store_becomes_tables_and_a_page(
     page = write_page(scored, FACTS, tmp_path)
     text = page.read_text(encoding="utf-8")
     assert text.count("<img ") == 4  # the plot, that of agreement, drift, reuse by layer; no ReuseViT, no map
+    assert "Agreement of neighbours: " in (tmp_path / "agreement.svg").read_text(encoding="utf-8")
     assert (tmp_path / "agreement.png").stat().st_size > 1000
+    draw_frontier([replace(one, agreement=None) for one in scored.points], tmp_path, title="t", published=False)
+    assert not list(tmp_path.glob("agreement.*"))  # of another run
     assert 'id="drift"' in text
     assert watched == [["c1", "c3", "c5"]]
 
