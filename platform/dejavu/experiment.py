@@ -246,8 +246,9 @@ OWN_TRAINING = TrainConfig(
 that costs little (of the rank that the tower's width gives, more is not explained), and a fifth of the published rates:
 with two windows a step, decisions of whole layers ran to all or nothing at those (docs/training.md)."""
 
-OWN_SCHEDULES = SchedulesConfig(shares=PUBLISHED_SHARES[::2], num_frames=192)
-"""As many as are chosen of a method at most, on half of the frames: five took longer than the training."""
+OWN_SCHEDULES = SchedulesConfig(shares=PUBLISHED_SHARES[2::2], num_frames=192)
+"""One for each of two cores, on half of the frames: five took longer than the training, and of a small tower on real
+video what is cheaper loses too much to be chosen."""
 
 OWN_SWEEP = SweepConfig(num_frames=400, chosen_per_method=3)
 """Enough frames to tell settings apart; fifty settings on all validation clips would take longer than the training."""
