@@ -1,4 +1,4 @@
-"""AdaptiveSkip: thresholds at which validation clips keep as many frames as under FrameSkip."""
+"""AdaptiveSkip: thresholds at which validation clips keep as many frames as under FrameSkip, or more."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +11,8 @@ from tune_spaces.frame_skip import EVERY, MOST_SKIPPED
 from tune_spaces.grid_inputs import Density, GridInputs, thin
 from tune_spaces.ranges import Ranges
 
+SHARES = (0.9, 0.75, *(1 / every for every in EVERY))
+"""Of the frames, computed. The first two lose little, which no FrameSkip does where much moves."""
 SEARCHED_SHARES = (0.9, 1 / MOST_SKIPPED)
 """Of the frames, computed: the ends of the range."""
 
@@ -22,7 +24,7 @@ def skip_thresholds(_: Vit, clips_F3HW: Iterable[Tensor], shares: Sequence[float
 
 def grid(inputs: GridInputs, density: Density) -> tuple[AdaptiveSkipConfig, ...]:
     """Return the settings to try; three digits of a threshold are enough, and keep its name readable."""
-    thresholds = inputs.probe(skip_thresholds, [1 / every for every in thin(EVERY, density)])
+    thresholds = inputs.probe(skip_thresholds, thin(SHARES, density))
     return tuple(AdaptiveSkipConfig(threshold=t) for t in dict.fromkeys(float(f"{t:.3g}") for t in thresholds))
 
 

@@ -8,10 +8,10 @@ from tune_spaces.ranges import Ranges
 
 THRESHOLDS = tuple(range(3, 46, 3))
 """The paper's grid; thresholds grow with the width, so it holds for the paper's towers."""
-QUANTILES = (0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
+QUANTILES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
 """Of the distances seen on validation clips, on any other tower."""
 SEARCHED_THRESHOLDS = (1.0, 60.0)
-SEARCHED_QUANTILES = (0.1, 0.99)
+SEARCHED_QUANTILES = (0.05, 0.99)
 """Of the same distances: the ends of the range."""
 
 

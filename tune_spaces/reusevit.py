@@ -12,7 +12,7 @@ from tune_spaces.ranges import Ranges
 
 FORCED_RATES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SEARCHED_RATES = (0.3, 0.98)
-SKIPPED_TO = (1 / 2, 1 / 3)
+SKIPPED_TO = (3 / 4, 1 / 2, 1 / 3)
 """Shares of the frames that are embedded at all, tried with each trained add-on at a few of its biases."""
 LEAST_SHARE = 1 / 4
 """Of the frames, embedded in a search."""

@@ -234,6 +234,7 @@ OWN_TRAINING = TrainConfig(
     min_steps=200,
     patience=2,
     validation_windows=24,
+    calibrated_rates=(0.2, 0.35, 0.5, 0.65, 0.8, 0.9),
     fit=FitConfig(
         codec_learning_rate=5e-4,
         restoration_learning_rate=1e-4,

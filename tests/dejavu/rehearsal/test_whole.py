@@ -137,7 +137,7 @@ def test_every_stage_of_the_recipe_that_reads_video_is_a_line() -> None:
     # The paper's grids; of ReuseViT four targets, as trained and at six rates.
     assert sizes == {
         "frame_skip": 10,
-        "adaptive_skip": 5,
+        "adaptive_skip": 7,
         "low_resolution": 5,
         "eventful": 15,
         "eventful_full": 15,

@@ -214,7 +214,7 @@ def test_elsewhere_tokens_are_shares_and_thresholds_quantiles() -> None:
     tokens = [config.refreshed_tokens for config in GRIDS["eventful"](small, "demo")]  # type: ignore[attr-defined]
     thresholds = [config.threshold for config in GRIDS["cmc"](small, "demo")]  # type: ignore[attr-defined]
     assert tokens == [4, 8, 16, 24, 32, 48]
-    assert thresholds == [2.0, 4.0, 6.0, 7.5, 9.0, 9.7]
+    assert thresholds == [0.5, 1.0, 2.0, 4.0, 6.0, 7.5, 9.0, 9.7]
 
 
 @pytest.mark.parametrize("method", sorted(GRIDS))
