@@ -93,8 +93,12 @@ def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
         variables["PYTHONPATH"] = "platform" if job.get("working_dir") else absolute
     if logs is not None:
         variables[LOGS_VARIABLE] = str(logs)
-    runtime_env = {"env_vars": variables} if variables else None
     asked = os.environ.get("RAY_ADDRESS") or None
+    if asked and asked not in ("local", "auto") and "://" not in asked:
+        # Ray Train's controller asks for the state of the cluster, and where there are two on a machine does not know
+        # of which.
+        variables["RAY_ADDRESS"] = asked
+    runtime_env = {"env_vars": variables} if variables else None
     try:
         if asked != "local" and _attach(asked, runtime_env):
             return
