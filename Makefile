@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= demo
 ROUNDS ?= 10
-# Processes that run the tests that start no Ray.
+# Processes that run the quick tests that start nothing.
 WORKERS ?= 2
 AT_ONCE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # The CUDA build of torch is several GB: where there is no GPU, PyTorch's own CPU index is used too, if it answers.
@@ -19,11 +19,11 @@ TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
 pipeline: install
 	$(BIN)/python jobs/submit.py $(RECIPE) $(ARGS)
 
-## test: install, then all tests: first those that start no Ray, several at once, then the others one by one
+## test: install, then all tests: first the quick ones that start nothing, several at once, then the others one by one
 test: install
 ifeq ($(strip $(ARGS)),)
-	$(BIN)/python -m pytest $(AT_ONCE) -m "not ray and not soak"
-	$(BIN)/python -m pytest -m "ray and not soak"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not ray and not soak"
+	$(BIN)/python -m pytest -m "(slow or ray) and not soak"
 else
 	$(BIN)/python -m pytest $(if $(findstring not ray,$(ARGS)),$(AT_ONCE)) $(ARGS)
 endif
