@@ -95,7 +95,7 @@ def gains_of(vit: Vit, streams: int = 1) -> Gains:
         vit: The tower.
         streams: That are embedded at once: as many are measured at most.
     """
-    if not _has_bfloat16(vit.position.device):
+    if not has_bfloat16(vit.position.device):
         return Gains(1.0, None)
     towers = vit, copy.deepcopy(vit).to(torch.bfloat16)
     # The second of two: the first one allocates.
@@ -134,7 +134,8 @@ def _seconds(method: Method, chunk: Chunk) -> float:
     return time.perf_counter() - begin
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device does arithmetic in bfloat16; one that only takes it is several times slower in it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

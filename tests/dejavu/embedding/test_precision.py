@@ -100,7 +100,7 @@ def test_with_it_both_are_measured(backbone: Backbone, monkeypatch: pytest.Monke
 
 def test_one_look_is_enough_where_it_is_hopeless(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     spent = iter([0.5, 0.5, 1.0, 2.0])
-    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "_seconds", lambda method, chunk: next(spent))
     assert gains_of(backbone.vit) == Gains(0.5, None)
 
@@ -110,7 +110,7 @@ def test_reuse_is_measured_where_dense_gains(backbone: Backbone, monkeypatch: py
         half = method.vit.position.dtype == torch.bfloat16
         return (0.1 if len(chunk.pixels[0]) == 2 else 0.08) if half else 0.2
 
-    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "_seconds", seconds)
     assert gains_of(backbone.vit) == Gains(dense=2.0, reuse=2.5)
 
@@ -125,7 +125,7 @@ def test_reuse_is_measured_on_as_many_streams_as_are_embedded_where_the_tower_is
         streams.append(chunk.num_streams)
         return dense_s / 2 if method.vit.position.dtype == torch.bfloat16 else dense_s
 
-    monkeypatch.setattr(precision, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "_seconds", seconds)
     gains_of(backbone.vit, streams=8)
     assert streams[-1] == expected

@@ -20,6 +20,7 @@ from dejavu.video.plain import write_moving_texture
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.flops import dense_work, flops_per_frame
+from reuse_models.method import Method
 
 MEGABYTE = 2**20
 
@@ -71,6 +72,25 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     assert dense.gflops_per_frame == pytest.approx(float(flops_per_frame(shape, dense_work(shape))) / 1e9)
     # The first frame of the stream is computed whole, of the others 8 patches in most layers.
     assert 0.2 * dense.gflops_per_frame < first.gflops_per_frame < 0.8 * dense.gflops_per_frame
+
+
+@pytest.mark.parametrize(("arithmetic", "tried"), [(True, ["float32", "bfloat16"]), (False, ["float32"])])
+def test_original_is_tried_in_what_the_hardware_computes_in(
+    stopwatch: measure._Stopwatch, monkeypatch: pytest.MonkeyPatch, arithmetic: bool, tried: list[str]
+) -> None:
+    if not stopwatch.frames:
+        stopwatch._load()
+    monkeypatch.setattr(measure, "has_bfloat16", lambda device: arithmetic)
+    seen: list[torch.dtype] = []
+
+    def seconds(method: Method) -> float:
+        seen.append(method.vit.position.dtype)
+        return 1.0 if seen[-1] == torch.bfloat16 else 2.0
+
+    monkeypatch.setattr(stopwatch, "_encode_s", seconds)
+    precision, method = stopwatch._fastest(OriginalConfig())
+    assert {str(dtype).removeprefix("torch.") for dtype in seen} == set(tried)
+    assert precision == str(method.vit.position.dtype).removeprefix("torch.") == tried[-1]
 
 
 def test_the_timed_clips_are_spread_over_how_much_moves(tmp_path: Path) -> None:
