@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= demo
 ROUNDS ?= 10
-# Processes that run the quick tests that start nothing.
+# Processes that run tests. Those that start Ray share a cluster within each, and leave half of a core idle.
 WORKERS ?= 2
 AT_ONCE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# Tests start some 500 processes: each would compile our packages again.
+unexport PYTHONDONTWRITEBYTECODE
 # The CUDA build of torch is several GB: where there is no GPU, PyTorch's own CPU index is used too, if it answers.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
@@ -19,14 +21,9 @@ TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
 pipeline: install
 	$(BIN)/python jobs/submit.py $(RECIPE) $(ARGS)
 
-## test: install, then all tests: first the quick ones that start nothing, several at once, then the others one by one
+## test: install, then all tests, several at once, the longest first
 test: install
-ifeq ($(strip $(ARGS)),)
-	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not ray and not soak"
-	$(BIN)/python -m pytest -m "(slow or ray) and not soak"
-else
-	$(BIN)/python -m pytest $(if $(findstring not ray,$(ARGS)),$(AT_ONCE)) $(ARGS)
-endif
+	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 ## soak: the tests that kill things, ROUNDS times, and the fuzz; each test of each round is a line of results/soak.log
 soak: install

@@ -142,7 +142,7 @@ def ray_environment(s3_variables: dict[str, str], tracking_uri: str) -> Iterator
 def pipeline(ray_environment: dict[str, str]) -> Pipeline:
     """Run `python jobs/pipeline.py` with these words on the shared cluster, and on the shared database unless told."""
 
-    def run(*words: str | Path, timeout_s: float = 240, own_database: bool = False) -> subprocess.CompletedProcess[str]:
+    def run(*words: str | Path, timeout_s: float = 900, own_database: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *map(str, words)]
         environment = dict(ray_environment)
         if own_database:

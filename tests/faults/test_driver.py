@@ -12,7 +12,7 @@ import pytest
 
 from dejavu.observability.status import read_status
 
-pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow]
 
 
 def state(results: Path) -> str:

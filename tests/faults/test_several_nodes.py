@@ -22,7 +22,7 @@ from dejavu.sweep.study import read_chosen
 from dejavu.tasks.fidelity import frame_cosines
 from reuse_models.baselines.original import OriginalConfig
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
 
 def test_three_machines_give_the_same_bits_as_one(

@@ -43,7 +43,6 @@ def test_storage_that_stays_away_is_an_error_after_a_minute(tmp_path: Path, monk
 @pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_run_waits_for_its_folders(
     bench: Any, undisturbed: Path, same: Callable[[Path], None], tmp_path: Path
 ) -> None:

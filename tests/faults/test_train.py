@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.soak, pytest.mark.ray, pytest.mark.slow]
 
 NUM_STEPS = 3
 SMALL = ("--train.warm-up.steps", "20", "--train.warm-up.num-clips", "8", "--train.calibration-clips", "0")

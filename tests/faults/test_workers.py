@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def point(method: str, setting: str, agreement: float, speedup: float) -> Pareto
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "jobs" / "embed.py", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_what_a_report_leads_with_is_taken(tmp_path: Path) -> None:

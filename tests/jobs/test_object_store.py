@@ -12,7 +12,7 @@ from upath import UPath
 
 from dejavu.storage.store_path import listed, names_below
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 Run = Callable[..., str]
@@ -30,7 +30,7 @@ def run(pipeline: Pipeline) -> Run:
     """Run the pipeline to its end and return what it printed."""
 
     def call(*words: str) -> str:
-        done = pipeline(*words, timeout_s=800, own_database=True)
+        done = pipeline(*words, own_database=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 

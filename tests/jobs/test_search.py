@@ -200,7 +200,7 @@ def test_new_videos_are_embedded_and_old_ones_are_not_touched(ray_environment: d
 
     def search(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / "search.py"), QUERY, "--store", str(results), *words]
-        return subprocess.run(command, env=ray_environment, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, env=ray_environment, capture_output=True, text=True, timeout=900, check=False)
 
     def shards() -> dict[Path, int]:
         kept = [*(results / "store").glob("embeddings/*/*.parquet"), *(results / "store").glob("mp4/*")]

@@ -125,7 +125,7 @@ time.sleep(3)
 print(len(before) - count, len(workers("after") - before))
 """
     call = [sys.executable, "-c", asks, str(tmp_path)]
-    done = subprocess.run(call, env=ray_environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(call, env=ray_environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.stdout.split()[-2:] == ["0", "0"], done.stdout + done.stderr[-2000:]
 
 
@@ -144,5 +144,5 @@ def test_a_cluster_ends_when_told_whatever_outlives_its_jobs(monkeypatch: pytest
     code = "import ray; ray.init(); assert len(list(ray.data.range(4).map(lambda row: row).iter_rows())) == 4"
     with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus=1) as started:
         environment = {**submit.environment(started.token), "RAY_ADDRESS": started.address}
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=900)
     assert ended == [1], "it ends itself with status 1; killed, it would be negative"

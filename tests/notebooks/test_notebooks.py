@@ -37,7 +37,7 @@ def run(notebook: Path, results: Path) -> list[Output]:
     # The project need not be installed where its tests run.
     environment["PYTHONPATH"] = os.pathsep.join((str(ROOT / "platform"), str(ROOT)))
     copy = nbformat.read(notebook, as_version=4)
-    client = NotebookClient(copy, timeout=200, resources={"metadata": {"path": str(notebook.parent)}})
+    client = NotebookClient(copy, timeout=900, resources={"metadata": {"path": str(notebook.parent)}})
     with contextlib.suppress(CellExecutionError):  # the error is the last output
         client.execute(env=environment)
     return [output for cell in copy.cells for output in cell.get("outputs", ())]

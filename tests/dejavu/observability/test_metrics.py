@@ -102,7 +102,7 @@ def sample(text: str, name: str, tags: dict[str, str]) -> float | None:
 def test_ray_exports_the_metrics_of_workers_and_driver(ray_environment: dict[str, str]) -> None:
     environment = {**ray_environment, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], env=environment, capture_output=True, text=True, check=False, timeout=280
+        [sys.executable, "-c", DRIVER], env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     step = {"stage": "tried", "step": "encode", "method": "eventful"}

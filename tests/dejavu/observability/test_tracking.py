@@ -64,7 +64,7 @@ def test_runs_that_begin_at_once_in_a_new_folder_share_one_database(tmp_path: Pa
         )
         for _ in range(3)
     ]
-    said = [run.communicate(timeout=240) for run in runs]
+    said = [run.communicate(timeout=900) for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], said
     assert len({out for out, _ in said}) == 1
 

@@ -86,7 +86,7 @@ def test_clips_embedded_as_they_are_made_are_what_both_stages_make_of_them(
         left.unlink()
     environment = {**ray_environment, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
     words = [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(asdict(CONFIG)), *LENGTHS]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     apart, together, again = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     whole = sorted(set(LENGTHS) - {"torn"})

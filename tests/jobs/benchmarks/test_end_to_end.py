@@ -27,7 +27,7 @@ def test_a_loop_and_the_job_embed_the_same_frames(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARK), "--videos", str(videos), "--backbone", "embedded", "--json", str(out)]
     command += ["--repeat", "2", "--decoders", "pyav", "torchcodec", "--settings", "reusevit forced_rate=0.8"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(out.read_text())
     rows = {row["way"]: row for row in record["rows"]}
