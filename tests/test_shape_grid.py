@@ -24,23 +24,11 @@ from dejavu.embedding.batch import Segment
 from dejavu.embedding.encode import EncodedSegment, cut_chunk, encode_batch, to_table
 from dejavu.video.decode import DecodedFrames, decode_all
 from dejavu.video.mp4 import TranscodeConfig, transcode
-from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig, thresholds_for
-from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
-from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
-from reuse_models.baselines.eventful import EventfulConfig
-from reuse_models.baselines.eventful_full import EventfulFullConfig
-from reuse_models.baselines.frame_skip import FrameSkipConfig
-from reuse_models.baselines.low_resolution import LowResolutionConfig
-from reuse_models.baselines.original import OriginalConfig
-from reuse_models.baselines.residual_vit.method import ResidualVitConfig
-from reuse_models.baselines.tome import ToMeConfig
-from reuse_models.method import MethodConfig
-from reuse_models.registry import METHODS
-from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops
+from tests.reuse_models.examples import example_configs
 
 LENGTHS = (13, 1, 40, 3, 2, 5)
 """Frames at 2 a second of the clips of a batch, in no order."""
@@ -132,29 +120,6 @@ def decoded(sources: list[Path], backbone: Backbone, folder: Path) -> list[Decod
     return found
 
 
-def methods(backbone: Backbone, frames: list[DecodedFrames]) -> dict[str, MethodConfig]:
-    shape = backbone.vit.shape
-    few = shape.num_patches // 4
-    clip = backbone.preprocess(frames[0].rgb_FHWC[:4])
-    (threshold,) = distance_quantiles(backbone.vit, [clip], [0.6])
-    (moved,) = thresholds_for([backbone.preprocess(one.rgb_FHWC) for one in frames], [0.5])
-    prune_kept, merge_kept = uniform_schedule(shape, 0.95)  # of a tower this narrow, much is the patches
-    return {
-        "original": OriginalConfig(),
-        "frame_skip": FrameSkipConfig(every=3),
-        "adaptive_skip": AdaptiveSkipConfig(threshold=moved),
-        "low_resolution": LowResolutionConfig(image_px=(shape.patches_per_side * 3 // 4) * shape.patch_px),
-        "eventful": EventfulConfig(refreshed_tokens=few),
-        "eventful_full": EventfulFullConfig(refreshed_tokens=few),
-        "cmc": CmcConfig(threshold=threshold),
-        "tome": ToMeConfig(merged_per_layer=few),
-        "residualvit": ResidualVitConfig(every=3, keep=0.3),
-        "diffrate": DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept, size_aware=True),
-        "reusevit": ReuseVitConfig(forced_rate=0.7, inference="compacted", refresh=8),
-        "reusevit fixed": ReuseVitConfig(forced_rate=0.7, inference="fixed"),
-    }
-
-
 def check(encoded: list[EncodedSegment], frames: list[DecodedFrames], shape: VitShape) -> None:
     for segment, clip in zip(encoded, frames, strict=True):
         num_frames = len(clip.seconds_F)
@@ -181,9 +146,9 @@ def test_every_method_embeds_ragged_clips(name: str, sources: list[Path], tmp_pa
     ]
     alone = 3
     dense: list[EncodedSegment] = []
-    every = methods(backbone, frames)
-    assert {config.method for config in every.values()} == set(METHODS)
-    for method_name, config in every.items():
+    clips = [backbone.preprocess(clip.rgb_FHWC[:4]) for clip in frames]
+    # Of a tower this narrow, much is the patches.
+    for method_name, config in example_configs(backbone.vit, clips, diffrate_share=0.95).items():
         together = encode_batch(config.build(backbone.vit), backbone, frames, 16)
         check(together, frames, backbone.vit.shape)
         dense = dense or together

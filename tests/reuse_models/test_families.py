@@ -10,21 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig, thresholds_for
-from reuse_models.baselines.cmc import CmcConfig, distance_quantiles
-from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_schedule
+from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
+from reuse_models.baselines.cmc import CmcConfig
+from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.relaxed import RelaxedCounts, relaxed_embed
 from reuse_models.baselines.diffrate.search import SearchConfig, search_schedule
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
-from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
-from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
-from reuse_models.method import Chunk, Encoded, MethodConfig
-from reuse_models.registry import METHODS
+from reuse_models.method import Chunk, Encoded
 from reuse_models.reusevit.addon import Addon, addon_shape
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, HardGate
@@ -32,6 +29,7 @@ from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops
+from tests.reuse_models.examples import example_configs
 from tests.reuse_models.families import FAMILIES
 from tests.reuse_models.reusevit.test_method import encode_in_chunks, of_stream, oracle, streams_of
 
@@ -71,34 +69,11 @@ def test_both_engines_equal_computing_every_token(vit: Vit, addon: Addon, refere
                 torch.testing.assert_close(embeddings, one.embeddings_CFE[0].float(), atol=1e-6, rtol=1e-6)
 
 
-def every_method(vit: Vit) -> dict[str, MethodConfig]:
-    """Return settings that do something on 36 patches."""
-    (threshold,) = distance_quantiles(vit, clips(), [0.6])
-    (moved,) = thresholds_for(clips(), [0.6])
-    prune_kept, merge_kept = uniform_schedule(vit.shape, 0.7)
-    return {
-        "original": OriginalConfig(),
-        "frame_skip": FrameSkipConfig(every=2),
-        "adaptive_skip": AdaptiveSkipConfig(threshold=moved),
-        "low_resolution": LowResolutionConfig(image_px=32),
-        "eventful": EventfulConfig(refreshed_tokens=9),
-        "eventful_full": EventfulFullConfig(refreshed_tokens=9),
-        "cmc": CmcConfig(threshold=threshold),
-        "tome": ToMeConfig(merged_per_layer=4),
-        "residualvit": ResidualVitConfig(every=3, keep=0.3),
-        "diffrate": DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept),
-        "diffrate sized": DiffRateConfig(prune_kept=prune_kept, merge_kept=merge_kept, size_aware=True),
-        "reusevit": ReuseVitConfig(forced_rate=0.6, inference="compacted"),
-        "reusevit fixed": ReuseVitConfig(forced_rate=0.6, inference="fixed"),
-    }
-
-
 def test_what_is_executed_is_what_is_counted(vit: Vit) -> None:
-    assert {config.method for config in every_method(vit).values()} == set(METHODS)
     pixels, codec = streams_of([9, 4])
     vit = Vit.random(vit.shape, seed=2)
     chunk = Chunk(tuple(x.float() for x in pixels), tuple(x.float() for x in codec), (True, True))
-    for name, config in every_method(vit).items():
+    for name, config in example_configs(vit, chunk.pixels).items():
         method = config.build(vit)
         memory = method.start(2)
         with ExecutedFlops() as executed:
@@ -237,7 +212,7 @@ def test_a_schedule_is_searched(vit: Vit) -> None:
 def test_a_stream_is_the_same_in_any_company(vit: Vit, run: Run) -> None:
     """Alone or among others of other lengths, whole or in parts: what comes of a clip is its own."""
     some = clips((5, 1, 3))
-    for name, config in every_method(vit).items():
+    for name, config in example_configs(vit, some).items():
         if "reusevit" in name:
             continue  # needs codec grids: see the engines above, which are compared one stream at a time
         together = run(config.build(vit), some, 2)
