@@ -275,7 +275,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
             task=replace(DEMO_HEAD, fit=replace(DEMO_HEAD.fit, epochs=2)),
             synthetic=SyntheticConfig(num_train=8, num_val=6, num_test=8),
             sweep=SweepConfig(density="tiny", chosen_per_method=2, probe_clips=4),
-            measure=MeasureConfig(num_clips=2, num_frames=16, num_rounds=3),
+            measure=MeasureConfig(num_clips=2, num_frames=8, num_rounds=2),
         ),
     ),
     "folder": (

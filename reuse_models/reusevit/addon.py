@@ -19,6 +19,7 @@ from reuse_models.reusevit.codec_net import CodecNet, NoCodecNet
 from reuse_models.reusevit.gate import Decision, Numbers
 from reuse_models.reusevit.restore import Restoration
 from reuse_models.tower.shape import VitShape
+from reuse_models.tower.without_weights import without_weights
 
 PUBLISHED_DECISION_HIDDEN = 160
 PUBLISHED_RANK = 64
@@ -162,7 +163,7 @@ def load_addon(path: Path) -> Addon:
         ) from error
     try:
         weights = {name: weight.float().clone() for name, weight in safetensors.torch.load_file(path).items()}
-        with torch.device("meta"):  # the JSON may name any size: no memory is taken before the weights bear it out
+        with without_weights():  # the JSON may name any size: no memory is taken before the weights bear it out
             addon = Addon(shape)
         addon.load_state_dict(weights, assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:

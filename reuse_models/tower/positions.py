@@ -34,17 +34,22 @@ def at_size(weights: Mapping[str, Tensor], shape: VitShape, image_px: int | None
             f"the nearest is {nearest}"
         )
     resized = dataclasses.replace(shape, image_px=image_px)
-    position_ND, prefix = weights["position"], shape.num_prefix
-    own_side, side = shape.patches_per_side, resized.patches_per_side
+    changed = {"position": _scaled(weights["position"], shape, resized.patches_per_side)}
+    if shape.rope_theta is not None:
+        changed["rotary_2Nd"] = rotary_table(resized).to(weights["rotary_2Nd"])
+    return {**weights, **changed}, resized
+
+
+def _scaled(position_ND: Tensor, shape: VitShape, side: int) -> Tensor:
+    own_side, prefix = shape.patches_per_side, shape.num_prefix
+    if position_ND.is_meta:
+        return position_ND.new_empty(prefix + side**2, shape.width)
     # The bias of patches lies on their positions: interpolation, whose weights sum to 1, leaves it as it is.
     grid_1DPP = position_ND[prefix:].float().unflatten(0, (own_side, own_side)).permute(2, 0, 1)[None]
     antialias = shape.num_registers > 0
     scaled_1DPP = F.interpolate(grid_1DPP, (side, side), mode="bicubic", align_corners=False, antialias=antialias)
     patches_AD = scaled_1DPP[0].permute(1, 2, 0).flatten(0, 1).to(position_ND.dtype)
-    changed = {"position": torch.cat([position_ND[:prefix], patches_AD])}
-    if shape.rope_theta is not None:
-        changed["rotary_2Nd"] = rotary_table(resized).to(weights["rotary_2Nd"])
-    return {**weights, **changed}, resized
+    return torch.cat([position_ND[:prefix], patches_AD])
 
 
 def rotary_table(shape: VitShape) -> Tensor:

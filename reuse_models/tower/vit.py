@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from reuse_models.tower.attention import attend
 from reuse_models.tower.positions import at_size, rotary_table
 from reuse_models.tower.shape import VitShape
+from reuse_models.tower.without_weights import without_weights
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -73,7 +74,7 @@ class Vit(nn.Module):
         if image_px == self.shape.image_px:
             return self
         weights, shape = at_size(self.state_dict(), self.shape, image_px)
-        with torch.device("meta"):
+        with without_weights():
             resized = Vit(shape)
         resized.load_state_dict(weights, assign=True)
         return resized

@@ -36,6 +36,7 @@ from reuse_models.reusevit.engines.masked import RECOMPUTED_SHARE
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
+from reuse_models.tower.without_weights import without_weights
 from reuse_models.training.warm_up import HELD_BYTES, WarmUpConfig
 
 GIB = 2**30
@@ -98,13 +99,13 @@ class TrainingMemory:
     @property
     def tower_bytes(self) -> int:
         """Weights of the tower."""
-        with torch.device("meta"):
+        with without_weights():
             return sum(weight.numel() for weight in Vit(self.shape).parameters()) * self.dtype.itemsize
 
     @property
     def addons_bytes(self) -> int:
         """All add-ons with what belongs to them, in float32."""
-        with torch.device("meta"):
+        with without_weights():
             num_weights = sum(weight.numel() for weight in Addon(self.addon).parameters())
         return num_weights * 4 * ADDON_COPIES * self.num_addons
 

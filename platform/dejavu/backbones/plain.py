@@ -18,6 +18,7 @@ from dejavu.backbones.locate import BackboneFiles
 from reuse_models.tower.hugging_face import CLIP, TOWER, TWO_TOWERS, shape_of, tower_weights
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
+from reuse_models.tower.without_weights import without_weights
 
 PROJECTION = "visual_projection."
 LAYER = re.compile(r"(?:encoder\.|model\.)?layers?\.(\d+)\.")
@@ -38,7 +39,7 @@ def read_tower(files: BackboneFiles) -> Vit | None:
         if not all(bool(weight.isfinite().all()) for weight in weights.values()):
             return None
         # No memory is taken for weights that the file does not have: sizes may be absurd.
-        with torch.device("meta"):
+        with without_weights():
             vit = Vit(shape)
         vit.load_state_dict(weights, assign=True)
     except Exception:  # whatever it is, transformers meets it too

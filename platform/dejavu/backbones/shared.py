@@ -17,6 +17,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.backbones.preprocess import Preprocess
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
+from reuse_models.tower.without_weights import without_weights
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -50,7 +51,7 @@ def from_arrays(found: BackboneOutline, arrays: Arrays) -> Backbone:
     Raises:
         RuntimeError: They are not the weights of this tower.
     """
-    with torch.device("meta"):  # no memory is taken for weights that are there already
+    with without_weights():  # no memory is taken for weights that are there already
         vit = Vit(found.shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

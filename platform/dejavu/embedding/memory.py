@@ -30,6 +30,7 @@ from reuse_models.reusevit.frame_order import GROUP_SIZE
 from reuse_models.streams import FRAMES_PER_BATCH
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
+from reuse_models.tower.without_weights import without_weights
 
 PASS_WIDTHS = 12
 """D wide numbers a token that a pass writes anew: q, k, v, what is computed, and room for products."""
@@ -79,9 +80,10 @@ def actor_memory(vit: Vit, frame_px: int, settings: Sequence[Setting], config: E
 
 def state_bytes(shape: VitShape, setting: Setting) -> int:
     """Return the bytes that a method keeps of one stream between frames, without allocating them."""
-    with torch.device("meta"):
+    with without_weights():
         tower = Vit(shape)
-        method: Method = with_local_weights(setting.config).build(tower)
+    method: Method = with_local_weights(setting.config).build(tower)
+    with torch.device("meta"):
         kept = {id(x.untyped_storage()): x for x in _tensors(method.start(1))}
     return sum(x.numel() * x.element_size() for x in kept.values())
 

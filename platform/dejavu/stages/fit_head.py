@@ -48,6 +48,7 @@ from dejavu.tasks.temp_clip.weights import (
     read_weights,
     save_temp_clip,
 )
+from reuse_models.tower.without_weights import without_weights
 
 WEIGHTS = "temp_clip.safetensors"
 
@@ -132,7 +133,7 @@ def check_fit_memory(config: TaskConfig, backbone: Backbone, num_clips: int) -> 
     """
     sentences = load_sentences(config.text_encoder, backbone)
     shape = new_shape(config, backbone, sentences.width)
-    with torch.device("meta"):
+    with without_weights():
         head = TempClip(shape)
     needed = PROCESS_BYTES + head_fit_bytes(backbone.vit, head, sentences.encoder, num_clips)
     if not grows() and needed > (there := max(memory_per_machine())):

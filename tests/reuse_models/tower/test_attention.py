@@ -63,7 +63,8 @@ def test_frames_and_heads_do_not_depend_on_which_are_taken_at_once(
     with torch.no_grad():
         together = attention.attend(q, k, v)
         monkeypatch.setattr(attention, "SCORE_BYTES", score_bytes)
-        assert torch.equal(together, attention.attend(q, k, v))
+        # To a rounding or two: not every processor adds up a batch of products as it does one of them.
+        torch.testing.assert_close(together, attention.attend(q, k, v), atol=2**-8, rtol=2**-7)
 
 
 @pytest.mark.usefixtures("products")
