@@ -21,9 +21,14 @@ TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null 2>&1 || \
 pipeline: install
 	$(BIN)/python jobs/submit.py $(RECIPE) $(ARGS)
 
-## test: install, then all tests, several at once, the longest first
+## test: install, then all tests, several at once: first the quick ones that start nothing, then the others, the longest first
 test: install
-	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not ray and not soak"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "(slow or ray) and not soak"
+else
+	$(BIN)/python -m pytest $(if $(findstring not ray,$(ARGS)),$(AT_ONCE)) $(ARGS)
+endif
 
 ## soak: the tests that kill things, ROUNDS times, and the fuzz; each test of each round is a line of results/soak.log
 soak: install
