@@ -142,12 +142,12 @@ def ray_environment(s3_variables: dict[str, str], tracking_uri: str) -> Iterator
 def pipeline(ray_environment: dict[str, str]) -> Pipeline:
     """Run `python jobs/pipeline.py` with these words on the shared cluster, and on the shared database unless told."""
 
-    def run(*words: str | Path, timeout_s: float = 900, own_database: bool = False) -> subprocess.CompletedProcess[str]:
+    def run(*words: str | Path, own_database: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *map(str, words)]
         environment = dict(ray_environment)
         if own_database:
             del environment["MLFLOW_TRACKING_URI"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
     return run
 

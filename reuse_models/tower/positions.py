@@ -42,7 +42,7 @@ def at_size(weights: Mapping[str, Tensor], shape: VitShape, image_px: int | None
 
 def _scaled(position_ND: Tensor, shape: VitShape, side: int) -> Tensor:
     own_side, prefix = shape.patches_per_side, shape.num_prefix
-    if position_ND.is_meta:
+    if position_ND.is_meta:  # without_weights() there is nothing to interpolate
         return position_ND.new_empty(prefix + side**2, shape.width)
     # The bias of patches lies on their positions: interpolation, whose weights sum to 1, leaves it as it is.
     grid_1DPP = position_ND[prefix:].float().unflatten(0, (own_side, own_side)).permute(2, 0, 1)[None]

@@ -82,6 +82,7 @@ def state_bytes(shape: VitShape, setting: Setting) -> int:
     """Return the bytes that a method keeps of one stream between frames, without allocating them."""
     with without_weights():
         tower = Vit(shape)
+    # Real, if small: arithmetic that a method is built with would import PyTorch's compiler on the meta device.
     method: Method = with_local_weights(setting.config).build(tower)
     with torch.device("meta"):
         kept = {id(x.untyped_storage()): x for x in _tensors(method.start(1))}

@@ -284,7 +284,7 @@ class _Stopwatch:
         return min(towers.items(), key=lambda one: min(spent[one[0]]))
 
     def _precisions(self) -> tuple[Precision, ...]:
-        """Return what Original is tried in: without arithmetic for it, bfloat16 takes six times as long."""
+        """Return what Original is tried in: without arithmetic for it, bfloat16 takes several times as long."""
         return PRECISIONS if has_bfloat16(torch.device(self.device)) else ("float32",)
 
     def _decode_s(self, read: Callable[[Path, int], Iterable[object]]) -> float:

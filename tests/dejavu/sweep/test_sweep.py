@@ -87,7 +87,7 @@ def searched(
 ) -> tuple[Path, str]:
     """The results folder of a small search that nobody disturbed, and what it printed."""
     results = with_world(tmp_path_factory.mktemp("searched"))
-    done = pipeline("tiny", "--results", results, *WORDS, *SEARCH, "--sweep.stop-after", "0.5", timeout_s=WAIT_S)
+    done = pipeline("tiny", "--results", results, *WORDS, *SEARCH, "--sweep.stop-after", "0.5")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return results, done.stdout
 
@@ -131,7 +131,7 @@ def test_trials_are_seen_in_tensorboard(searched: tuple[Path, str]) -> None:
 def test_a_finished_search_runs_nothing_again(searched: tuple[Path, str], pipeline: Callable[..., Any]) -> None:
     results, _ = searched
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*.parquet")}
-    done = pipeline("tiny", "--results", results, *WORDS, *SEARCH, "--sweep.stop-after", "0.5", timeout_s=WAIT_S)
+    done = pipeline("tiny", "--results", results, *WORDS, *SEARCH, "--sweep.stop-after", "0.5")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "swept 0 of" in done.stdout
     assert "beside their own work" not in done.stdout

@@ -19,10 +19,15 @@ from dataclasses import replace
 import torch
 from reuse_models.reusevit.addon import Addon, addon_shape, load_addon, save_addon
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
+from reuse_models.tower.vit import Vit
+from reuse_models.tower.without_weights import without_weights
 from pathlib import Path
 shape = replace(KNOWN_SHAPES["openai/clip-vit-base-patch16"], num_layers=2)
 save_addon(Addon(addon_shape(shape)), Path(sys.argv[1]))
 load_addon(Path(sys.argv[1]))
+with without_weights():
+    tower = Vit(shape)
+assert tower.at_size(112).position.shape == (1 + 7**2, shape.width)
 print("torch._dynamo" in sys.modules)
 """
 
@@ -39,7 +44,7 @@ def test_what_is_built_has_its_shapes_alone(clip_vit: Vit) -> None:
     assert torch.nn.Linear(2, 2).weight.isfinite().all()
 
 
-def test_an_addon_is_loaded_without_pytorchs_compiler(tmp_path: Path) -> None:
+def test_an_addon_is_loaded_and_a_tower_resized_without_pytorchs_compiler(tmp_path: Path) -> None:
     """It takes seconds to import, in every process that encodes."""
     done = subprocess.run(
         [sys.executable, "-c", LOADS, str(tmp_path / "addon.safetensors")],
