@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.drivers import run_driver
+
 if not Path("/dev/nvidiactl").exists():
     # Without a GPU Triton's kernels run in its interpreter, if that is said before anything imports Triton.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -24,6 +26,7 @@ SHARED = ROOT.parent / "shared"
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 WithWorld = Callable[[Path], Path]
+TIMED_BRIEFLY = ("--measure.num-clips", "2", "--measure.num-frames", "8", "--measure.num-rounds", "2")
 SHARED_RUNS = ("undisturbed", "tiny_results")
 """Fixtures that take a minute and more: what reads one of them runs in one process of several."""
 
@@ -140,14 +143,16 @@ def ray_environment(s3_variables: dict[str, str], tracking_uri: str) -> Iterator
 
 @pytest.fixture(scope="session")
 def pipeline(ray_environment: dict[str, str]) -> Pipeline:
-    """Run `python jobs/pipeline.py` with these words on the shared cluster, and on the shared database unless told."""
+    """Run `python jobs/pipeline.py` with these words on the shared cluster, and on the shared database unless told.
 
-    def run(*words: str | Path, own_database: bool = False) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), *map(str, words)]
+    Settings are timed over a few frames, unless the words say otherwise.
+    """
+
+    def run(recipe: str, *words: str | Path, own_database: bool = False) -> subprocess.CompletedProcess[str]:
         environment = dict(ray_environment)
         if own_database:
             del environment["MLFLOW_TRACKING_URI"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        return run_driver("pipeline.py", recipe, *TIMED_BRIEFLY, *words, env=environment)
 
     return run
 

@@ -21,6 +21,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from tests.drivers import Driver
+
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
 DEADLINE_S = 600
@@ -40,7 +42,7 @@ class Bench:
     environment: dict[str, str]
     world: Path
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    drivers: list[Driver] = field(default_factory=list)
 
     def results(self, folder: Path) -> Path:
         """Return a new results folder that shares the world's videos."""
@@ -77,13 +79,11 @@ class Bench:
                     found.append(shard)
         return found
 
-    def start(self, results: Path, *words: str, recipe: str = "tiny") -> subprocess.Popen[bytes]:
+    def start(self, results: Path, *words: str, recipe: str = "tiny") -> Driver:
         """Start the job; what it prints goes to results/driver.log."""
-        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), recipe, "--results", str(results)]
-        command += [*(words or STAGES), *BATCHES]
         self.end_drivers()
-        with (results / "driver.log").open("ab") as log:
-            driver = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        words, log = (recipe, "--results", str(results), *(words or STAGES), *BATCHES), results / "driver.log"
+        driver = Driver("pipeline.py", *words, env=self.environment, stdout=log, stderr=log)
         self.drivers.append(driver)
         return driver
 
@@ -94,14 +94,14 @@ class Bench:
             driver.wait()
         self.drivers.clear()
 
-    def finish(self, driver: subprocess.Popen[bytes], results: Path) -> str:
+    def finish(self, driver: Driver, results: Path) -> str:
         """Wait for a job that should succeed; return what it printed."""
         status = driver.wait(DEADLINE_S)
         printed = (results / "driver.log").read_text(encoding="utf-8", errors="replace")
         assert status == 0, printed[-6000:]
         return printed
 
-    def wait(self, driver: subprocess.Popen[bytes], results: Path, reached: Callable[[], object]) -> None:
+    def wait(self, driver: Driver, results: Path, reached: Callable[[], object]) -> None:
         """Wait until the running job has reached something."""
         deadline = time.monotonic() + DEADLINE_S
         while not reached():

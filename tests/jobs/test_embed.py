@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from dejavu.records import ParetoPoint
 from dejavu.report.pareto_csv import write_pareto_csv
 from dejavu.video.write import write_video
+from tests.drivers import run_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,8 +36,7 @@ def point(method: str, setting: str, agreement: float, speedup: float) -> Pareto
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "jobs" / "embed.py", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, check=False)
+    return run_driver("embed.py", *arguments, env=os.environ)
 
 
 def test_what_a_report_leads_with_is_taken(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.drivers import Driver
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,14 +103,14 @@ def test_a_killed_run_goes_on_to_the_same_result_set(
     tiny_results: Path, with_world: WithWorld, pipeline: Pipeline, ray_environment: dict[str, str], tmp_path: Path
 ) -> None:
     results = with_world(tmp_path / "killed")
-    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results)]
-    process = subprocess.Popen(command, env=ray_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    null = Path(os.devnull)
+    driver = Driver("pipeline.py", "tiny", "--results", results, env=ray_environment, stdout=null, stderr=null)
     deadline = time.monotonic() + 600
     # The first stored shards: validation clips are embedded, test clips are not.
-    while not list((results / "store").rglob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+    while not list((results / "store").rglob("*.parquet")) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
     assert not (results / "pareto.csv").exists()
 
     done = pipeline("tiny", "--results", results)

@@ -23,6 +23,7 @@ from dejavu.video.write import write_video
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import MethodConfig
+from tests.drivers import run_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 QUERY = "a red circle"
@@ -199,8 +200,7 @@ def test_new_videos_are_embedded_and_old_ones_are_not_touched(ray_environment: d
     videos.mkdir()
 
     def search(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "jobs" / "search.py"), QUERY, "--store", str(results), *words]
-        return subprocess.run(command, env=ray_environment, capture_output=True, text=True, timeout=900, check=False)
+        return run_driver("search.py", QUERY, "--store", results, *words, env=ray_environment)
 
     def shards() -> dict[Path, int]:
         kept = [*(results / "store").glob("embeddings/*/*.parquet"), *(results / "store").glob("mp4/*")]

@@ -14,22 +14,17 @@ import submit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(results: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def test_a_fit_is_done_once_and_its_curve_is_measured(
-    ray_environment: dict[str, str], with_world: Callable[[Path], Path], tmp_path: Path
+    pipeline: Pipeline, with_world: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     with_world(tmp_path)
     methods = ("frame_skip", "reusevit", "residualvit")
     steps = ("--train.max-steps", "2", "--sweep.methods", *methods)
     with submit.cluster(Path(sys.executable).with_name("ray")):  # one that is none of ours, on the same machine
-        done = run(tmp_path, ray_environment, "--stages", "transcode,train", *steps)
+        done = pipeline("tiny", "--results", tmp_path, "--stages", "transcode,train", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert "trained 1 of 1 add-ons" in done.stdout
@@ -40,7 +35,7 @@ def test_a_fit_is_done_once_and_its_curve_is_measured(
     assert fit["curve"][-1]["step"] == 2
     assert 0 < fit["achieved_rate"] < 1
 
-    done = run(tmp_path, ray_environment, "--stages", "transcode,train,sweep,embed,score", *steps)
+    done = pipeline("tiny", "--results", tmp_path, "--stages", "transcode,train,sweep,embed,score", *steps)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "trained 0 of 1 add-ons" in done.stdout
     assert "found ResidualViT's token: cosine 0." in done.stdout

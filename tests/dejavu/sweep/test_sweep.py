@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu.sweep.sweep import halving, overhead_per_trial
+from tests.drivers import Driver, run_driver
 
-ROOT = Path(__file__).resolve().parents[3]
 WORDS = ("--stages", "transcode,sweep", "--sweep.methods", "frame_skip", "eventful", "--embed.streams", "2")
 SEARCH = ("--sweep.search", "optuna", "--sweep.num-samples", "4")
 WAIT_S = 900
@@ -148,8 +146,7 @@ def test_a_killed_search_goes_on_with_the_samples_it_has(
     results = tmp_path / "results"
     without = shutil.ignore_patterns("embeddings", "tune", "chosen.json", "mlflow.db")
     shutil.copytree(searched[0], results, ignore=without)
-    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "tiny", "--results", str(results), *WORDS, *SEARCH]
-    command += ["--sweep.stop-after"]
+    command = ["pipeline.py", "tiny", "--results", results, *WORDS, *SEARCH, "--sweep.stop-after"]
     environment = {**ray_environment, "TUNE_GLOBAL_CHECKPOINT_S": "1"}
 
     def finished() -> set[str]:
@@ -164,21 +161,21 @@ def test_a_killed_search_goes_on_with_the_samples_it_has(
         trials = [json.loads(trial) if isinstance(trial, str) else trial for trial, _ in rows]
         return {trial["config"]["setting"]["id"] for trial in trials if trial["status"] == "TERMINATED"}
 
-    with (tmp_path / "driver.log").open("wb") as log:
-        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + WAIT_S
-        while not finished():
-            assert driver.poll() is None, (tmp_path / "driver.log").read_text(errors="replace")[-4000:]
-            assert time.monotonic() < deadline, (tmp_path / "driver.log").read_text(errors="replace")[-4000:]
-            time.sleep(0.1)
-        driver.kill()
-        driver.wait()
+    log = tmp_path / "driver.log"
+    driver = Driver(*command, env=environment, stdout=log, stderr=log)
+    deadline = time.monotonic() + WAIT_S
+    while not finished():
+        assert driver.poll() is None, log.read_text(errors="replace")[-4000:]
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
     done_before = finished()
     assert not list(results.glob("store/tune/search-*/tried.json")), "the kill came too late to show anything"
     kept = {path: path.stat().st_mtime_ns for path in results.rglob("*.parquet") if path.parent.name in done_before}
     folders = {path for path in results.glob("store/tune/search-*/*") if path.is_dir()}
 
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    again = run_driver(*command, env=environment)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert "goes on where it was killed" in again.stdout
     rows = tried(results)
