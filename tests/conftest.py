@@ -26,7 +26,12 @@ SHARED = ROOT.parent / "shared"
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 WithWorld = Callable[[Path], Path]
-TIMED_BRIEFLY = ("--measure.num-clips", "2", "--measure.num-frames", "8", "--measure.num-rounds", "2")
+BRIEFLY = (
+    *("--measure.num-clips", "2", "--measure.num-frames", "8", "--measure.num-rounds", "2"),
+    *("--train.max-steps", "2", "--train.warm-up.steps", "20", "--train.warm-up.num-clips", "4"),
+    *("--train.validation-windows", "8", "--train.calibration-clips", "2"),
+)
+"""How settings are timed and add-ons are trained where a test does not say how."""
 SHARED_RUNS = ("undisturbed", "tiny_results")
 """Fixtures that take a minute and more: what reads one of them runs in one process of several."""
 
@@ -145,14 +150,14 @@ def ray_environment(s3_variables: dict[str, str], tracking_uri: str) -> Iterator
 def pipeline(ray_environment: dict[str, str]) -> Pipeline:
     """Run `python jobs/pipeline.py` with these words on the shared cluster, and on the shared database unless told.
 
-    Settings are timed over a few frames, unless the words say otherwise.
+    Settings are timed and add-ons are trained briefly, unless the words say otherwise.
     """
 
     def run(recipe: str, *words: str | Path, own_database: bool = False) -> subprocess.CompletedProcess[str]:
         environment = dict(ray_environment)
         if own_database:
             del environment["MLFLOW_TRACKING_URI"]
-        return run_driver("pipeline.py", recipe, *TIMED_BRIEFLY, *words, env=environment)
+        return run_driver("pipeline.py", recipe, *BRIEFLY, *words, env=environment)
 
     return run
 
