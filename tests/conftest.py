@@ -136,14 +136,25 @@ def with_world(world: Path) -> WithWorld:
 
 
 @pytest.fixture(scope="session")
-def ray_environment(s3_variables: dict[str, str], tracking_uri: str) -> Iterator[dict[str, str]]:
-    """An environment in which drivers attach to one cluster that all tests share."""
+def ray_cluster(s3_variables: dict[str, str]) -> Iterator[Any]:
+    """The one cluster that all tests share, of two CPUs wherever they run."""
     import submit
 
-    with submit.cluster(Path(sys.executable).with_name("ray")) as cluster:
-        settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "DASHBOARD": cluster.dashboard}
-        settings["MLFLOW_TRACKING_URI"] = tracking_uri
-        yield dict(os.environ) | submit.environment(cluster.token) | settings
+    with pytest.MonkeyPatch.context() as environment:
+        # Hundreds of workers leave a log each: Ray would look for new ones twice a second.
+        environment.setenv("LOG_NAME_UPDATE_INTERVAL_S", "2")
+        with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus=2) as cluster:
+            yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_environment(ray_cluster: Any, tracking_uri: str) -> dict[str, str]:
+    """An environment in which drivers attach to the cluster."""
+    import submit
+
+    settings = {"RAY_ADDRESS": ray_cluster.address, "HF_HUB_OFFLINE": "1", "DASHBOARD": ray_cluster.dashboard}
+    settings["MLFLOW_TRACKING_URI"] = tracking_uri
+    return dict(os.environ) | submit.environment(ray_cluster.token) | settings
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ class Driver:
 
     def __init__(self, script: str, *words: object, env: Mapping[str, str], stdout: Path, stderr: Path) -> None:
         """Start `python jobs/{script} words...`; what it prints is appended to files."""
+        for path in {stdout, stderr}:
+            path.touch()  # whoever looks for it before the process has begun finds it
         arguments = [str(ROOT / "jobs" / script), *map(str, words)]
         self._process: ForkServerProcess = FORK_SERVER.Process(
             target=_run, args=(arguments, dict(env), str(stdout), str(stderr), str(Path.cwd()))

@@ -149,21 +149,16 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="session")
-def bench(world: Path, tracking_uri: str) -> Iterator[Bench]:
-    """A cluster of two CPUs of our own and the tiny recipe's world."""
-    import submit
-
-    with submit.cluster(RAY, num_cpus=2) as cluster:
-        settings = {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        settings["MLFLOW_TRACKING_URI"] = tracking_uri
-        settings["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # that of production is 2 s
-        bench = Bench(cluster, dict(os.environ) | submit.environment(cluster.token) | settings, world)
-        try:
-            yield bench
-        finally:
-            bench.end_drivers()
-            for node in list(bench.nodes):
-                bench.kill_node(node)
+def bench(ray_cluster: object, ray_environment: dict[str, str], world: Path) -> Iterator[Bench]:
+    """The cluster that tests share and the tiny recipe's world."""
+    settings = {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # that of production is 2 s
+    bench = Bench(ray_cluster, ray_environment | settings, world)
+    try:
+        yield bench
+    finally:
+        bench.end_drivers()
+        for node in list(bench.nodes):
+            bench.kill_node(node)
 
 
 @pytest.fixture(scope="session")

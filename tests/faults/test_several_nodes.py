@@ -43,7 +43,7 @@ def test_other_batches_change_rounding_alone(undisturbed: Path, tmp_path: Path) 
     """As when a run is resumed with other streams: every frame stays close, and so do the scores."""
     experiment, backbone, theirs = RECIPES["tiny"][1], load_backbone(), Store(undisturbed / "store")
     dataset, _ = draw_world(undisturbed / "world", experiment.synthetic)
-    test = [clip for clip in dataset.clips if clip.split == "test"]
+    test = [clip for clip in dataset.clips if clip.split == "test"][:4]
     clips = list(transcode_clips(test, theirs, experiment.transcode, backbone.frame_px, make=None).clips.values())
     store = Store.open(tmp_path / "store")
     store.mp4_dir.symlink_to(theirs.mp4_dir)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from dejavu.datasets.synthetic import SyntheticConfig, make_world
 from dejavu.storage.store_path import listed, names_below
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -70,12 +71,13 @@ def test_a_run_in_a_bucket_is_complete_and_a_second_one_computes_nothing(
 
 
 def test_training_reads_videos_from_a_bucket_and_keeps_its_checkpoints_there(
-    run: Run, tiny_results: Path, bucket: UPath
+    run: Run, bucket: UPath, tmp_path: Path
 ) -> None:
     words = ["nextqa", "--backbone", "embedded", "--results", f"{bucket}run", "--stages", "transcode,train,sweep"]
     words += ["--train.targets", "0.8", "--sweep.methods", "reusevit", "--sweep.density", "tiny"]
+    world = make_world(tmp_path / "world", SyntheticConfig(num_train=3, num_val=2, num_test=1))
     for kind in ("videos", "annotations"):
-        bucket.fs.put(f"{tiny_results}/world/{kind}/", f"{bucket.path}world/{kind}/", recursive=True)
+        bucket.fs.put(f"{world}/{kind}/", f"{bucket.path}world/{kind}/", recursive=True)
         words += [f"--{kind}", f"{bucket}world/{kind}"]
     assert "trained 1 of 1 add-ons" in run(*words)
     names = names_below(bucket / "run")

@@ -89,6 +89,7 @@ def test_a_small_tower_is_rehearsed_to_its_table(tmp_path: Path) -> None:
     words += ["--clips.num-train", "2", "--clips.num-val", "2", "--clips.num-test", "2", "--clips.min-s", "7"]
     words += ["--clips.max-s", "9", "--clips.width-px", "96", "--clips.height-px", "64", "--clips.fps", "8"]
     command = [sys.executable, ROOT / "jobs" / "rehearse.py", *words, "--num-cpus", "2"]
+    command += ["--", "--sweep.methods", "tome", "diffrate", "reusevit"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=900, check=False
