@@ -18,7 +18,7 @@ base=openai/clip-vit-base-patch16
 streams="1 4 16 64" rates="0 0.5 0.85 0.9 0.95" rounds="--rounds 10" device="" step="--windows 16"
 if [ -n "${SMALL:-}" ]; then
 	large=facebook/dinov2-small base=facebook/dinov2-small
-	streams=1 rates=0.85 rounds="--rounds 1 --threads 2 --dense-batches 2" device="--device cpu" step="--windows 1 --steps 1 --precisions float32 --compiled no"
+	streams=1 rates=0.85 rounds="--rounds 1 --threads 2 --dense-batches 2 --compile-mode no" device="--device cpu" step="--windows 1 --steps 1 --precisions float32 --compiled no"
 fi
 
 # part NAME SECONDS COMMAND...
