@@ -1,6 +1,7 @@
 """Drivers that are forked from a process that has imported what all of them import: each saves the seconds that takes.
 
-`python jobs/pipeline.py` in a process of its own, as a person starts it, is what tests/jobs/test_submit.py runs.
+`python jobs/pipeline.py` in a process of its own is what a submitted job of tests/jobs/test_pipeline.py and
+tests/test_autoscaling.py run.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["tests.driver_imports"])
-READ_ON_IMPORT = {"RAY_AUTH_MODE": "token", "HF_HUB_OFFLINE": "1"}
-"""Variables that drivers have and that are read when a package is imported, which is before a driver's are its own."""
+OF_SERVER = {"RAY_AUTH_MODE": "token", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+"""Variables of the process that is forked: what packages read when they are imported, and where that is found from."""
 
 
 class Driver:
@@ -38,8 +39,8 @@ class Driver:
         self._process: ForkServerProcess = FORK_SERVER.Process(
             target=_run, args=(arguments, dict(env), str(stdout), str(stderr), str(Path.cwd()))
         )
-        with pytest.MonkeyPatch.context() as environment:  # of the server, which the first driver starts
-            for name, value in READ_ON_IMPORT.items():
+        with pytest.MonkeyPatch.context() as environment:  # the first driver starts the server
+            for name, value in OF_SERVER.items():
                 environment.setenv(name, value)
             self._process.start()
 
