@@ -1,7 +1,7 @@
 """Drivers that are forked from a process that has imported what all of them import: each saves the seconds that takes.
 
-`python jobs/pipeline.py` in a process of its own is what a submitted job of tests/jobs/test_pipeline.py and
-tests/test_autoscaling.py run.
+Scripts in processes of their own are what a submitted job of tests/jobs/test_pipeline.py, tests/test_autoscaling.py and
+tests/jobs/test_embed.py run.
 """
 
 from __future__ import annotations
