@@ -25,11 +25,12 @@ from dejavu.ablation.footage import World, open_videos, open_world
 from dejavu.ablation.table import render
 from dejavu.ablation.trial import Trial, fit_addon, measure, to_row
 from dejavu.ablation.variants import DEFAULT_LOSS, VARIANTS, Variant, all_variants
-from dejavu.backbones.load import Backbone, BackboneError, load_backbone
+from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.experiment import OWN_TRAINING, RECIPES
 from dejavu.stages.score import EvalSet, build_eval_set
 from dejavu.embedding.texts import embed_texts
-from dejavu.storage.store import Store, StoreError, write_json, write_text
+from dejavu.storage.one_line import exit_status
+from dejavu.storage.store import Store, write_json, write_text
 
 NUM_SEEDS = 3
 BEGIN, END = "<!-- table: written by jobs/ablate.py -->", "<!-- end of table -->"
@@ -77,22 +78,21 @@ class Options:
 
 def main() -> int:
     """Measure what is lacking, print and write the table; return the exit status."""
-    try:
-        options = tyro.cli(Options, description=__doc__)
-        if options.list:
-            for variant in VARIANTS.values():
-                print(f"{variant.name:24} {variant.says}")
-            return 0
-        if not options.table:
-            run(options)
-        write_table(options.out, options.document or options.out / "ablations.md")
-    except (BackboneError, StoreError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_status(lambda: run(tyro.cli(Options, description=__doc__)))
 
 
 def run(options: Options) -> None:
+    """List the variants, or measure what is lacking and write the table."""
+    if options.list:
+        for variant in VARIANTS.values():
+            print(f"{variant.name:24} {variant.says}")
+        return
+    if not options.table:
+        measure_lacking(options)
+    write_table(options.out, options.document or options.out / "ablations.md")
+
+
+def measure_lacking(options: Options) -> None:
     """Measure what is lacking: one seed of everything before the next."""
     began = time.monotonic()
     backbone = load_backbone(options.backbone)

@@ -17,19 +17,19 @@ from dejavu.report.comparison import (
     Difference,
     Run,
     common_quality,
-    common_words,
     differences,
     from_original_of,
     plot_comparison,
     two_towers,
     write_differences_csv,
 )
+from dejavu.report.frontier import words_of
 from dejavu.storage.given_path import GivenPath
 from dejavu.report.style import styles_of
 from dejavu.report.pareto_csv import read_pareto_csv
-from dejavu.storage.store_path import StorePath, storage_errors
+from dejavu.storage.one_line import exit_status
+from dejavu.storage.store_path import StorePath
 
-ONE_LINE_ERRORS = (ValueError,)
 NEEDED = ("method", "setting", "split", "num_clips")
 """Columns without which a row names no setting; a pareto.csv of another version may lack others."""
 
@@ -50,13 +50,7 @@ class Compare:
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw, write and print; return the exit status."""
-    job = tyro.cli(Compare, prog="python jobs/compare.py", args=arguments)
-    try:
-        run(job)
-    except ONE_LINE_ERRORS + storage_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(tyro.cli(Compare, prog="python jobs/compare.py", args=arguments)))
 
 
 def run(job: Compare) -> None:
@@ -79,7 +73,7 @@ def run(job: Compare) -> None:
     table = job.out.with_suffix(".csv")
     write_differences_csv(table, found)
     print(f"A: {first.name}, {len(first.points)} settings; B: {second.name}, {len(second.points)} settings")
-    print(f"{len(found)} settings in both, {common_words(first, second, quality).name} of each:\n")
+    print(f"{len(found)} settings in both, {words_of([*first.points, *second.points], quality).name} of each:\n")
     print("\n".join(lines(found, scale=1 if quality == "cosine_to_dense" else 100)))
     print(f"\nplot   {job.out}\ntable  {table}")
 

@@ -39,7 +39,8 @@ from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.retrieval.collect import StoredSetting
 from dejavu.stages.embed_videos import Source, embed_videos
 from dejavu.storage.failed import write_failures_csv
-from dejavu.storage.store_path import StorePath, is_file, storage_errors, store_path
+from dejavu.storage.one_line import exit_status
+from dejavu.storage.store_path import StorePath, is_file, store_path
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store, atomic, write_json, write_text
 from dejavu.video.mp4 import TranscodeConfig
@@ -130,9 +131,7 @@ def fastest(results: StorePath, allowed_loss: float | None) -> tuple[str, str]:
 
     The second text says so where it is Original for want of another.
 
-    Args:
-        results: Of a run that has been scored.
-        allowed_loss: Share of Original's quality; the run's own unless given.
+    The loss allowed is a share of Original's quality; the run's own unless given.
 
     Raises:
         ValueError: There is no pareto.csv to choose from.
@@ -181,11 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
 def write_table(target: StorePath, names: Mapping[str, str], clips: Mapping[str, Transcoded], what: Plan) -> int:
     """Write [video, seconds, embedding] of all frames, whole or not at all; return how many.
 
-    Args:
-        target: A Parquet file.
-        names: By clip id, what a video is called in it: its path within the folder.
-        clips: Those whose embeddings are complete.
-        what: Where they lie.
+    `names` says by clip id what a video is called: its path within the folder.
     """
     rows = 0
     width = what.backbone.vit.shape.embed_dim
@@ -237,11 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="auto, which is measured, unless given, or that of --like",
     )
     parser.add_argument("--fps", type=float, help="frames a second; 2 unless given, or that of --like")
-    try:
-        return run(parser.parse_args(arguments))
-    except search.ONE_LINE_ERRORS + storage_errors() as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+    return exit_status(lambda: run(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

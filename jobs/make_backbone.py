@@ -29,12 +29,11 @@ import tyro
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
+from dejavu.backbones.image_processor import CLIP_MEAN, CLIP_STD
 from dejavu.backbones.words import word_tokenizer
 from dejavu.synthetic.labelled_frames import BACKGROUND, CELL_PX, UNCLEAR, LabelledFrames, labelled_frames
 from dejavu.synthetic.world import COLOURS, KINDS, SHAPES, Kind
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TRAIN_STREAM = 1
 """Frames come from the seeds (seed, TRAIN_STREAM, step); no validation or test video is drawn from these."""
 MAX_WORDS = 16
@@ -114,24 +113,24 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(config: MakeBackboneConfig, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
     """Return an untrained CLIP of the configured sizes."""
-    text = {
-        "vocab_size": len(tokenizer),
+    both = {
         "hidden_size": config.width,
         "intermediate_size": 4 * config.width,
-        "num_hidden_layers": config.text_layers,
         "num_attention_heads": config.num_heads,
-        "max_position_embeddings": MAX_WORDS,
         "projection_dim": config.width,
+    }
+    text = {
+        **both,
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": config.text_layers,
+        "max_position_embeddings": MAX_WORDS,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
-        "projection_dim": config.width,
-        "hidden_size": config.width,
-        "intermediate_size": 4 * config.width,
+        **both,
         "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
         "image_size": config.image_px,
         "patch_size": config.patch_px,
     }

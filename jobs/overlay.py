@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-import yaml
 from numpy.typing import NDArray
 
-from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.backbones.load import load_backbone
 from dejavu.report.frontier import MAX_LOSS, best_within, quality_of
 from dejavu.storage.given_path import GivenPath
 from dejavu.report.style import styles_of
 from dejavu.report.overlay import draw_overlay
 from dejavu.report.pareto_csv import read_pareto_csv
-from dejavu.storage.store_path import StorePath, is_file, store_path, storage_errors
+from dejavu.storage.one_line import exit_status
+from dejavu.storage.results_folder import read_config
+from dejavu.storage.store_path import StorePath, is_file, store_path
 from dejavu.report.reuse_stream import follow
 from dejavu.storage.setting import with_local_weights
 from dejavu.video.decode import decode
-from dejavu.video.mp4 import TranscodeConfig, VideoError, transcode
+from dejavu.video.mp4 import TranscodeConfig, transcode
 from dejavu.video.write import write_video
 from reuse_models.baselines.adaptive_skip import AdaptiveSkipConfig
 from reuse_models.baselines.cmc import CmcConfig
@@ -46,7 +47,6 @@ REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameS
 OVERLAY_CRF = 18
 NEEDED = ("method", "setting", "split", "num_clips", "flops_reduction")
 """Columns of pareto.csv without which no setting can be preferred."""
-ONE_LINE_ERRORS = (BackboneError, VideoError, OSError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,7 @@ class Overlay:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the video; return the exit status."""
-    job = tyro.cli(Overlay, prog="python jobs/overlay.py", args=arguments)
-    try:
-        run(job)
-    except ONE_LINE_ERRORS + storage_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(tyro.cli(Overlay, prog="python jobs/overlay.py", args=arguments)))
 
 
 def run(job: Overlay) -> None:
@@ -85,7 +79,10 @@ def run(job: Overlay) -> None:
         VideoError: The video cannot be read.
         OSError: Something cannot be read or written.
     """
-    resolved = read_config(job.results)
+    if not (resolved := read_config(job.results)):
+        raise ValueError(
+            f"--results: got {job.results} without config.yaml, expected a results folder; run the pipeline"
+        )
     loss = resolved.get("allowed_loss", MAX_LOSS)
     config = choose(job.results, reusing_configs(job.results), job.setting, loss)
     dtype = getattr(torch, resolved["embed"].get("precision", "float32"))
@@ -108,19 +105,6 @@ def run(job: Overlay) -> None:
         transcode(job.video, mp4, frame_px=backbone.frame_px, config=wanted, view=backbone.preprocess.view)
         num_frames = write_video(job.out, pictures(mp4), max(1, round(wanted.fps)), OVERLAY_CRF)
     print(f"{title}: {num_frames} frames, {100 * np.mean(rates):.1f} % of patches reused\n{job.out}")
-
-
-def read_config(results: StorePath) -> dict[str, Any]:
-    """Return the configuration of the run.
-
-    Raises:
-        ValueError: There is none.
-    """
-    path = results / "config.yaml"
-    if not is_file(path):
-        raise ValueError(f"--results: got {results} without config.yaml, expected a results folder; run the pipeline")
-    resolved: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return resolved
 
 
 def reusing_configs(results: StorePath) -> list[MethodConfig]:

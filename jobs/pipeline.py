@@ -13,39 +13,18 @@ if __name__ == "__main__" and "--status" in sys.argv:  # answered before what ta
     sys.exit(status.main(sys.argv[1:]))
 
 import signal
-from collections.abc import Callable
 
-from dejavu.backbones.load import BackboneError
-from dejavu.cluster import cluster
 from dejavu.cluster.no_error import without_advice
-from dejavu.experiment import Experiment, ExperimentError, parse
+from dejavu.experiment import parse
 from dejavu.observability.status import end_status
-from dejavu.observability.tracking import TrackingError
 from dejavu.pipeline.fits import fit_addons, fit_class_readers, fit_schedules, fit_token, train_head
 from dejavu.pipeline.job import Job
 from dejavu.pipeline.outcome import embed, measure, score
 from dejavu.pipeline.settings import settings_of
 from dejavu.pipeline.start import start
 from dejavu.pipeline.videos import transcode
-from dejavu.stages.train_task import TrainError
-from dejavu.storage.failed import TooManyFailures
-from dejavu.storage.store_path import storage_errors
-from dejavu.storage.store import StoreError
-from dejavu.sweep.sweep import SweepError
+from dejavu.storage.one_line import one_line_errors
 
-ONE_LINE_ERRORS = (
-    BackboneError,
-    ExperimentError,
-    StoreError,
-    TrackingError,
-    TrainError,
-    SweepError,
-    TooManyFailures,
-    cluster.ClusterError,
-    FileNotFoundError,
-    OSError,
-    ValueError,
-)
 STOPPED = "stopped: got SIGTERM or Ctrl-C before the end; run the same command again to go on: what is done is kept"
 
 
@@ -72,11 +51,11 @@ def run(job: Job) -> None:
         score(job, settings, timings)
 
 
-def attempt(read: Callable[[], Experiment]) -> int:
-    """Run the experiment that is read; say in one line what ended it early; return the exit status."""
+def main() -> int:
+    """Run the pipeline; say in one line what ended it early; return the exit status."""
     try:
-        run(start(read()))
-    except ONE_LINE_ERRORS + storage_errors() as error:
+        run(start(parse(sys.argv[1:])))
+    except one_line_errors() as error:
         end_status("failed", str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -86,11 +65,6 @@ def attempt(read: Callable[[], Experiment]) -> int:
         return 128 + signal.SIGTERM
     end_status("finished")
     return 0
-
-
-def main() -> int:
-    """Run the pipeline; return the exit status."""
-    return attempt(lambda: parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":

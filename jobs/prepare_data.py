@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from dejavu.datasets.next_qa_check import Layout, SplitCheck, check_next_qa, find_layout
+from dejavu.storage.one_line import exit_status
 
 SHOWN_IDS = 10
 EMBEDDED_FPS = 2
@@ -92,11 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     job = tyro.extras.subcommand_cli_from_dict(
         {"nextqa": NextQa}, prog="python jobs/prepare_data.py", description=__doc__, args=list(arguments)
     )
-    try:
-        return run(job)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: run(job))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -24,17 +24,18 @@ import torch
 import tyro
 
 import submit
-from dejavu.backbones.load import BackboneError, load_backbone
+from dejavu.backbones.load import load_backbone
 from dejavu.backbones.locate import EMBEDDED
 from dejavu.cluster.cluster import hardware
 from dejavu.observability.events import LOGS
-from dejavu.experiment import RECIPES, ExperimentError, parse
+from dejavu.experiment import RECIPES, parse
 from dejavu.rehearsal.footage import WORDS, FootageConfig, draw_footage
 from dejavu.rehearsal.spent import Spent, read_events, spent
 from dejavu.rehearsal.table import markdown, record
 from dejavu.rehearsal.watch import Watch
 from dejavu.rehearsal.weights import num_bytes, text_sizes, write_weights_apart
 from dejavu.rehearsal.whole import Extent, Hardware, forecast, list_lines
+from dejavu.storage.one_line import OneLineError, exit_status
 from dejavu.storage.store import write_json
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
@@ -67,10 +68,9 @@ HANDFUL = {
 """Two settings a method, one of them measured; of training, a little of everything that it does."""
 SPARE_BYTES = 2 * 10**9
 """Beside the weights: videos, checkpoints of add-ons, what Ray keeps."""
-ONE_LINE_ERRORS = (BackboneError, ExperimentError, ValueError, OSError)
 
 
-class RehearsalError(RuntimeError):
+class RehearsalError(OneLineError):
     """The rehearsal cannot begin or broke off; one line says why and what to do."""
 
 
@@ -86,15 +86,6 @@ class RehearseConfig:
     machines: tuple[int, ...] = (1, 4, 16)
     """Numbers of machines like this one for which the whole run is computed."""
     num_cpus: Annotated[int | None, tyro.conf.arg(help="CPUs of the cluster; all unless given.")] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What the run reads."""
-
-    videos: Path
-    annotations: Path
-    backbone: str
 
 
 def check(config: RehearseConfig) -> VitShape:
@@ -149,21 +140,20 @@ def find_shape(backbone: str) -> VitShape:
     return KNOWN_SHAPES[backbone]
 
 
-def make_inputs(config: RehearseConfig, shape: VitShape) -> Inputs:
-    """Draw videos, write annotations and, unless a directory was given, weights."""
+def make_inputs(config: RehearseConfig, shape: VitShape) -> dict[str, object]:
+    """Draw videos, write annotations and, unless a directory was given, weights; return the run's options of them."""
     folder = config.results.absolute() / "inputs"
     draw_footage(folder, config.clips)
     backbone = config.backbone
     if backbone in KNOWN_SHAPES and not Path(backbone).is_dir():
         write_weights_apart(shape, WORDS, folder / "backbone")
         backbone = str(folder / "backbone")
-    return Inputs(folder / "videos", folder / "annotations", backbone)
+    return {"--videos": folder / "videos", "--annotations": folder / "annotations", "--backbone": backbone}
 
 
-def pipeline_words(config: RehearseConfig, inputs: Inputs, more: Sequence[str]) -> list[str]:
+def pipeline_words(config: RehearseConfig, inputs: Mapping[str, object], more: Sequence[str]) -> list[str]:
     """Return the pipeline's arguments; what was given after `--` comes last and wins."""
-    given = {"--videos": inputs.videos, "--annotations": inputs.annotations, "--backbone": inputs.backbone}
-    given |= {"--results": config.results.absolute() / "run"}
+    given = {**inputs, "--results": config.results.absolute() / "run"}
     handful = {name: value for name, value in HANDFUL.items() if name not in more}
     return [RECIPE, *(str(word) for pair in {**given, **handful}.items() for word in pair), *more]
 
@@ -174,7 +164,7 @@ def run(words: Sequence[str], results: Path, num_cpus: int) -> Spent:
     Raises:
         RehearsalError: It ended with an error.
     """
-    with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus) as started:
+    with submit.cluster(num_cpus) as started:
         variables = {"RAY_ADDRESS": started.address, "HF_HUB_OFFLINE": "1"}
         environment = submit.environment(started.token) | variables
         environment.pop("MLFLOW_TRACKING_URI", None)
@@ -230,14 +220,12 @@ def main(words: Sequence[str]) -> int:
     """Rehearse; return the exit status."""
     cut = words.index("--") if "--" in words else len(words)
     try:
-        rehearse(tyro.cli(RehearseConfig, args=words[:cut], description=__doc__), words[cut + 1 :])
-    except (RehearsalError, *ONE_LINE_ERRORS) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return exit_status(
+            lambda: rehearse(tyro.cli(RehearseConfig, args=words[:cut], description=__doc__), words[cut + 1 :])
+        )
     except KeyboardInterrupt:
         print("stopped: got Ctrl-C, expected the end; remove the results folder and begin anew", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ from numpy.typing import ArrayLike
 
 from dejavu.cluster import cluster
 from dejavu.cluster.no_error import without_advice
-from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
+from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.backbones.locate import DRAWINGS_ALONE, locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
 from dejavu.datasets.video_folder import load_video_folder, passed_over
-from dejavu.experiment import RECIPES, ExperimentError
-from dejavu.storage.store_path import StorePath, is_file, is_folder, listed, store_path, storage_errors
+from dejavu.experiment import RECIPES
+from dejavu.storage.one_line import exit_status
+from dejavu.storage.results_folder import read_config
+from dejavu.storage.store_path import StorePath, is_file, is_folder, listed, store_path
 from dejavu.records import Failure, Transcoded
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting, name_setting
@@ -35,7 +37,7 @@ from dejavu.embedding.memory import shrink_to_memory
 from dejavu.storage.failed import say_odd, write_failures_csv, write_odd_csv
 from dejavu.retrieval.frame_index import INDEX_FROM_FRAMES, count_frames, has_faiss, open_index
 from dejavu.stages.transcode import transcode_clips
-from dejavu.storage.store import Store, StoreError, local_copy, write_json, write_text
+from dejavu.storage.store import Store, local_copy, write_json, write_text
 from dejavu.tasks.zero_shot import USUAL_SHARE
 from dejavu.video.decode import decode
 from dejavu.video.mp4 import TranscodeConfig
@@ -43,8 +45,6 @@ from dejavu.video.source import VideoError
 from reuse_models.method import MethodConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.registry import config_from_dict
-
-ONE_LINE_ERRORS = (BackboneError, ExperimentError, StoreError, cluster.ClusterError, OSError, ValueError)
 
 
 class SearchError(ValueError):
@@ -98,9 +98,7 @@ def open_collection(folder: StorePath, backbone: str | None, videos: StorePath |
             write_text(results / "config.yaml", recipe.to_yaml())
     else:
         store = Store(results / "store")
-    config: dict[str, Any] = {}
-    if is_file(results / "config.yaml"):
-        config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(results)
     return Collection(
         results,
         store,
@@ -124,9 +122,8 @@ def check_backbone(collection: Collection, backbone: Backbone) -> None:
         SearchError: They were made with another.
     """
     made_with = {str(note["backbone_identity"]): note["backbone"] for note in collection.store.described().values()}
-    config = collection.results / "config.yaml"
-    if not made_with and is_file(config):
-        name = yaml.safe_load(config.read_text(encoding="utf-8")).get("backbone", EMBEDDED)
+    if not made_with and (config := read_config(collection.results)):
+        name = config.get("backbone", EMBEDDED)
         made_with = {backbone.identity if name == backbone.name else locate(name).identity(collection.image_px): name}
     if made_with and backbone.identity not in made_with:
         raise SearchError(
@@ -221,8 +218,8 @@ def is_embedded(clip: Transcoded, collection: Collection, settings: Sequence[Set
 
 
 # ---------------------------------------------------------------------------------------------------- the search
-def search(arguments: argparse.Namespace) -> list[Moment]:
-    """Find the best moments, having embedded new videos where asked to.
+def search(arguments: argparse.Namespace) -> None:
+    """Find and print the best moments, having embedded new videos where asked to.
 
     Raises:
         SearchError: The query is empty, or the store lacks what is asked for.
@@ -264,7 +261,6 @@ def search(arguments: argparse.Namespace) -> list[Moment]:
         print(line)
     if arguments.contact_sheet:
         draw_hits(found, collection.store, arguments.contact_sheet, f"{query}   ·   {method.method} {method.setting}")
-    return found
 
 
 def read_worthwhile(
@@ -354,12 +350,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def main() -> int:
     """Search; return the exit status."""
-    try:
-        search(parse(sys.argv[1:]))
-    except ONE_LINE_ERRORS + storage_errors() as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_status(lambda: search(parse(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ import _bootstrap  # noqa: F401  first: makes the packages importable
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
-from dejavu.backbones.load import EMBEDDED, Backbone, BackboneError, load_backbone
+from dejavu.backbones.load import EMBEDDED, load_backbone
 from dejavu.datasets.video_folder import load_video_folder
-from dejavu.records import Clip, Transcoded
 from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.stages.search_schedules import FRAMES_PER_CLIP, SchedulesConfig, gather_frames
-from dejavu.stages.transcode import geometry, source_key, transcode_clips, transcode_one
+from dejavu.stages.transcode import one_after_the_other, transcode_clips
+from dejavu.storage.one_line import exit_status
 from dejavu.storage.store import Store, write_json
 from dejavu.video.mp4 import TranscodeConfig
 from reuse_models.baselines.diffrate.schedule import schedule_json
@@ -57,9 +56,13 @@ def search(config: SearchSchedulesConfig) -> None:
     clips = load_video_folder(config.videos).clips
     with tempfile.TemporaryDirectory() as folder:
         embedding = EmbedContext(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
-        transcoded = _transcode(clips, config, backbone, embedding.store)
-        frames_FHW3, failures = gather_frames(transcoded, config.schedules.num_frames, backbone.frame_px, embedding)
-    for failure in failures:
+        # As many videos as frames are wanted of, spread over the folder.
+        every = -(-len(clips) // max(1, config.schedules.num_frames // FRAMES_PER_CLIP))
+        px, view, run = backbone.frame_px, backbone.preprocess.view, one_after_the_other
+        made = transcode_clips(clips[::every], embedding.store, config.transcode, px, view=view, run=run)
+        transcoded = list(made.clips.values())
+        frames_FHW3, failures = gather_frames(transcoded, config.schedules.num_frames, px, embedding)
+    for failure in (*made.failures, *failures):
         print(f"left out: {failure.clip_id}: {failure.reason}", flush=True)
     print(f"{len(frames_FHW3)} frames of {len(transcoded)} videos", flush=True)
     for share in config.schedules.shares:
@@ -74,34 +77,10 @@ def search(config: SearchSchedulesConfig) -> None:
         )
 
 
-def _transcode(
-    clips: Sequence[Clip], config: SearchSchedulesConfig, backbone: Backbone, store: Store
-) -> list[Transcoded]:
-    """Transcode as many videos as frames are wanted of, spread over the folder."""
-    wanted = max(1, config.schedules.num_frames // FRAMES_PER_CLIP)
-    every = -(-len(clips) // wanted)
-    px, view = backbone.frame_px, backbone.preprocess.view
-    for clip in clips[::every]:
-        row = {
-            "clip": asdict(clip),
-            "key": source_key(clip, config.transcode, px, view),
-            "store": str(store.root),
-            **geometry(px, view),
-            "config": asdict(config.transcode),
-        }
-        if error := transcode_one(row)["error"]:
-            print(f"left out: {clip.clip_id}: {error}", flush=True)
-    return list(transcode_clips(clips, store, config.transcode, px, view=view, make=None).clips.values())
-
-
 def main() -> int:
     """Search; return the exit status."""
-    try:
-        search(tyro.cli(SearchSchedulesConfig, prog="python jobs/search_schedules.py", description=__doc__))
-    except (BackboneError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    prog = "python jobs/search_schedules.py"
+    return exit_status(lambda: search(tyro.cli(SearchSchedulesConfig, prog=prog, description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from dejavu.cluster.cluster import NODE_SETTINGS
 from dejavu.cluster.own_folder import FolderError, shorten_tmpdir
 from dejavu.stages.frontier import git_commit
 
+RAY = Path(sys.executable).with_name("ray")
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 10
 PORTS = range(20_000, 32_768)
@@ -58,17 +59,16 @@ class Cluster:
 
 def main(arguments: list[str]) -> int:
     """Submit the pipeline with these arguments; return the job's exit status."""
-    ray = Path(sys.executable).with_name("ray")
     results = Path.cwd() / "results"
     check_package(_bootstrap.ROOT)
-    with cluster(ray) as started:
+    with cluster() as started:
         print(f"Ray dashboard {started.dashboard} (it asks for the token in {started.token})", flush=True)
         variables = {
             "PYTHONPATH": "platform",
             "DEJAVU_RESULTS": str(results),
             "DEJAVU_GIT_COMMIT": git_commit(None),
         }
-        command = [ray, "job", "submit", "--address", started.dashboard, "--working-dir", _bootstrap.ROOT]
+        command = [RAY, "job", "submit", "--address", started.dashboard, "--working-dir", _bootstrap.ROOT]
         command += ["--runtime-env-json", json.dumps({"env_vars": variables})]
         command += ["--", "python", "jobs/pipeline.py", *arguments]
         print("$", shlex.join(map(str, command)), flush=True)
@@ -99,14 +99,13 @@ def check_package(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
+def cluster(num_cpus: int | None = None, autoscaling: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
     """Run a cluster of one node, or one that grows, which answers this user alone, and end it.
 
     The dashboard listens on loopback, but Ray's own services listen on every interface whatever the node's address, and
     run what they are sent: hence the token.
 
     Args:
-        ray: The program.
         num_cpus: That the node offers; all that this machine has unless given.
         autoscaling: What `ray up` would read from its file: the head then offers what its type has there, and the
             provider is told the cluster's address. None for a cluster that stays as it is.
@@ -121,7 +120,7 @@ def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, An
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     options = [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
     options += [f"--dashboard-agent-grpc-port={ports[4]}", f"--metrics-export-port={ports[5]}"]
-    command = [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
+    command = [RAY, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", *options]
     command += [] if num_cpus is None else [f"--num-cpus={num_cpus}"]
     address = f"127.0.0.1:{ports[0]}"
@@ -145,7 +144,7 @@ def cluster(ray: Path, num_cpus: int | None = None, autoscaling: Mapping[str, An
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def add_node(ray: Path, started: Cluster, num_cpus: int) -> subprocess.Popen[bytes]:
+def add_node(started: Cluster, num_cpus: int) -> subprocess.Popen[bytes]:
     """Start one more node of a cluster on this machine and wait until the cluster knows it; it ends with the cluster.
 
     Ray ends a node that starts too slowly, as on a busy machine: another one is started then.
@@ -156,7 +155,7 @@ def add_node(ray: Path, started: Cluster, num_cpus: int) -> subprocess.Popen[byt
     while True:
         with log.open("wb") as output:
             node = subprocess.Popen(
-                _node_command(ray, started, num_cpus),
+                _node_command(started, num_cpus),
                 env=environment(started.token),
                 stdout=output,
                 stderr=output,
@@ -171,9 +170,9 @@ def add_node(ray: Path, started: Cluster, num_cpus: int) -> subprocess.Popen[byt
             sys.exit(f"Ray: got no node within {START_TIMEOUT_S} s, expected one more; it said: {_last_line(log)}")
 
 
-def _node_command(ray: Path, started: Cluster, num_cpus: int) -> list[str]:
+def _node_command(started: Cluster, num_cpus: int) -> list[str]:
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
-    command = [ray, "start", f"--address={started.address}", "--block", "--disable-usage-stats"]
+    command = [RAY, "start", f"--address={started.address}", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", "--object-store-memory=200000000"]
     command += [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
     return list(map(str, command))

@@ -90,11 +90,7 @@ def flops_per_frame(shape: VitShape, work: Work) -> Tensor:
 def dense_work(shape: VitShape, num_frames: int = 1, *, num_patches: int | None = None, num_more: int = 0) -> Work:
     """Return the work of `Vit.forward`: the strongest dense tower, which ends with CLS alone in its last layer.
 
-    Args:
-        shape: Of the tower.
-        num_frames: G.
-        num_patches: Of each frame that are there at all; all of them unless given.
-        num_more: Tokens beside prefix and patches.
+    Of each frame may be there but `num_patches`, and `num_more` tokens beside prefix and patches.
     """
     patches = shape.num_patches if num_patches is None else num_patches
     tokens = shape.num_prefix + patches + num_more

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Step:
 def steps(chunk: Chunk, device: torch.device) -> Iterator[Step]:
     """Walk a chunk frame by frame over all its streams; indices and frames lie on the tower's device."""
     lengths = [len(pixels) for pixels in chunk.pixels]
-    starts = _starts(lengths)
+    starts = list(accumulate(lengths, initial=0))
     for index in range(max(lengths, default=0)):
         streams = [stream for stream, length in enumerate(lengths) if index < length]
         yield Step(
@@ -79,27 +80,14 @@ FRAMES_PER_BATCH = 16
 
 
 def batches(chunk: Chunk, rows: Sequence[int], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Walk chosen rows of the record in batches over all streams, for methods to which a frame is a frame.
+    """Walk chosen rows of the record, ascending, in batches over all streams, where a frame is a frame.
 
-    Args:
-        chunk: The frames.
-        rows: Which of them, by row, ascending.
-        device: Where the frames of a batch are to lie.
-
-    Returns:
-        Per batch: its place in `rows`, and [batch, 3, H, W].
+    Yields the place of each batch in `rows`, and its frames [batch, 3, H, W] on the device.
     """
     frames = [frame_3HW for pixels_F3HW in chunk.pixels for frame_3HW in pixels_F3HW]
     for start in range(0, len(rows), FRAMES_PER_BATCH):
         place = slice(start, min(start + FRAMES_PER_BATCH, len(rows)))
         yield place, torch.stack([frames[row] for row in rows[place]]).to(device)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamCount:
-    """The memory of a method that keeps nothing: how many streams there are."""
-
-    num_streams: int
 
 
 Rows = Tensor | slice | list[int]
@@ -147,10 +135,6 @@ class Record:
             rows = len(self.embeddings_RE)
             self._units[part] = torch.zeros(rows, columns, dtype=torch.int64, device=self.device)
         return self._units[part]
-
-
-def _starts(lengths: list[int]) -> list[int]:
-    return [sum(lengths[:stream]) for stream in range(len(lengths))]
 
 
 def each_core(run: Callable[[int, Sequence[int]], None], num_streams: int, device: torch.device) -> None:

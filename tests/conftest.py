@@ -143,7 +143,7 @@ def ray_cluster(s3_variables: dict[str, str]) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment:
         # Hundreds of workers leave a log each: Ray would look for new ones twice a second.
         environment.setenv("LOG_NAME_UPDATE_INTERVAL_S", "2")
-        with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus=2) as cluster:
+        with submit.cluster(num_cpus=2) as cluster:
             yield cluster
 
 

@@ -88,7 +88,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with submit.cluster(Path(sys.executable).with_name("ray"), autoscaling=config) as started:
+    with submit.cluster(autoscaling=config) as started:
         yield Cloud(started)
 
 

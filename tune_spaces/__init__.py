@@ -1,1 +1,1 @@
-"""What a sweep tries: one file per method, keyed by the field names of that method's config, and the study itself."""
+"""What a sweep tries: one file per method, keyed by the field names of that method's config."""

@@ -22,28 +22,20 @@ from tune_spaces.ranges import Ranges
 
 Grid = Callable[[GridInputs, Density], tuple[MethodConfig, ...]]
 
-GRIDS: dict[str, Grid] = {
-    "frame_skip": frame_skip.grid,
-    "adaptive_skip": adaptive_skip.grid,
-    "low_resolution": low_resolution.grid,
-    "eventful": eventful.grid,
-    "eventful_full": eventful_full.grid,
-    "cmc": cmc.grid,
-    "diffrate": diffrate.grid,
-    "tome": tome.grid,
-    "residualvit": residualvit.grid,
-    "reusevit": reusevit.grid,
+SPACES = {
+    "frame_skip": frame_skip,
+    "adaptive_skip": adaptive_skip,
+    "low_resolution": low_resolution,
+    "eventful": eventful,
+    "eventful_full": eventful_full,
+    "cmc": cmc,
+    "diffrate": diffrate,
+    "tome": tome,
+    "residualvit": residualvit,
+    "reusevit": reusevit,
 }
-
+GRIDS: dict[str, Grid] = {name: space.grid for name, space in SPACES.items()}
 RANGES: dict[str, Callable[[GridInputs], Ranges]] = {
-    "frame_skip": frame_skip.ranges,
-    "adaptive_skip": adaptive_skip.ranges,
-    "low_resolution": low_resolution.ranges,
-    "eventful": eventful.ranges,
-    "eventful_full": eventful_full.ranges,
-    "cmc": cmc.ranges,
-    "tome": tome.ranges,
-    "residualvit": residualvit.ranges,
-    "reusevit": reusevit.ranges,
+    name: space.ranges for name, space in SPACES.items() if space is not diffrate
 }
 """DiffRate has none: its schedules are searched by gradient, in the train stage."""

@@ -14,14 +14,13 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,21 +31,23 @@ import tyro
 from numpy.typing import NDArray
 
 import submit
+from apart import report_of
 from memory import draw
 from dejavu.cluster import cluster
 from dejavu.backbones.load import load_backbone
+from dejavu.observability.looking import looking
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.stages import embed
 from dejavu.embedding.batch import EmbedConfig, EmbedContext, decode_batch, plan
-from dejavu.embedding.encode import BatchEncoder
 from dejavu.embedding.reader import DecodeRow
 from dejavu.cluster.ray_map import Row
 from dejavu.storage.store import Store, write_json
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.original import OriginalConfig
 
-RAY = Path(sys.executable).with_name("ray")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""As Ray gives its workers."""
 SPANS = "spans"
 """Folder in a store where each process of the stage notes what it had spent before its first clip and after each."""
 
@@ -59,6 +60,7 @@ def main(
     json_path: Annotated[Path | None, tyro.conf.arg(name="json", help="Where the figures go too.")] = None,
 ) -> None:
     """Run the two in turn, each in a process of its own, and print one table."""
+    call = partial(report_of, "cluster", environment=dict(os.environ) | ONE_THREAD)
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -69,16 +71,16 @@ def main(
         columns = ("round", "plain", "at once", "cluster", "more", "than at once", "driver", "Ray")
         print(" ".join(f"{column:>8}" for column in columns))
         for number in range(rounds):
-            plain = call(f"report_plain({str(folder)!r}, 'plain-{number}', 0, 1)", dict(os.environ))["plain_s"]
+            plain = call(f"report_plain({str(folder)!r}, 'plain-{number}', 0, 1)")["plain_s"]
             shares = [
                 f"report_plain({str(folder)!r}, 'share-{number}-{node}', {node}, {nodes})" for node in range(nodes)
             ]
             with ThreadPoolExecutor(nodes) as pool:
-                at_once = sum(row["plain_s"] for row in pool.map(lambda one: call(one, dict(os.environ)), shares))
-            with submit.cluster(RAY, num_cpus=1) as started:
-                environment = submit.environment(started.token) | {"RAY_ADDRESS": started.address}
+                at_once = sum(row["plain_s"] for row in pool.map(call, shares))
+            with submit.cluster(num_cpus=1) as started:
+                environment = submit.environment(started.token) | ONE_THREAD | {"RAY_ADDRESS": started.address}
                 report = f"report_cluster({str(folder)!r}, 'cluster-{number}', {nodes}, {started.pid})"
-                row: dict[str, Any] = {"plain_s": plain, "at_once_s": at_once} | call(report, environment)
+                row = {"plain_s": plain, "at_once_s": at_once} | report_of("cluster", report, environment)
             row["more"] = row["cluster_s"] / plain - 1
             row["more_than_at_once"] = row["cluster_s"] / at_once - 1
             row["shards"], row["equal_shards"] = compare(folder / f"plain-{number}", folder / f"cluster-{number}")
@@ -103,28 +105,15 @@ def compare(one: Path, other: Path) -> tuple[int, int]:
     return len(shards), sum(equal)
 
 
-def call(report: str, environment: dict[str, str]) -> dict[str, float]:
-    """Have one of the two reports made in a process of its own, with one thread as Ray gives its workers."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import cluster as b; b.{report}"],
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    # What Ray forwards from its processes may come after it.
-    row: dict[str, float] = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
-    return row
-
-
 def report_plain(folder: str, name: str, share: int, num_shares: int) -> None:
     """Embed every `num_shares`-th batch in this process; print what that took as JSON."""
     clips, settings, embedding = work(Path(folder), name)
-    encoder = BatchEncoder(embedding)
+    encoder = embed.EncodeRow(embedding)
     before = time.process_time()
     for batch in itertools.islice(plan(clips, settings, embedding), share, None, num_shares):
-        encoder.encode(batch.settings, decode_batch(batch.segments, embedding))
+        decoded = decode_batch(batch.segments, embedding)
+        for setting in batch.settings:
+            encoder.encode(setting, decoded)
     spent = time.process_time() - before
     if num_shares == 1:
         check(clips, settings, embedding)
@@ -135,17 +124,17 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
     """Embed everything on the cluster, whose other nodes are started first; print what that took as JSON."""
     # Workers do not see this file: what they need of it travels with the work.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    embed.DecodeRow, embed.EncodeRow = _Decode, _Encode  # type: ignore[misc, attr-defined]
+    embed.DecodeRow = _Decode  # type: ignore[attr-defined]
     clips, settings, embedding = work(Path(folder), name)
     spans = Path(folder) / name / SPANS
     spans.mkdir()
     started = submit.Cluster(os.environ["RAY_ADDRESS"], "", Path(os.environ["RAY_AUTH_TOKEN_PATH"]), head_pid)
-    node_pids = [submit.add_node(RAY, started, num_cpus=1).pid for _ in range(num_nodes - 1)]
+    node_pids = [submit.add_node(started, num_cpus=1).pid for _ in range(num_nodes - 1)]
     cluster.connect()
     watch = Watch(spans, [head_pid, *node_pids])
-    watch.start()
-    embed.embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
-    watch.stop()
+    with looking(watch.look, 0.2):
+        batches, kernels = plan(clips, settings, embedding), embed.Kernels(encoder=_Encode)
+        list(embed.embed_batches(batches, embedding, cluster.actor_pool(None, None), kernels))
     check(clips, settings, embedding)
     print(json.dumps(watch.spent()))
 
@@ -184,7 +173,7 @@ class _Encode(embed.EncodeRow):
     """Encodes, and notes from when to when its process did."""
 
     def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        with _noted(self.encoder.embedding):  # type: ignore[attr-defined]
+        with _noted(self.embedding):
             return super().__call__(rows)
 
 
@@ -197,20 +186,14 @@ def _noted(embedding: EmbedContext) -> Iterator[None]:
     write_json(path, [first, time.process_time()])
 
 
-class Watch(threading.Thread):
+class Watch:
     """Looks at the processor time of all processes of the cluster, and of this one, from the stage's first clip on."""
 
     def __init__(self, spans: Path, node_pids: Sequence[int]) -> None:
-        super().__init__(daemon=True)
         self.spans = spans
         self.nodes = [psutil.Process(pid) for pid in node_pids]
         self.first: dict[int, float] = {}
         self.last: dict[int, float] = {}
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.wait(0.2):
-            self.look()
 
     def look(self) -> None:
         """Note what each process has spent."""
@@ -222,11 +205,6 @@ class Watch(threading.Thread):
                 times = process.cpu_times()
                 self.last[process.pid] = times.user + times.system
                 self.first.setdefault(process.pid, self.last[process.pid])
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self.done.set()
-        self.join()
 
     def spent(self) -> dict[str, float]:
         """Return seconds of the stage, the driver, and everything else of Ray's, beginnings and ends of workers too."""

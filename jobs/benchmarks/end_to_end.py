@@ -22,7 +22,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from dejavu.backbones.load import load_backbone
 from dejavu.backbones.locate import locate
 from dejavu.cluster.cluster import hardware
 from dejavu.embedding.precision import gains_of
+from dejavu.observability.looking import looking
 from dejavu.rehearsal.watch import memory_bytes
 from dejavu.rehearsal.weights import write_weights_apart
 from dejavu.video.plain import copy_remarked
@@ -78,23 +78,18 @@ class Row:
     """Frames a second over those of the bare engine; None for loops."""
 
 
-class CpuTimes(threading.Thread):
+class CpuTimes:
     """Adds up what processes and their descendants spend, by what they were last seen at, and watches their memory."""
 
     def __init__(self, roots: dict[str, int]) -> None:
         """Watch processes, by what is spent in them unless their titles say otherwise."""
-        super().__init__(daemon=True)
-        self.roots, self.ended = roots, threading.Event()
+        self.roots = roots
         self.spent: dict[int, float] = {}
         self.part: dict[int, str] = {}
         self.peak = 0
 
-    def run(self) -> None:
-        """Look until told to stop."""
-        while not self.ended.wait(PERIOD_S):
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Note what each process has spent so far, and what all hold."""
         memory = 0
         for usual, root in self.roots.items():
             with suppress(psutil.Error):
@@ -114,14 +109,12 @@ class CpuTimes(threading.Thread):
             parent = self.part.get(process.ppid())
             self.part[process.pid] = found or ("read" if parent == "read" else usual)
 
-    def stop(self) -> tuple[dict[str, float], float]:
-        """Return CPU seconds by part, and the peak of memory in MiB."""
-        self.ended.set()
-        self.join()
+    def by_part(self) -> dict[str, float]:
+        """Return CPU seconds by part."""
         parts: dict[str, float] = defaultdict(float)
         for pid, seconds in self.spent.items():
             parts[self.part[pid]] += seconds
-        return dict(parts), self.peak / 2**20
+        return dict(parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,10 +184,9 @@ def _loop(decoder: str, options: argparse.Namespace, backbone: str, dtype: str) 
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     times = CpuTimes({"loop": process.pid})
-    times.start()
-    said, complaints = process.communicate()
-    wall = time.monotonic() - begin
-    cpu_s, peak_mb = times.stop()
+    with looking(times.look, PERIOD_S):
+        said, complaints = process.communicate()
+        wall = time.monotonic() - begin
     if process.returncode:
         print(f"{decoder} is left out: {(complaints.strip().splitlines() or ['?'])[-1]}", flush=True)
         return None
@@ -204,8 +196,8 @@ def _loop(decoder: str, options: argparse.Namespace, backbone: str, dtype: str) 
         precision=dtype,
         start_s=wall - found["seconds"],
         speed=found["video_s"] / found["seconds"],
-        cpu_s=cpu_s,
-        peak_mb=peak_mb,
+        cpu_s=times.by_part(),
+        peak_mb=times.peak / 2**20,
         **found,
     )
 
@@ -216,7 +208,7 @@ def _embed(words: str, options: argparse.Namespace, backbone: str, out: Path) ->
     Raises:
         RuntimeError: It failed.
     """
-    with submit.cluster(Path(sys.executable).with_name("ray")) as cluster:
+    with submit.cluster() as cluster:
         environment = submit.environment(cluster.token) | {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(HERE.parent / "embed.py"), "--setting", words, "--videos", str(options.copies)]
         command += ["--out", str(out), "--backbone", backbone, "--fps", str(options.fps)]
@@ -225,10 +217,9 @@ def _embed(words: str, options: argparse.Namespace, backbone: str, out: Path) ->
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         times = CpuTimes({"driver": process.pid, "cluster": cluster.pid})
-        times.start()
-        said, _ = process.communicate()
-        wall = time.monotonic() - begin
-        cpu_s, peak_mb = times.stop()
+        with looking(times.look, PERIOD_S):
+            said, _ = process.communicate()
+            wall = time.monotonic() - begin
     embedded, table = SAID.search(said), TABLE.search(said)
     if process.returncode or embedded is None or table is None:
         raise RuntimeError(f"embed.py, {words}: got exit status {process.returncode}, expected 0\n{said[-2000:]}")
@@ -242,8 +233,8 @@ def _embed(words: str, options: argparse.Namespace, backbone: str, out: Path) ->
         seconds=seconds,
         start_s=wall - seconds,
         speed=frames / options.fps / seconds,
-        cpu_s=cpu_s,
-        peak_mb=peak_mb,
+        cpu_s=times.by_part(),
+        peak_mb=times.peak / 2**20,
         engine_share=frames / seconds / engine_speed(words, backbone, noted["precision"]),
     )
 

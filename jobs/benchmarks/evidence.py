@@ -26,6 +26,7 @@ from dejavu.records import ParetoPoint
 from dejavu.report.frontier import has_agreement_beside
 from dejavu.report.style import styles_of
 from dejavu.report.pareto_csv import read_pareto_csv
+from dejavu.storage.one_line import exit_status
 from dejavu.storage.store import write_text
 
 JOBS = Path(__file__).resolve().parents[1]
@@ -123,8 +124,7 @@ def _with_interval(value: float | None, low: float | None, high: float | None) -
 def by_motion(folder: Path) -> str:
     """Return agreement, or the cosine where there is none, by thirds of the clips' motion, as Markdown.
 
-    Args:
-        folder: A run's results; its breakdown.csv has the settings that the report shows.
+    Of the settings that the run's report shows, from its breakdown.csv.
     """
     with (folder / "breakdown.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split_by"] == "motion_px"]
@@ -201,11 +201,7 @@ def run(job: Evidence) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; return the exit status."""
-    try:
-        return run(tyro.cli(Evidence, prog="python jobs/benchmarks/evidence.py", args=arguments))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: run(tyro.cli(Evidence, prog="python jobs/benchmarks/evidence.py", args=arguments)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Linux only.
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
-import ctypes
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,18 +16,19 @@ from pathlib import Path
 
 import torch
 import tyro
+from apart import forget_peak, status_bytes
+from drawn_windows import make_batch, moving_pixels
 from torch import Tensor
 
 from reuse_models.reusevit.addon import addon_shape, save_addon
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
-from reuse_models.training.loss import LossConfig, Teacher
+from reuse_models.training.loss import LossConfig
 from reuse_models.method import Chunk
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Batch, Fit, FitConfig
 from reuse_models.training.memory import GIB, TRAINER_BYTES, TrainingMemory
 from reuse_models.tower.vit import Vit
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
-from reuse_models.tower.shape import VitShape
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
 CHUNK_FRAMES = 16
@@ -64,21 +65,25 @@ def main(options: Options) -> None:
         raise SystemExit(
             f"limit: got {options.limit_gib:g} GiB, expected {memory.peak_bytes(1) / GIB:.1f}; raise --limit-gib"
         )
-    interpreter = _status_bytes("VmRSS")
+    interpreter = status_bytes("VmRSS")
     vit = Vit.random(shape)
     loss = {target: LossConfig(target_rate=target) for target in options.targets}
     fits = {target: Fit(vit, loss[target], FitConfig(), clips_at_once=at_once) for target in options.targets}
-    windows = Windows(shape)
+    seeds = itertools.count(1)
+
+    def windows(count: int) -> Batch:
+        return make_batch(shape, count, next(seeds))
+
     beside = interpreter + memory.tower_bytes + memory.addons_bytes
 
     def fitted() -> None:
-        batch = windows.batch(at_once * options.parts)
+        batch = windows(at_once * options.parts)
         for fit in fits.values():
             fit.step(batch)
 
     def validated() -> None:
         count = memory.validated_at_once(at_once)
-        fits[options.targets[0]].validate(windows.batch(count) for _ in range(2))
+        fits[options.targets[0]].validate(windows(count) for _ in range(2))
 
     clips = min(8, memory.calibrated_at_once(at_once))
     phases: dict[str, tuple[Callable[[], object], int]] = {
@@ -86,7 +91,7 @@ def main(options: Options) -> None:
         f"step, {at_once} at once": (fitted, memory.step_bytes(at_once)),
         "validation": (validated, memory.step_bytes(at_once)),
         f"calibration, {clips} clips": (
-            lambda: _calibrate(fits[options.targets[0]], windows, clips),
+            lambda: _calibrate(fits[options.targets[0]], clips),
             memory.calibration_bytes * clips,
         ),
     }
@@ -101,42 +106,10 @@ def main(options: Options) -> None:
     print(f"{'highest':20} {max(peaks) / GIB:6.2f}   formula {whole / GIB:6.2f}")
 
 
-@dataclass(slots=True)
-class Windows:
-    """Random windows and clips of a shape."""
-
-    shape: VitShape
-    drawn: int = 0
-
-    def batch(self, clips: int) -> Batch:
-        """Draw windows of which a third changes from frame to frame."""
-        self.drawn += 1
-        generator = torch.Generator().manual_seed(self.drawn)
-        frames, side = len(PUBLISHED_PATTERN), self.shape.patches_per_side
-        codec = torch.rand(clips, frames, 4, 4, side, side, generator=generator)
-        embeddings = torch.randn(clips, frames, self.shape.embed_dim, generator=generator)
-        return Batch(self._moving(clips, frames, generator), codec, Teacher(embeddings))
-
-    def chunk(self, streams: int) -> Chunk:
-        """Draw the first frames of so many clips."""
-        side, frames = self.shape.patches_per_side, CHUNK_FRAMES
-        generator = torch.Generator().manual_seed(0)
-        pixels = self._moving(streams, frames, generator)
-        codec = torch.rand(streams, frames, 4, side, side, generator=generator)
-        return Chunk(tuple(pixels), tuple(codec), (True,) * streams)
-
-    def _moving(self, clips: int, frames: int, generator: torch.Generator) -> Tensor:
-        size = (3, self.shape.image_px, self.shape.image_px)
-        pixels = torch.randn(clips, 1, *size, generator=generator).repeat(1, frames, 1, 1, 1)
-        for frame in pixels.unbind(1):
-            frame.add_((torch.rand(size, generator=generator) < 1 / 3) * torch.randn(size, generator=generator))
-        return pixels
-
-
-def _warm_up(fits: dict[float, Fit], windows: Windows, config: WarmUpConfig, at_once: int) -> None:
+def _warm_up(fits: dict[float, Fit], windows: Callable[[int], Batch], config: WarmUpConfig, at_once: int) -> None:
     def pixels() -> Iterator[Tensor]:
         while True:
-            yield windows.batch(at_once).pixels_CF3HW
+            yield windows(at_once).pixels_CF3HW
 
     vit = next(iter(fits.values())).vit
     pairs_b = gather_pairs(vit, pixels(), PUBLISHED_PATTERN, config)
@@ -144,25 +117,22 @@ def _warm_up(fits: dict[float, Fit], windows: Windows, config: WarmUpConfig, at_
 
 
 @torch.inference_mode()
-def _calibrate(fit: Fit, windows: Windows, clips: int) -> None:
+def _calibrate(fit: Fit, clips: int) -> None:
+    side, generator = fit.vit.shape.patches_per_side, torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "addon.safetensors"
         save_addon(fit.addon, weights)
         method = ReuseVitConfig(weights=str(weights)).build(fit.vit)
-        method.encode(windows.chunk(clips), method.start(clips))
+        pixels = moving_pixels(fit.vit.shape, clips, CHUNK_FRAMES, generator)
+        codec = torch.rand(clips, CHUNK_FRAMES, 4, side, side, generator=generator)
+        method.encode(Chunk(tuple(pixels), tuple(codec), (True,) * clips), method.start(clips))
 
 
 def _peak_bytes(run: Callable[[], object]) -> tuple[int, float]:
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    forget_peak()
     began = time.monotonic()
     run()
-    return _status_bytes("VmHWM"), time.monotonic() - began
-
-
-def _status_bytes(name: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return status_bytes("VmHWM"), time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -6,12 +6,8 @@ set size (shared memory counted once) of the driver and all processes of that cl
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
-import contextlib
 import json
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +17,12 @@ import psutil
 import tyro
 
 import submit
+from apart import report_of
 from dejavu.cluster import cluster
 from dejavu.backbones.load import load_backbone
+from dejavu.observability.looking import looking
 from dejavu.records import Transcoded
+from dejavu.rehearsal.watch import memory_bytes
 from dejavu.storage.setting import name_setting
 from dejavu.embedding.batch import EmbedContext, EmbedConfig
 from dejavu.stages.embed import embed_clips
@@ -40,22 +39,21 @@ def main(
     """Measure each number of clips in a process and a cluster of its own, and print one table."""
     print(f"{'clips':>6} {'frames':>8} {'seconds':>8} {'peak MiB':>9}")
     for count in videos:
-        with submit.cluster(Path(sys.executable).with_name("ray")) as started:
-            script = f"import memory as b; b.report({count}, {num_frames}, {started.pid})"
-            done = subprocess.run(
-                [sys.executable, "-c", script],
-                env=submit.environment(started.token) | {"RAY_ADDRESS": started.address},
-                cwd=Path(__file__).parent,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-        row = json.loads(done.stdout.strip().splitlines()[-1])
+        with submit.cluster() as started:
+            environment = submit.environment(started.token) | {"RAY_ADDRESS": started.address}
+            row = report_of("memory", f"report({count}, {num_frames}, {started.pid})", environment)
         print(f"{count:6} {count * num_frames:8} {row['seconds']:8.1f} {row['peak_mib']:9.0f}", flush=True)
 
 
 def report(num_clips: int, num_frames: int, cluster_pid: int) -> None:
     """Embed so many clips under two settings, watching memory; print what was seen as JSON."""
+    head, peak_bytes = psutil.Process(cluster_pid), 0
+
+    def look() -> None:
+        nonlocal peak_bytes
+        family = [psutil.Process(), head, *head.children(recursive=True)]
+        peak_bytes = max(peak_bytes, sum(memory_bytes(process) for process in family))
+
     backbone = load_backbone()
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder))
@@ -64,15 +62,13 @@ def report(num_clips: int, num_frames: int, cluster_pid: int) -> None:
         configs = (OriginalConfig(), EventfulConfig(refreshed_tokens=16))
         settings = [name_setting(config, backbone.identity, embedding.config.shaping()) for config in configs]
         cluster.connect()
-        watch = Watch(cluster_pid)
-        watch.start()
         started = time.monotonic()
-        result = embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
-        seconds = time.monotonic() - started
-        watch.stop()
+        with looking(look, 0.1):
+            result = embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
+            seconds = time.monotonic() - started
     if result.num_clips != num_clips:
         raise RuntimeError(f"embedding: got {result.num_clips} clips, expected {num_clips}; see {result.failures[:1]}")
-    print(json.dumps({"seconds": seconds, "peak_mib": watch.peak_bytes / 2**20}))
+    print(json.dumps({"seconds": seconds, "peak_mib": peak_bytes / 2**20}))
 
 
 def draw(store: Store, index: int, num_frames: int, frame_px: int) -> Transcoded:
@@ -93,29 +89,6 @@ def draw(store: Store, index: int, num_frames: int, frame_px: int) -> Transcoded
         duration_s=num_frames / 2,
         codec_metadata=True,
     )
-
-
-class Watch(threading.Thread):
-    """Looks at the memory of this process and of the cluster's, all the time."""
-
-    def __init__(self, cluster_pid: int) -> None:
-        super().__init__(daemon=True)
-        self.roots = (psutil.Process(), psutil.Process(cluster_pid))
-        self.peak_bytes = 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.wait(0.1):
-            total = 0
-            for process in [*self.roots, *self.roots[1].children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_full_info().pss
-            self.peak_bytes = max(self.peak_bytes, total)
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self.done.set()
-        self.join()
 
 
 if __name__ == "__main__":

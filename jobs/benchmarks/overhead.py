@@ -9,12 +9,11 @@ import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ import ray
 import tyro
 
 import submit
+from apart import report_of, status_bytes
 from dejavu.cluster import cluster
 from dejavu.records import Clip, Question, Transcoded
 from dejavu.storage.setting import Setting
 from dejavu.embedding.batch import DecodedBatch, EmbedContext, EmbedConfig, Segment, cut, plan
-from dejavu.stages.embed import Kernels, embed_batches, embed_clips
+from dejavu.stages.embed import EncodeRow, Kernels, embed_batches, embed_clips
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.embedding.stored import read_embeddings
 from dejavu.stages.score import EvalSet, score_settings
@@ -51,65 +51,6 @@ EQUAL = 10
 LOGICAL_CPUS = 6
 """That the cluster of the load and throughput tables offers: kernels that do nothing need no real ones."""
 MIB = 2**20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
-    """One manifest, seconds of wall clock; every clip is made, embedded under one setting, and read back."""
-
-    num_clips: int
-    num_contents: int
-    transcode_s: float
-    embed_s: float
-    again_s: float
-    """Both stages once more, with nothing to do."""
-    driver_cpu_s: float
-    """Of the driver's own processor time in both stages."""
-    peak_mib: float
-    before_mib: float
-    """Resident memory of a driver that has connected and done nothing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Throughput:
-    """Embedding with an encoder that only waits."""
-
-    num_workers: int
-    num_clips: int
-    wait_ms: float
-    """For each clip."""
-    clips_per_s: float
-    share: float
-    """Of what as many workers would reach that did nothing but wait."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Planning:
-    """A manifest against a store that holds all of it under one setting, half under another, none under a third."""
-
-    num_rows: int
-    num_shards: int
-    num_batches: int
-    index_s: float
-    """The first look at the shards, which opens every footer and writes the index."""
-    plan_s: float
-    plan_cpu_s: float
-    """Of the processor: what planning takes where nothing else runs."""
-    peak_mib: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scoring:
-    """Original and one setting, scored in one process: a question with five answers about each clip."""
-
-    num_clips: int
-    num_frames: int
-    """Of all clips under one setting."""
-    score_s: float
-    score_cpu_s: float
-    peak_mib: float
-    before_mib: float
-    """With the manifest and the questions at hand."""
 
 
 # --------------------------------------------------------------------------------------------- kernels that do nothing
@@ -140,17 +81,19 @@ def decode_nothing(segments: Sequence[Segment], _embedding: EmbedContext) -> Dec
     return DecodedBatch(tuple(segments), frames, ())
 
 
-@dataclass(frozen=True, slots=True)
-class Waiter:
-    """Stands in for `BatchEncoder`: waits, and writes shards of zeros where they belong."""
+class Waiter(EncodeRow):
+    """An actor that only waits, and writes shards of zeros where they belong."""
 
-    embedding: EmbedContext
-    wait_s: float = 0.0
+    wait_s = 0.0
+    """For each clip."""
 
-    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
-        """Write one shard for each setting."""
+    def __init__(self, embedding: EmbedContext) -> None:
+        self.embedding = embedding
+
+    def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
+        """Wait; return nothing but zeros."""
         time.sleep(self.wait_s * len(decoded.segments))
-        encoded = [
+        return [
             EncodedSegment(
                 np.zeros((segment.num_frames, WIDTH), np.float32),
                 np.zeros(segment.num_frames, np.float32),
@@ -158,15 +101,18 @@ class Waiter:
             )
             for segment in decoded.segments
         ]
-        table = to_table(decoded.segments, decoded.frames, encoded)
-        for setting in settings:
-            units = [segment.unit_id for segment in decoded.segments]
-            self.embedding.store.write_embeddings(setting.setting_id, table, units)
+
+
+NOTHING = Kernels(decode_nothing, Waiter)
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 def report_load(num_clips: int) -> None:
-    """Send one manifest through both stages, again, and back; print what was seen as JSON."""
+    """Send one manifest through both stages, again, and back; print what was seen as JSON, seconds of wall clock.
+
+    `again_s` is both stages once more, with nothing to do; `driver_cpu_s` the driver's own processor time in both;
+    `before_mib` the resident memory of a driver that has connected and done nothing.
+    """
     _connect()
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "store")
@@ -174,14 +120,14 @@ def report_load(num_clips: int) -> None:
         embedding, setting = EmbedContext("none", store, EmbedConfig()), name_settings(1)[0]
         pool = cluster.actor_pool(2, 0)
         make = partial(transcode_one, encode=make_nothing)
-        before_mib, cpu = peak_mib(), time.process_time()
+        before_mib, cpu = status_bytes("VmHWM") / MIB, time.process_time()
 
         start = time.perf_counter()
         transcoded = list(transcode_clips(clips, store, TranscodeConfig(), FRAME_PX, make=make).clips.values())
         transcode_s = time.perf_counter() - start
         start = time.perf_counter()
-        failures = list(embed_batches(plan(transcoded, [setting], embedding), embedding, pool, Kernels(*NOTHING)))
-        embed_s, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, peak_mib()
+        failures = list(embed_batches(plan(transcoded, [setting], embedding), embedding, pool, NOTHING))
+        embed_s, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, status_bytes("VmHWM") / MIB
 
         start = time.perf_counter()
         again = transcode_clips(clips, store, TranscodeConfig(), FRAME_PX)
@@ -191,27 +137,27 @@ def report_load(num_clips: int) -> None:
         num_contents = len(store.done(setting.setting_id))
     expect("clips transcoded and read back", (len(transcoded), num_read), (num_clips, num_clips))
     expect("failures and clips of the second run", (len(failures), again.num_made, embedded.num_clips), (0, 0, 0))
-    row = Load(
-        num_clips=num_clips,
-        num_contents=num_contents,
-        transcode_s=transcode_s,
-        embed_s=embed_s,
-        again_s=again_s,
-        driver_cpu_s=cpu,
-        peak_mib=peak,
-        before_mib=before_mib,
-    )
-    print(json.dumps(asdict(row)))
-
-
-NOTHING = (decode_nothing, Waiter)
+    row = {
+        "num_clips": num_clips,
+        "num_contents": num_contents,
+        "transcode_s": transcode_s,
+        "embed_s": embed_s,
+        "again_s": again_s,
+        "driver_cpu_s": cpu,
+        "peak_mib": peak,
+        "before_mib": before_mib,
+    }
+    print(json.dumps(row))
 
 
 def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> None:
-    """Embed clips with so many actors that wait; print what was seen as JSON."""
+    """Embed clips with so many actors that wait, `wait_ms` for each clip; print what was seen as JSON.
+
+    `share` is of what as many workers would reach that did nothing but wait.
+    """
     _connect()
     pool = cluster.actor_pool(num_workers, 0)
-    kernels = Kernels(decode_nothing, partial(Waiter, wait_s=wait_ms / 1e3))
+    kernels = Kernels(decode_nothing, type("Waiter", (Waiter,), {"wait_s": wait_ms / 1e3}))
     with tempfile.TemporaryDirectory() as folder:
         embedding = EmbedContext("none", Store.open(Path(folder)), EmbedConfig())
         clips = list_clips(num_clips)
@@ -222,18 +168,22 @@ def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> None:
         list(embed_batches(batches, embedding, pool, kernels))
         seconds = time.perf_counter() - start
     num_made = sum(len(batch.segments) for batch in batches)
-    row = Throughput(
-        num_workers=num_workers,
-        num_clips=num_made,
-        wait_ms=wait_ms,
-        clips_per_s=num_made / seconds,
-        share=num_made * wait_ms / 1e3 / num_workers / seconds,
-    )
-    print(json.dumps(asdict(row)))
+    row = {
+        "num_workers": num_workers,
+        "num_clips": num_made,
+        "wait_ms": wait_ms,
+        "clips_per_s": num_made / seconds,
+        "share": num_made * wait_ms / 1e3 / num_workers / seconds,
+    }
+    print(json.dumps(row))
 
 
 def report_planning(folder: str, num_rows: int, index_s: float) -> None:
-    """Plan a manifest in a process that does nothing else; print what was seen as JSON."""
+    """Plan a manifest in a process that does nothing else; print what was seen as JSON.
+
+    The store holds all of it under one setting, half under another, none under a third. `index_s` is the first look at
+    the shards, which opens every footer and writes the index; `plan_cpu_s` what planning takes of the processor.
+    """
     store = Store(Path(folder))
     clips = list_clips(num_rows)
     start, cpu = time.perf_counter(), time.process_time()
@@ -242,16 +192,16 @@ def report_planning(folder: str, num_rows: int, index_s: float) -> None:
     num_contents = len({clip.content_id for clip in clips})
     lacking = sum(len(batch.segments) * len(batch.settings) for batch in batches)
     expect("segments times settings that are lacking", lacking, 2 * num_contents - num_contents // 2)
-    row = Planning(
-        num_rows=num_rows,
-        num_shards=sum(1 for _ in store.root.glob("embeddings/*/*.parquet")),
-        num_batches=len(batches),
-        index_s=index_s,
-        plan_s=plan_s,
-        plan_cpu_s=plan_cpu_s,
-        peak_mib=peak_mib(),
-    )
-    print(json.dumps(asdict(row)))
+    row = {
+        "num_rows": num_rows,
+        "num_shards": sum(1 for _ in store.root.glob("embeddings/*/*.parquet")),
+        "num_batches": len(batches),
+        "index_s": index_s,
+        "plan_s": plan_s,
+        "plan_cpu_s": plan_cpu_s,
+        "peak_mib": status_bytes("VmHWM") / MIB,
+    }
+    print(json.dumps(row))
 
 
 def fill_store(store: Store, num_rows: int) -> float:
@@ -278,7 +228,11 @@ def fill_store(store: Store, num_rows: int) -> float:
 
 
 def report_scoring(folder: str, num_clips: int) -> None:
-    """Score in a process that does nothing else; print what was seen as JSON."""
+    """Score Original and one setting in a process that does nothing else; print what was seen as JSON.
+
+    A question with five answers is asked about each clip. `num_frames` are those of all clips under one setting;
+    `before_mib` is with the manifest and the questions at hand.
+    """
     embedding = EmbedContext("none", Store(Path(folder)), EmbedConfig())
     clips = tuple(list_clips(num_clips))
     answers_AE = np.random.default_rng(1).standard_normal((5, SCORED_WIDTH), np.float32)
@@ -298,22 +252,22 @@ def report_scoring(folder: str, num_clips: int) -> None:
         for name, clip in zip(names, clips, strict=True)
     )
     eval_set = EvalSet(clips, questions, dict.fromkeys(names, answers_AE))
-    before_mib, start, cpu = peak_mib(), time.perf_counter(), time.process_time()
+    before_mib, start, cpu = status_bytes("VmHWM") / MIB, time.perf_counter(), time.process_time()
     original, other = name_settings(2)
     scores = score_settings([original, other], original, eval_set, embedding)
     score_s, score_cpu_s = time.perf_counter() - start, time.process_time() - cpu
     num_frames = sum(clip.num_frames for clip in clips)
     asked = [(score.num_frames, len(score.rows)) for score in scores]
     expect("frames and questions of each setting", asked, [(num_frames, num_clips)] * 2)
-    row = Scoring(
-        num_clips=num_clips,
-        num_frames=num_frames,
-        score_s=score_s,
-        score_cpu_s=score_cpu_s,
-        peak_mib=peak_mib(),
-        before_mib=before_mib,
-    )
-    print(json.dumps(asdict(row)))
+    row = {
+        "num_clips": num_clips,
+        "num_frames": num_frames,
+        "score_s": score_s,
+        "score_cpu_s": score_cpu_s,
+        "peak_mib": status_bytes("VmHWM") / MIB,
+        "before_mib": before_mib,
+    }
+    print(json.dumps(row))
 
 
 def fill_embeddings(store: Store, num_clips: int) -> None:
@@ -385,12 +339,6 @@ def expect(subject: str, got: object, expected: object) -> None:
         raise RuntimeError(f"{subject}: got {got}, expected {expected}; the benchmark's figures would mean nothing")
 
 
-def peak_mib() -> float:
-    """Return the largest resident memory that this process has had, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def _connect() -> None:
     # Workers cannot import a job.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -433,7 +381,7 @@ def main(options: Options) -> None:
     if options.rows:
         with tempfile.TemporaryDirectory() as folder:
             index_s = fill_store(Store(Path(folder)), options.rows)
-            row = _alone(f"report_planning({folder!r}, {options.rows}, {index_s})", None)
+            row = report_of("overhead", f"report_planning({folder!r}, {options.rows}, {index_s})")
         result["planning"] = row
         print("\n    rows  shards  batches  first index s  plan s  CPU s  peak MiB")
         print(
@@ -471,25 +419,13 @@ def print_load(loads: list[dict[str, Any]]) -> None:
 def _score(num_clips: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         fill_embeddings(Store(Path(folder)), num_clips)
-        return _alone(f"report_scoring({folder!r}, {num_clips})", None)
+        return report_of("overhead", f"report_scoring({folder!r}, {num_clips})")
 
 
 def _on_cluster(call: str) -> dict[str, Any]:
-    with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus=LOGICAL_CPUS) as started:
-        return _alone(call, submit.environment(started.token) | {"RAY_ADDRESS": started.address})
-
-
-def _alone(call: str, environment: dict[str, str] | None) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import overhead as b; b.{call}"],
-        env=environment,
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return row
+    with submit.cluster(LOGICAL_CPUS) as started:
+        environment = submit.environment(started.token) | {"RAY_ADDRESS": started.address}
+        return report_of("overhead", call, environment)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from __future__ import annotations
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import speed
 import torch
 import torch.nn.functional as F
+from profile_gpu import measure_on_gpu
 
 from reuse_models.reusevit.engines.compacted import Pass
 from reuse_models.reusevit.reference import plan_of
@@ -34,27 +34,17 @@ REPEATS = 20
 def main(arguments: list[str] | None = None) -> int:
     """Print a line for each part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--backbone", default="openai/clip-vit-large-patch14")
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--reuse-rate", type=float, default=0.85)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("parts: got no GPU, expected one; run it where torch.cuda.is_available()", file=sys.stderr)
-        return 1
-    with torch.inference_mode():
-        found = parts_us(options)
-    card = torch.cuda.get_device_name()
-    print(f"{options.backbone}, {options.streams} streams, {options.reuse_rate:.0%} reused, {card}")
-    for name, us in found.items():
-        print(f"{us:9.1f} us  {name}")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"hardware": card, "us": found}, indent=1) + "\n")
-    return 0
+    return measure_on_gpu("parts", parser, arguments, parts_us, text_of)
 
 
-def parts_us(options: argparse.Namespace) -> dict[str, float]:
-    """Return microseconds by part, of a layer in the middle."""
+def text_of(found: dict[str, Any], options: argparse.Namespace) -> str:
+    """Return the table."""
+    lines = [f"{options.backbone}, {options.streams} streams, {options.reuse_rate:.0%} reused, {found['hardware']}"]
+    return "\n".join(lines + [f"{us:9.1f} us  {name}" for name, us in found["us"].items()])
+
+
+def parts_us(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the GPU's name, and microseconds by part, of a layer in the middle."""
     vit = Vit.random(KNOWN_SHAPES[options.backbone]).to("cuda", torch.bfloat16)
     method = ReuseVitConfig(forced_rate=options.reuse_rate, forced_choice="random").build(vit)
     assert isinstance(method, ReuseVit)
@@ -93,7 +83,10 @@ def parts_us(options: argparse.Namespace) -> dict[str, float]:
             middle, run.pre_proj_XD.view(run.num_frames, -1, run.width)
         ),
     }
-    return {name: graph_us(step) for name, step in parts.items()}
+    return {
+        "hardware": torch.cuda.get_device_name(),
+        "us": {name: graph_us(step) for name, step in parts.items()},
+    }
 
 
 def graph_us(step: Callable[[], object]) -> float:

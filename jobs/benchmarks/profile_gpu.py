@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,30 @@ from reuse_models.tower.known_shapes import KNOWN_SHAPES
 def main(arguments: list[str] | None = None) -> int:
     """Profile one setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--calls", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=40)
+    return measure_on_gpu("profile", parser, arguments, profiled, text_of)
+
+
+def measure_on_gpu(
+    subject: str,
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    text: Callable[[dict[str, Any], argparse.Namespace], str],
+) -> int:
+    """Measure one setting, print the text of what was found and write it as JSON; return the exit status."""
     parser.add_argument("--backbone", default="openai/clip-vit-large-patch14")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--reuse-rate", type=float, default=0.85)
-    parser.add_argument("--calls", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("profile: got no GPU, expected one; run it where torch.cuda.is_available()", file=sys.stderr)
+        print(f"{subject}: got no GPU, expected one; run it where torch.cuda.is_available()", file=sys.stderr)
         return 1
     with torch.inference_mode():
-        found = profiled(options)
-    print(text_of(found, options.rows))
+        found = measure(options)
+    print(text(found, options))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
@@ -88,13 +100,13 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def text_of(found: dict[str, Any], rows: int) -> str:
+def text_of(found: dict[str, Any], options: argparse.Namespace) -> str:
     """Return the table."""
     lines = [
         f"{found['backbone']}, {found['streams']} streams, {found['reuse_rate']:.0%} reused, {found['hardware']}: "
         f"a call of {found['frames']} frames takes {found['wall_ms']:.2f} ms, the GPU is busy {found['busy_ms']:.2f} ms"
     ]
-    lines += [f"{ms:9.3f} ms {count:5} x  {name[:110]}" for ms, count, name in found["kernels"][:rows]]
+    lines += [f"{ms:9.3f} ms {count:5} x  {name[:110]}" for ms, count, name in found["kernels"][: options.rows]]
     lines += ["host"]
     lines += [f"{ms:9.3f} ms {count:5} x  {name[:110]}" for ms, count, name in found["host"][:15]]
     return "\n".join(lines)

@@ -97,18 +97,22 @@ class Row:
     hardware: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Setting:
-    """One method at one rate for a number of streams, running."""
+    """One method at one rate for a number of streams, running, and what its rounds came to."""
 
+    name: str
+    """Of the method."""
     reuse_rate: float
     method: Method
     chunk: Chunk
-    memory: list[Any]
+    memory: Any
     """The one that the next call takes."""
     achieved: float
     reduction: float
     segment_start_ms: float
+    seconds: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0
 
     @property
     def num_frames(self) -> int:
@@ -117,15 +121,11 @@ class Setting:
 
     def step(self) -> None:
         """Encode the next group of every stream."""
-        self.memory[0] = self.method.encode(self.chunk, self.memory[0]).memory
+        self.memory = self.method.encode(self.chunk, self.memory).memory
 
 
-@dataclass(frozen=True, slots=True)
-class DenseTower:
-    """A tower, and the type of the frames that it takes."""
-
-    tower: Callable[[Tensor], object]
-    dtype: torch.dtype
+DenseTower = tuple[Callable[[Tensor], object], torch.dtype]
+"""A tower, and the type of the frames that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
         for one in settings:
             if vit.position.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            one.seconds.append(seconds_of(one.setting.step, vit))
+            one.seconds.append(seconds_of(one.step, vit))
             one.peak_mb = max(one.peak_mb, _peak_memory_mb(vit))
     strongest = min(paths, key=lambda name: statistics.median(dense_s[name]))
     rows = []
@@ -226,17 +226,7 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
     return rows
 
 
-@dataclass(slots=True)
-class _Measured:
-    """A method at a rate, and what its rounds came to."""
-
-    method: str
-    setting: Setting
-    seconds: list[float] = field(default_factory=list)
-    peak_mb: float = 0.0
-
-
-def _settings(options: argparse.Namespace, vit: Vit, first: Chunk, chunk: Chunk) -> list[_Measured]:
+def _settings(options: argparse.Namespace, vit: Vit, first: Chunk, chunk: Chunk) -> list[Setting]:
     """Return each method at each rate, warmed up."""
     settings = []
     for name in options.method:
@@ -247,7 +237,7 @@ def _settings(options: argparse.Namespace, vit: Vit, first: Chunk, chunk: Chunk)
                 # A schedule cannot save every share on every tower; the other settings can be measured all the same.
                 print(f"{name} at {rate:.0%} is left out: {error}")
                 continue
-            settings.append(_Measured(name, start_setting(config, rate, vit, first, chunk)))
+            settings.append(start_setting(config, rate, vit, first, chunk))
     return settings
 
 
@@ -256,12 +246,12 @@ def _strongest_paths(
 ) -> dict[str, DensePath]:
     """Return the two fastest ways to run a dense tower, and on a CPU the faster one compiled, by name."""
     paths: dict[str, DensePath] = {}
-    for name, tower in dense.items():
+    for name, (tower, dtype) in dense.items():
         for batch in options.dense_batches or DENSE_BATCHES[vit.position.device.type]:
             # The fewest streams still get full batches: a dense tower does not care whose frames it sees.
             repeats = -(-batch // len(frames_F3HW))
-            frames_B3HW = frames_F3HW.repeat(repeats, 1, 1, 1)[:batch].to(tower.dtype)
-            paths[f"{name}, {batch} frames at once"] = DensePath(tower.tower, frames_B3HW)
+            frames_B3HW = frames_F3HW.repeat(repeats, 1, 1, 1)[:batch].to(dtype)
+            paths[f"{name}, {batch} frames at once"] = DensePath(tower, frames_B3HW)
     # The weaker dense paths are measured twice: the strongest two go on.
     once = {name: min(path.seconds_per_frame(vit) for _ in range(2)) for name, path in paths.items()}
     kept = {name: paths[name] for name in sorted(once, key=lambda name: once[name])[:2]}
@@ -274,16 +264,15 @@ def _strongest_paths(
 
 
 def _row(
-    options: argparse.Namespace, vit: Vit, one: _Measured, num_streams: int, dense: tuple[str, Sequence[float]]
+    options: argparse.Namespace, vit: Vit, setting: Setting, num_streams: int, dense: tuple[str, Sequence[float]]
 ) -> Row:
     """Return what the rounds of a setting, and of the dense path beside it, come to."""
-    setting, (dense_path, dense_s) = one.setting, dense
-    speeds = [setting.num_frames / own for own in one.seconds]
+    dense_path, dense_s = dense
+    speeds = [setting.num_frames / own for own in setting.seconds]
     speedups = [dense * speed for dense, speed in zip(dense_s, speeds, strict=True)]
-    memory = setting.memory[0]
     return Row(
         backbone=options.backbone,
-        method=one.method,
+        method=setting.name,
         device=vit.position.device.type,
         dtype=str(vit.position.dtype).removeprefix("torch."),
         streams=num_streams,
@@ -294,14 +283,14 @@ def _row(
         speedup=statistics.median(speedups),
         flops_reduction=setting.reduction,
         efficiency=statistics.median(speedups) / setting.reduction,
-        peak_memory_mb=one.peak_mb,
-        state_bytes_per_stream=getattr(memory, "bytes_per_stream", 0),
+        peak_memory_mb=setting.peak_mb,
+        state_bytes_per_stream=getattr(setting.memory, "bytes_per_stream", 0),
         dense_path=dense_path,
         frames_per_s_spread=_quartiles(speeds),
         speedup_spread=_quartiles(speedups),
         rounds=options.rounds,
         segment_start_ms=setting.segment_start_ms,
-        workspace_bytes=getattr(memory, "workspace_bytes", 0),
+        workspace_bytes=getattr(setting.memory, "workspace_bytes", 0),
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         hardware=_hardware(vit),
@@ -324,19 +313,20 @@ def _config(name: str, rate: float, choice: ForcedChoice, vit: Vit, chunk: Chunk
 def start_setting(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chunk) -> Setting:
     """Begin a GOP of every stream, and take groups until all is ready; the last one counts what it executes."""
     method = config.build(vit)
-    memory: list[Any] = [method.start(chunk.num_streams)]
+    memory = method.start(chunk.num_streams)
 
     def begin() -> None:
-        memory[0] = method.encode(first, memory[0]).memory
+        nonlocal memory
+        memory = method.encode(first, memory).memory
 
     segment_start_ms = 1e3 * seconds_of(begin, vit)
     for _ in range(WARM_UP[vit.position.device.type]):
-        encoded = method.encode(chunk, memory[0])
-        memory[0] = encoded.memory
+        encoded = method.encode(chunk, memory)
+        memory = encoded.memory
     flops = torch.cat([flops_per_frame(vit.shape, work) for work in encoded.work])
     reduction = dense_flops(vit.shape) / float(flops.mean())
     achieved = float(torch.cat([reuse.float().mean(dim=(1, 2)) for reuse in encoded.reuse]).mean())
-    return Setting(rate, method, chunk, memory, achieved, reduction, segment_start_ms)
+    return Setting(config.method, rate, method, chunk, memory, achieved, reduction, segment_start_ms)
 
 
 def make_chunks(vit: Vit, num_streams: int, groups: int = 1) -> tuple[Chunk, Chunk]:
@@ -367,7 +357,8 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
                 f"backbone: got {backbone!r} without --random-weights, expected a local directory; save_pretrained "
                 "the model there, or measure on random weights"
             )
-        loader = getattr(transformers, VISION_ALONE.get(_model_type(backbone), "AutoModel"))
+        model_type = json.loads((Path(backbone) / "config.json").read_text()).get("model_type", "")
+        loader = getattr(transformers, VISION_ALONE.get(model_type, "AutoModel"))
         return loader.from_pretrained(backbone, local_files_only=True, use_safetensors=True).eval()
     plain = {
         name: one
@@ -400,11 +391,6 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
     ).eval()
 
 
-def _model_type(folder: str) -> str:
-    found = json.loads((Path(folder) / "config.json").read_text())
-    return str(found.get("model_type", ""))
-
-
 def _dense_towers(model: Any, vit: Vit, compiled: str) -> dict[str, DenseTower]:
     """Return whatever might be the strongest on the tower's device, whatever type ours runs in.
 
@@ -420,7 +406,7 @@ def _dense_towers(model: Any, vit: Vit, compiled: str) -> dict[str, DenseTower]:
             forms = {f"{kind}, {name}": tower}
             if compiled != "no" and dtype == torch.bfloat16 and device.type == "cuda":
                 forms[f"{kind}, {name}, compiled"] = torch.compile(tower, mode=compiled, dynamic=False)
-            towers |= {form: DenseTower(call(one) if call else one, dtype) for form, one in forms.items()}
+            towers |= {form: (call(one) if call else one, dtype) for form, one in forms.items()}
     return towers
 
 
@@ -483,9 +469,10 @@ def _line(row: Row) -> str:
 def break_even_table(rows: list[Row]) -> str:
     """Return speed-up by streams and reuse rate, in words where reuse is slower."""
     rates = sorted({row.reuse_rate for row in rows})
+    heads = "streams  " + "  ".join(f"{rate:>5.0%} " for rate in rates)
     lines = []
     for method in sorted({row.method for row in rows}):
-        lines += [f"speed-up of {method} over dense; * where reuse is slower", "streams  " + _cells(rates)]
+        lines += [f"speed-up of {method} over dense; * where reuse is slower", heads]
         for streams in sorted({row.streams for row in rows}):
             found = {row.reuse_rate: row for row in rows if row.streams == streams and row.method == method}
             cells = [_cell(found.get(rate)) for rate in rates]
@@ -499,10 +486,6 @@ def break_even_table(rows: list[Row]) -> str:
 
 def _cell(row: Row | None) -> str:
     return "-" if row is None else f"{row.speedup:.2f}{'*' if row.speedup < 1 else ' '}"
-
-
-def _cells(rates: list[float]) -> str:
-    return "  ".join(f"{rate:>5.0%} " for rate in rates)
 
 
 def plot(rows: list[Row], path: Path) -> None:

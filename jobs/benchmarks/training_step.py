@@ -10,7 +10,6 @@ through torch.compile, whose own time and memory are those of its first step.
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
 import copy
-import ctypes
 import json
 import platform
 import statistics
@@ -19,12 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
+from apart import forget_peak, status_bytes
 from drawn_windows import make_batch
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from reuse_models.reusevit.gate import Features, Gate
 from reuse_models.training.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.reusevit.engines.masked import MaskedOutput
 from reuse_models.reusevit.restore import Restoration
-from reuse_models.reusevit.reuse_policy import ReusePolicy
+from reuse_models.reusevit.addon import ReusePolicy
 from reuse_models.training.fit import Batch, Fit, FitConfig
 from reuse_models.tower.vit import Vit
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
@@ -146,8 +145,7 @@ def plain_forward(vit: Vit, policy: ReusePolicy, pixels_CF3HW: Tensor, codec_CFA
         used, g_CFA = plain_mix(policy, boundary, per_frame, codec_CFA)
         h_XND, qkv_XNC = (torch.stack(frames, dim=1).flatten(0, 1) for frames in zip(*used, strict=True))
         rates.append(F.pad(g_CFA, (1, 0)))
-    q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
-    embeddings_XE = vit.finish(q_XhNd, k_XhNd, v_XhNd, h_XND)
+    embeddings_XE = vit.finish(qkv_XNC, h_XND)
     shape = (num_clips, num_frames)
     return MaskedOutput(
         embeddings_XE.unflatten(0, shape), torch.stack(rates, dim=2), second_last_XND.unflatten(0, shape), None
@@ -232,18 +230,12 @@ def cost_alone(options: Options) -> dict[str, float]:
     """
     assert options.memory_of is not None
     fit, batch = make_fit(options, options.memory_of), make_batch(KNOWN_SHAPES[options.backbone], options.clips)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_bytes("VmRSS")
+    forget_peak()
+    before = status_bytes("VmRSS")
     fit.step(batch)
     started_s = time.process_time()
     fit.step(batch)
-    return {"mib": (_status_bytes("VmHWM") - before) / MIB, "cpu_s": time.process_time() - started_s}
-
-
-def _status_bytes(name: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return {"mib": (status_bytes("VmHWM") - before) / MIB, "cpu_s": time.process_time() - started_s}
 
 
 def _cost_in_child(options: Options, side: Side) -> dict[str, float]:

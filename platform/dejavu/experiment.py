@@ -23,6 +23,7 @@ from dejavu.stages.search_schedules import SchedulesConfig
 from dejavu.stages.temp_clip import TaskConfig
 from dejavu.stages.train_task import TrainConfig
 from dejavu.storage.given_path import GivenPath
+from dejavu.storage.one_line import OneLineError
 from dejavu.storage.store_path import StorePath, is_folder, listed
 from dejavu.sweep.study import SweepConfig
 from dejavu.tasks.temp_clip.fit import TempClipFitConfig
@@ -42,7 +43,7 @@ UNTRAINED: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "trai
 """What runs unless training is asked for by `--stages`, in recipes without training videos or without the time."""
 
 
-class ExperimentError(RuntimeError):
+class ExperimentError(OneLineError):
     """The configuration does not make sense; one line says what and what to do."""
 
 

@@ -34,14 +34,14 @@ class Question:
     kind: str
     """NExT-QA's type: CW, CH, TN, TP, TC; MC for plain multiple choice; CAPTION; the class of a clip in class folders,
     where `answers` are all classes and nothing else is asked."""
-    text: str
+    text: str = ""
     answers: tuple[str, ...]
     correct: int
     """Index into answers."""
-    spans_s: tuple[tuple[float, float], ...]
+    spans_s: tuple[tuple[float, float], ...] = ()
     """Annotated (start, end) in seconds; any of them counts."""
-    duration_s: float
-    """The annotation's own duration of the clip."""
+    duration_s: float = 0.0
+    """The annotation's own duration of the clip; 0 where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,11 +122,11 @@ class EvalRow:
     question_id: str
     clip_id: str
     correct: bool
-    iop: float
+    iop: float = 0.0
     """Overlap / predicted length, the best over the annotated spans; 0..1."""
-    iou: float
+    iou: float = 0.0
     """Overlap / length of the hull of both, the best over the annotated spans; 0..1."""
-    grounded: bool
+    grounded: bool = False
     """Correct and iop at least one half: what Acc@GQA counts."""
 
 
@@ -171,8 +171,6 @@ class Recall:
 class AnswerScore:
     """Right answers alone, where nothing says when they are seen: multiple choice and retrieval."""
 
-    num_questions: int
-    num_clips: int
     accuracy: float
     """Share of right answers, of 1; text-to-video recall at 1 in retrieval."""
     rows: tuple[EvalRow, ...]

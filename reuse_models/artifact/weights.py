@@ -1,11 +1,12 @@
 """Import of the published artifact's weights: its names into ours.
 
-The artifact's `.ckpt` files are Lightning's, with a second, dense tower beside the student; see checkpoint_reader.
+The artifact's `.ckpt` files are Lightning's, with a second, dense tower beside the student; see pickle_reader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -88,38 +89,23 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return student
 
 
-def load_published(path: Path, tower: VitShape, variant: Variant) -> Addon:
-    """Read a published checkpoint for this tower.
-
-    Raises:
-        ValueError: As `read_checkpoint` and `addon_from_state`, before any other work.
-    """
-    return addon_from_state(read_checkpoint(path), tower, variant)
-
-
 def _codec_net(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the codec net's weights; the axis of time, of length one, leaves each kernel."""
-    ours: dict[str, Tensor] = {}
+    named = {"final": "decoder.final"}
     for index in range(3):
-        down = f"blobnet.encoder.contracting.{index}."
-        up = f"blobnet.decoder.expanding.{index}."
-        named = {
-            f"encoder.{index}.conv.weight": _take(weights, f"{down}0.weight")[:, :, 0],
-            f"encoder.{index}.conv.bias": _take(weights, f"{down}0.bias"),
-            f"encoder.{index}.norm.weight": _take(weights, f"{down}3.weight"),
-            f"encoder.{index}.norm.bias": _take(weights, f"{down}3.bias"),
-            f"encoder.{index}.mix.0.weight": _take(weights, f"{down}5.inner.0.weight")[..., 0],
-            f"encoder.{index}.mix.1.weight": _take(weights, f"{down}5.inner.3.weight")[..., 0],
-            f"decoder.{index}.conv.weight": _take(weights, f"{up}0.conv.weight")[:, :, 0],
-            f"decoder.{index}.conv.bias": _take(weights, f"{up}0.conv.bias"),
-        }
+        named[f"encoder.{index}.conv"] = f"encoder.contracting.{index}.0"
+        named[f"encoder.{index}.norm"] = f"encoder.contracting.{index}.3"
+        named[f"decoder.{index}.conv"] = f"decoder.expanding.{index}.0.conv"
         if index < 2:
-            named[f"decoder.{index}.norm.weight"] = _take(weights, f"{up}1.weight")
-            named[f"decoder.{index}.norm.bias"] = _take(weights, f"{up}1.bias")
-        ours |= named
-    ours["final.weight"] = _take(weights, "blobnet.decoder.final.weight")[:, :, 0]
-    ours["final.bias"] = _take(weights, "blobnet.decoder.final.bias")
-    return {f"codec_net.{name}": weight for name, weight in ours.items()}
+            named[f"decoder.{index}.norm"] = f"decoder.expanding.{index}.1"
+    ours: dict[str, Tensor] = {}
+    for (own, theirs), kind in product(named.items(), ("weight", "bias")):
+        weight = _take(weights, f"blobnet.{theirs}.{kind}")
+        ours[f"codec_net.{own}.{kind}"] = weight[:, :, 0] if weight.ndim == 5 else weight
+    for index, mix in product(range(3), range(2)):
+        weight = _take(weights, f"blobnet.encoder.contracting.{index}.5.inner.{3 * mix}.weight")
+        ours[f"codec_net.encoder.{index}.mix.{mix}.weight"] = weight[..., 0]
+    return ours
 
 
 def _take(weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.frame_skip import compute_or_repeat, start_last
-from reuse_models.method import Chunk, Encoded, Method
-from reuse_models.streams import check_chunk
+from reuse_models.baselines.frame_skip import Skip
+from reuse_models.method import Chunk, Method
 from reuse_models.tower.vit import Vit
 
 THUMBNAIL_PX = 8
@@ -44,47 +43,22 @@ class AdaptiveSkipConfig:
         return f"t={self.threshold:g}"
 
     def build(self, vit: Vit) -> Method:
-        return AdaptiveSkip(self, vit)
+        return Skip(vit, nothing_computed, self.find_moved)
 
-
-@dataclass(slots=True)
-class AdaptiveSkipMemory:
-    """Per stream: the thumbnail that was last computed, no numbers before there is one; and its embedding."""
-
-    computed_B3TT: Tensor
-    """On the CPU, where it is decided what is computed."""
-    last_BE: Tensor
-
-
-class AdaptiveSkip:
-    """A dense frame where pixels moved."""
-
-    def __init__(self, config: AdaptiveSkipConfig, vit: Vit) -> None:
-        self.config = config
-        self.vit = vit
-
-    def start(self, num_streams: int) -> AdaptiveSkipMemory:
-        return AdaptiveSkipMemory(nothing_computed(num_streams), start_last(self.vit, num_streams))
-
-    @torch.no_grad()
-    def encode(self, chunk: Chunk, memory: AdaptiveSkipMemory) -> Encoded:
-        check_chunk(chunk, self.vit, len(memory.last_BE))
-        computed = find_moved(chunk.pixels, memory.computed_B3TT, self.config.threshold)
-        return compute_or_repeat(self.vit, chunk, computed, memory.last_BE).encoded(memory)
+    def find_moved(self, chunk: Chunk, computed_B3TT: Tensor) -> list[list[bool]]:
+        """Return, per stream and frame, whether it is to be computed."""
+        return find_moved(chunk.pixels, computed_B3TT, self.threshold)
 
 
 def nothing_computed(num_streams: int) -> Tensor:
-    """Return [B, 3, T, T], the thumbnails of streams of which nothing has been computed."""
+    """Return [B, 3, T, T], the thumbnails of streams of which nothing has been computed, on the CPU, as all of them."""
     return torch.full((num_streams, 3, THUMBNAIL_PX, THUMBNAIL_PX), torch.nan)
 
 
 def find_moved(pixels: Sequence[Tensor], computed_B3TT: Tensor, threshold: float) -> list[list[bool]]:
     """Return, per stream and frame, whether it has moved a threshold away from the last one that had.
 
-    Args:
-        pixels: Per stream [F, 3, H, W].
-        computed_B3TT: Each stream's last such thumbnail, brought up to date in place.
-        threshold: Mean absolute difference, in units of the pixels.
+    The threshold is a mean absolute difference of pixels; each stream's last such thumbnail is replaced in place.
     """
     found = []
     for stream, pixels_F3HW in enumerate(pixels):

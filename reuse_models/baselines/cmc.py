@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reuse_models.baselines.token_cache import Anchors, encode_sequential, start_anchors
-from reuse_models.method import Chunk, Encoded, Method
+from reuse_models.baselines.token_cache import TokenCache
+from reuse_models.method import Method
 from reuse_models.streams import FRAMES_PER_BATCH
 from reuse_models.tower.vit import Vit
 
@@ -38,25 +38,12 @@ class CmcConfig:
         return f"t={self.threshold:g}"
 
     def build(self, vit: Vit) -> Method:
-        return Cmc(self, vit)
+        return TokenCache(vit, self.moved)
 
-
-class Cmc:
-    """Threshold reuse by L1 distance of pre_proj."""
-
-    def __init__(self, config: CmcConfig, vit: Vit) -> None:
-        self.config = config
-        self.vit = vit
-
-    def start(self, num_streams: int) -> Anchors:
-        return start_anchors(self.vit, num_streams)
-
-    def encode(self, chunk: Chunk, memory: Anchors) -> Encoded:
-        return encode_sequential(self.vit, self._moved, chunk, memory)
-
-    def _moved(self, pre_proj_SAD: Tensor, anchor_SAD: Tensor) -> Tensor:
+    def moved(self, pre_proj_SAD: Tensor, anchor_SAD: Tensor) -> Tensor:
+        """Return bool [S, A]: what is to be computed."""
         # Not "at least t": a distance that is not a number must be computed.
-        return ~(absolute_difference(pre_proj_SAD, anchor_SAD) < self.config.threshold)
+        return ~(absolute_difference(pre_proj_SAD, anchor_SAD) < self.threshold)
 
 
 def absolute_difference(a_XD: Tensor, b_XD: Tensor) -> Tensor:
@@ -70,11 +57,6 @@ def distance_quantiles(vit: Vit, clips_F3HW: Iterable[Tensor], quantiles: Sequen
 
     A threshold at quantile p reuses about a share p of the tokens from the frame before; less over longer chains, since
     a reused token keeps its older anchor. This is how a sweep finds its thresholds on any backbone.
-
-    Args:
-        vit: The tower.
-        clips_F3HW: Clips of two frames or more, normalised for the tower.
-        quantiles: Shares, 0..1.
 
     Raises:
         ValueError: No clip has two frames, a quantile is outside 0..1, or a frame does not fit the tower.

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reuse_models.baselines.token_cache import Anchors, encode_sequential, start_anchors
-from reuse_models.method import Chunk, Encoded, Method
+from reuse_models.baselines.token_cache import TokenCache
+from reuse_models.method import Method
 from reuse_models.tower.vit import Vit
 
 
@@ -36,7 +36,13 @@ class EventfulConfig:
 
     def build(self, vit: Vit) -> Method:
         check_refreshed_tokens(self.refreshed_tokens, vit)
-        return Eventful(self, vit)
+        return TokenCache(vit, self.furthest)
+
+    def furthest(self, pre_proj_SAD: Tensor, anchor_SAD: Tensor) -> Tensor:
+        """Return bool [S, A]: what is to be computed, by L2 distance."""
+        distance_SA = torch.linalg.vector_norm(pre_proj_SAD - anchor_SAD, dim=-1)
+        furthest_SK = distance_SA.topk(self.refreshed_tokens, dim=1, sorted=False).indices
+        return torch.zeros_like(distance_SA, dtype=torch.bool).scatter_(1, furthest_SK, value=True)
 
 
 def check_refreshed_tokens(refreshed_tokens: int, vit: Vit) -> None:
@@ -49,22 +55,3 @@ def check_refreshed_tokens(refreshed_tokens: int, vit: Vit) -> None:
         raise ValueError(
             f"refreshed_tokens: got {refreshed_tokens}, expected 0..{vit.shape.num_patches} on this tower; lower it"
         )
-
-
-class Eventful:
-    """Top-k refresh by L2 distance of pre_proj."""
-
-    def __init__(self, config: EventfulConfig, vit: Vit) -> None:
-        self.config = config
-        self.vit = vit
-
-    def start(self, num_streams: int) -> Anchors:
-        return start_anchors(self.vit, num_streams)
-
-    def encode(self, chunk: Chunk, memory: Anchors) -> Encoded:
-        return encode_sequential(self.vit, self._furthest, chunk, memory)
-
-    def _furthest(self, pre_proj_SAD: Tensor, anchor_SAD: Tensor) -> Tensor:
-        distance_SA = torch.linalg.vector_norm(pre_proj_SAD - anchor_SAD, dim=-1)
-        furthest_SK = distance_SA.topk(self.config.refreshed_tokens, dim=1, sorted=False).indices
-        return torch.zeros_like(distance_SA, dtype=torch.bool).scatter_(1, furthest_SK, value=True)

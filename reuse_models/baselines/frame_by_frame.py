@@ -5,33 +5,32 @@ Shapes: R frames of all streams, B of them at once, E embedding width.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
 from reuse_models.method import Chunk, Encoded, Work
-from reuse_models.streams import Record, StreamCount, batches, check_chunk
+from reuse_models.streams import Record, batches, check_chunk
 from reuse_models.tower.vit import Vit
 
 
-class FrameByFrame(ABC):
-    """Frames of all streams go through `embed` together, each at the same cost."""
+class FrameByFrame:
+    """Frames of all streams go through `embed` together, each at the same cost; here, through the whole tower."""
 
     def __init__(self, vit: Vit, work: Work) -> None:
         """Take the tower, and what one frame costs."""
         self.vit, self.work = vit, work
 
-    @abstractmethod
     def embed(self, frames_B3HW: Tensor) -> Tensor:
         """Return embedding_BE of frames that fit the tower."""
+        embedding_BE: Tensor = self.vit(frames_B3HW)
+        return embedding_BE
 
-    def start(self, num_streams: int) -> StreamCount:
-        return StreamCount(num_streams)
+    def start(self, num_streams: int) -> int:
+        return num_streams
 
     @torch.no_grad()
-    def encode(self, chunk: Chunk, memory: StreamCount) -> Encoded:
-        check_chunk(chunk, self.vit, memory.num_streams)
+    def encode(self, chunk: Chunk, memory: int) -> Encoded:
+        check_chunk(chunk, self.vit, memory)
         record = Record(self.vit.shape, chunk, self.vit.position.device)
         for rows, frames_B3HW in batches(chunk, range(record.num_rows), record.device):
             record.embeddings_RE[rows] = self.embed(frames_B3HW).float()

@@ -5,9 +5,10 @@ Shapes: B streams, F frames of a stream, R frames of all streams, X of them comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,37 +39,49 @@ class FrameSkipConfig:
         return f"every={self.every}{' interpolated' if self.interpolate else ''}"
 
     def build(self, vit: Vit) -> Method:
-        method = FrameSkip(self, vit)
+        method = Skip(vit, lambda num_streams: [0] * num_streams, partial(every_nth, every=self.every))
         return Interpolated(method) if self.interpolate else method
 
 
 @dataclass(slots=True)
 class SkipMemory:
-    """Per stream: frames seen, and the embedding that stands for the present frame."""
+    """Per stream: what decides on its next frames, and the embedding that stands for the present one."""
 
-    num_seen: list[int]
+    seen: Any
     last_BE: Tensor
 
 
-class FrameSkip:
-    """One dense frame in n."""
+class Skip:
+    """Dense frames where `decide` says so, each of which stands for those that follow.
 
-    def __init__(self, config: FrameSkipConfig, vit: Vit) -> None:
-        self.config = config
-        self.vit = vit
+    Args:
+        vit: The tower.
+        start_seen: Returns what `decide` knows of so many streams before their first frames.
+        decide: Says per stream and frame whether it is computed (a first one is), and brings what it knows up to date.
+    """
+
+    def __init__(
+        self, vit: Vit, start_seen: Callable[[int], Any], decide: Callable[[Chunk, Any], list[list[bool]]]
+    ) -> None:
+        self.vit, self.start_seen, self.decide = vit, start_seen, decide
 
     def start(self, num_streams: int) -> SkipMemory:
-        return SkipMemory([0] * num_streams, start_last(self.vit, num_streams))
+        return SkipMemory(self.start_seen(num_streams), start_last(self.vit, num_streams))
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: SkipMemory) -> Encoded:
-        check_chunk(chunk, self.vit, len(memory.num_seen))
-        computed = []
-        for stream, pixels_F3HW in enumerate(chunk.pixels):
-            first = memory.num_seen[stream]
-            memory.num_seen[stream] = first + len(pixels_F3HW)
-            computed.append([number % self.config.every == 0 for number in range(first, memory.num_seen[stream])])
-        return compute_or_repeat(self.vit, chunk, computed, memory.last_BE).encoded(memory)
+        check_chunk(chunk, self.vit, len(memory.last_BE))
+        return compute_or_repeat(self.vit, chunk, self.decide(chunk, memory.seen), memory.last_BE).encoded(memory)
+
+
+def every_nth(chunk: Chunk, num_seen: list[int], every: int) -> list[list[bool]]:
+    """Return, per stream and frame, whether its number is a multiple of `every`; count the frames as seen."""
+    found = []
+    for stream, pixels_F3HW in enumerate(chunk.pixels):
+        first = num_seen[stream]
+        num_seen[stream] = first + len(pixels_F3HW)
+        found.append([number % every == 0 for number in range(first, num_seen[stream])])
+    return found
 
 
 def start_last(vit: Vit, num_streams: int) -> Tensor:
@@ -93,16 +106,21 @@ def compute_or_repeat(vit: Vit, chunk: Chunk, computed: Sequence[Sequence[bool]]
     record.add_dense(dense_work(vit.shape), rows)
     is_computed_R = torch.tensor(computed_R, dtype=torch.bool, device=record.device)
     record.reuse_RLN[:, :, vit.shape.num_prefix :] = ~is_computed_R[:, None, None]
-    # What a frame shows, and a stream ends with: a row of the last embeddings, followed by those of this chunk.
+    shown_R, ends_B = rows_shown(computed)
+    known_XE = torch.cat([last_BE, record.embeddings_RE])
+    record.embeddings_RE = known_XE[shown_R]
+    last_BE.copy_(known_XE[ends_B])
+    return record
+
+
+def rows_shown(computed: Sequence[Sequence[bool]]) -> tuple[list[int], list[int]]:
+    """Return what each frame shows, and each stream ends with: a row of B that came before, then of this chunk's R."""
     shown_R: list[int] = []
     ends_B: list[int] = []
     for stream, of_stream in enumerate(computed):
         shown = stream
         for one in of_stream:
-            shown = len(last_BE) + len(shown_R) if one else shown
+            shown = len(computed) + len(shown_R) if one else shown
             shown_R.append(shown)
         ends_B.append(shown)
-    known_XE = torch.cat([last_BE, record.embeddings_RE])
-    record.embeddings_RE = known_XE[shown_R]
-    last_BE.copy_(known_XE[ends_B])
-    return record
+    return shown_R, ends_B

@@ -45,16 +45,11 @@ class Interpolated:
         self.inner, self.vit = inner, inner.vit
 
     def start(self, num_streams: int) -> InterpolatedMemory:
-        """Return the memory of streams of which nothing has been seen."""
         return InterpolatedMemory(self.inner.start(num_streams), [_Waiting() for _ in range(num_streams)])
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: InterpolatedMemory) -> Encoded:
-        """Embed the next frames; those left out are completed with the next computed one, or when their stream ends.
-
-        Raises:
-            ValueError: As the method inside.
-        """
+        """Embed the next frames; those left out are completed with the next computed one, or when their stream ends."""
         inner = self.inner.encode(chunk, memory.inner)
         memory.inner = inner.memory
         completed = [

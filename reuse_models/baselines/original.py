@@ -1,14 +1,9 @@
-"""Original: every frame through the whole tower.
-
-Shapes: B frames of all streams, E embedding width.
-"""
+"""Original: every frame through the whole tower."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
-
-from torch import Tensor
 
 from reuse_models.baselines.frame_by_frame import FrameByFrame
 from reuse_models.flops import dense_work
@@ -27,15 +22,4 @@ class OriginalConfig:
         return "dense"
 
     def build(self, vit: Vit) -> Method:
-        return Original(vit)
-
-
-class Original(FrameByFrame):
-    """The dense tower behind the interface of all methods."""
-
-    def __init__(self, vit: Vit) -> None:
-        super().__init__(vit, dense_work(vit.shape))
-
-    def embed(self, frames_B3HW: Tensor) -> Tensor:
-        embedding_BE: Tensor = self.vit(frames_B3HW)
-        return embedding_BE
+        return FrameByFrame(vit, dense_work(vit.shape))

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_models.method import Chunk, Encoded
+from reuse_models.flops import dense_work
+from reuse_models.method import Chunk, Encoded, Work
 from reuse_models.streams import Record, Step, check_chunk, steps
+from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -50,40 +52,40 @@ class Anchors:
         return sum(x[0].numel() * x.element_size() for x in tensors)
 
 
-def start_anchors(vit: Vit, num_streams: int) -> Anchors:
-    """Return the memory of streams of which nothing has been seen."""
-    shape = vit.shape
+class TokenCache:
+    """A method that computes, at every boundary, the prefix and the patches that `choose` names."""
 
-    def zeros(channels: int) -> Tensor:
-        return vit.position.new_zeros(num_streams, shape.num_tokens, channels)
+    def __init__(self, vit: Vit, choose: Choose) -> None:
+        self.vit, self.choose = vit, choose
 
-    boundaries = []
-    for layer in range(1, shape.num_layers):
-        ends_in_cls = shape.has_cls and layer == shape.num_layers - 1
-        boundaries.append(
-            Boundary(
-                pre_proj_BND=zeros(shape.width),
-                h_BND=None if ends_in_cls else zeros(shape.width),
-                projected_BNC=zeros((2 if ends_in_cls else 3) * shape.width),
+    def start(self, num_streams: int) -> Anchors:
+        shape = self.vit.shape
+
+        def zeros(channels: int) -> Tensor:
+            return self.vit.position.new_zeros(num_streams, shape.num_tokens, channels)
+
+        boundaries = []
+        for layer in range(1, shape.num_layers):
+            ends_in_cls = shape.has_cls and layer == shape.num_layers - 1
+            boundaries.append(
+                Boundary(
+                    pre_proj_BND=zeros(shape.width),
+                    h_BND=None if ends_in_cls else zeros(shape.width),
+                    projected_BNC=zeros((2 if ends_in_cls else 3) * shape.width),
+                )
             )
-        )
-    return Anchors(tuple(boundaries), [False] * num_streams)
+        return Anchors(tuple(boundaries), [False] * num_streams)
 
-
-@torch.no_grad()
-def encode_sequential(vit: Vit, choose: Choose, chunk: Chunk, memory: Anchors) -> Encoded:
-    """Embed a chunk, computing at every boundary the prefix and the patches that `choose` names.
-
-    Raises:
-        ValueError: The chunk does not fit the tower or the memory.
-    """
-    check_chunk(chunk, vit, len(memory.begun))
-    record = Record(vit.shape, chunk, vit.position.device)
-    for step in steps(chunk, vit.position.device):
-        _encode_step(vit, choose, step, memory, record)
-        for stream in step.streams_S.tolist():
-            memory.begun[stream] = True
-    return record.encoded(memory)
+    @torch.no_grad()
+    def encode(self, chunk: Chunk, memory: Anchors) -> Encoded:
+        check_chunk(chunk, self.vit, len(memory.begun))
+        record = Record(self.vit.shape, chunk, self.vit.position.device)
+        record.add_dense(_fixed_work(self.vit.shape), slice(None))
+        for step in steps(chunk, self.vit.position.device):
+            _encode_step(self.vit, self.choose, step, memory, record)
+            for stream in step.streams_S.tolist():
+                memory.begun[stream] = True
+        return record.encoded(memory)
 
 
 def _encode_step(vit: Vit, choose: Choose, step: Step, memory: Anchors, record: Record) -> None:
@@ -91,7 +93,6 @@ def _encode_step(vit: Vit, choose: Choose, step: Step, memory: Anchors, record: 
     fresh_S1 = torch.tensor([[not memory.begun[stream]] for stream in step.streams_S.tolist()])
     has_old = not bool(fresh_S1.all())
     fresh_S1 = fresh_S1.to(step.streams_S.device)
-    _record_fixed_work(vit, step, record)
 
     if shape.num_layers == 1:  # no boundary, so nothing to reuse
         record.embeddings_RE[step.rows_S] = vit(step.frames_S3HW).float()
@@ -130,15 +131,9 @@ def _encode_step(vit: Vit, choose: Choose, step: Step, memory: Anchors, record: 
         record.add_work("query", step.rows_S, 1 if anchor.h_BND is None else num_computed_S, layer)
 
     last = memory.boundaries[-1]
-    if last.h_BND is None:
-        h_S1D = h_TD[:num_streams, None]  # CLS rows lead the packed tokens
-        (q_Sh1d,) = vit.split_heads(vit.query(shape.num_layers - 1, h_S1D))
-        k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
-        embeddings_SE = vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_S1D)
-    else:
-        q_ShNd, k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
-        embeddings_SE = vit.finish(q_ShNd, k_ShNd, v_ShNd, _of_step(last.h_BND, step))
-    record.embeddings_RE[step.rows_S] = embeddings_SE.float()
+    # CLS rows lead the packed tokens.
+    h_SMD = h_TD[:num_streams, None] if last.h_BND is None else _of_step(last.h_BND, step)
+    record.embeddings_RE[step.rows_S] = vit.finish(projected_SNC, h_SMD).float()
 
 
 def _of_step(state_BNC: Tensor, step: Step) -> Tensor:
@@ -157,18 +152,11 @@ def _packed_rows(computed_SA: Tensor, step: Step, num_tokens: int) -> tuple[Tens
     return here_T, here_T if step.whole else step.streams_S[stream_X] * num_tokens + token_X
 
 
-def _record_fixed_work(vit: Vit, step: Step, record: Record) -> None:
+def _fixed_work(shape: VitShape) -> Work:
     """What does not depend on the choice: the ends of the tower, and attention, which runs over all tokens."""
-    shape, rows_S = vit.shape, step.rows_S
-    last, num_tokens = shape.num_layers - 1, shape.num_tokens
-    num_queries = shape.num_last_queries
-    record.add_work("patch_embedding", rows_S, shape.num_patches)
-    record.add_work("query", rows_S, num_tokens if last else num_queries)
-    record.add_work("key_value", rows_S, num_tokens)
-    for layer in range(last):
-        record.add_work("attention", rows_S, num_tokens**2, layer)
-    record.add_work("attention", rows_S, num_queries * num_tokens, last)
-    record.add_work("projection", rows_S, num_queries, last)
-    record.add_work("mlp", rows_S, num_queries, last)
-    record.add_work("pooling", rows_S, num_queries)
-    record.add_work("head", rows_S, 1)
+    work = dense_work(shape)
+    for part in ("query", "key_value"):
+        work.parts[part][:, 1:] = 0
+    for part in ("projection", "mlp"):
+        work.parts[part][:, :-1] = 0
+    return work

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_models.baselines.frame_by_frame import FrameByFrame
-from reuse_models.baselines.merging import merge_into, take_tokens
+from reuse_models.baselines.merging import merge_into, reduced_work, take_tokens
 from reuse_models.method import Method, Work
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -139,20 +139,6 @@ def merging_work(shape: VitShape, merged_per_layer: int) -> Work:
         pairs.append((patches // 2) * ((patches + 1) // 2) if merged else 0)
         tokens -= merged
         kept.append(tokens)
-    keys = torch.tensor([*entering, tokens])
-    last_queries = 1 if shape.has_cls else tokens
-    queries = torch.tensor([*entering, last_queries])
-    one = torch.ones(1, 1, dtype=torch.int64)
-    return Work(
-        {
-            "patch_embedding": one * shape.num_patches,
-            "query": queries[None],
-            "key_value": keys[None],
-            "attention": (queries * keys)[None],
-            "projection": queries[None],
-            "key_similarity": torch.tensor([[*pairs, 0]]),
-            "mlp": torch.tensor([[*kept, last_queries]]),
-            "pooling": one * last_queries,
-            "head": one,
-        }
-    )
+    work = reduced_work(shape, torch.tensor(entering, dtype=torch.int64), torch.tensor(kept, dtype=torch.int64))
+    work.parts["key_similarity"] = torch.tensor([[*pairs, 0]])
+    return work

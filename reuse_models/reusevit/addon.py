@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from reuse_models.reusevit.codec_net import CodecNet, NoCodecNet
-from reuse_models.reusevit.gate import Decision, Numbers
+from reuse_models.reusevit.engines.token_memory import ReferenceState
+from reuse_models.reusevit.gate import Decision, Gate, Numbers
 from reuse_models.reusevit.restore import Restoration
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.without_weights import without_weights
@@ -111,13 +112,17 @@ class Addon(nn.Module):
         self.restorations.to(tower_weight)
         return self
 
-    def parameter_groups(self, codec: float, restoration: float, decision: float) -> list[dict[str, object]]:
-        """Return the weights for an optimizer, each part with its own learning rate."""
-        return [
-            {"params": list(self.codec_net.parameters()), "lr": codec},
-            {"params": list(self.restorations.parameters()), "lr": restoration},
-            {"params": list(self.decisions.parameters()), "lr": decision},
-        ]
+
+@dataclass(frozen=True, slots=True)
+class ReusePolicy:
+    """How reuse goes: decided by what, restored by what, remembered as what. One value for training and inference."""
+
+    addon: Addon
+    """Its restorations; its decisions act through the gate."""
+    gate: Gate
+    """Soft for training; hard or forced otherwise."""
+    reference_state: ReferenceState = "anchor"
+    """What a frame finds at a reference that reused the patch itself."""
 
 
 def check_addon(addon: AddonShape, tower: VitShape, subject: str) -> None:

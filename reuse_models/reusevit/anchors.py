@@ -35,6 +35,10 @@ class BoundaryAnchors:
     """q, k, v side by side; k, v alone before the last layer of a tower with CLS. Rows are ROW_PAD apart."""
 
 
+Anchors = tuple[BoundaryAnchors, ...]
+"""Of all streams, at each of the L - 1 boundaries."""
+
+
 def empty_projected(like: Tensor, num_frames: int, shape: VitShape, parts: int) -> Tensor:
     """Return [B, N, parts · D] whose rows lie ROW_PAD apart."""
     width = parts * shape.width
@@ -42,7 +46,7 @@ def empty_projected(like: Tensor, num_frames: int, shape: VitShape, parts: int) 
     return like.new_zeros(num_frames, shape.num_tokens, width + ROW_PAD)[..., :width]
 
 
-def start_anchors(vit: Vit, num_streams: int) -> tuple[BoundaryAnchors, ...]:
+def start_anchors(vit: Vit, num_streams: int) -> Anchors:
     """Return anchors of `num_streams` streams at each of the L - 1 boundaries, holding nothing yet."""
     shape = vit.shape
     like = vit.position
@@ -68,19 +72,9 @@ def state_bytes_per_stream(shape: VitShape, bytes_per_value: int = 4) -> int:
     return shape.num_tokens * per_token * bytes_per_value
 
 
-def artifact_bytes_per_stream(shape: VitShape) -> int:
-    """Return what the published artifact keeps: five float32 tensors a layer for each of three reference frames."""
-    return 3 * shape.num_layers * shape.num_tokens * 5 * shape.width * 4
-
-
-def tensors_of(anchors: tuple[BoundaryAnchors, ...]) -> list[Tensor]:
+def tensors_of(anchors: Anchors) -> list[Tensor]:
     """Return all that anchors hold, in a fixed order."""
     return [x for at in anchors for x in (at.pre_proj_BND, at.norm_BN, at.h_BND, at.projected_BNC) if x is not None]
-
-
-def measured_bytes(anchors: tuple[BoundaryAnchors, ...]) -> int:
-    """Return the bytes that the anchors of all streams really occupy."""
-    return sum(x.untyped_storage().nbytes() for x in tensors_of(anchors))
 
 
 def norms(x_XD: Tensor, out: Tensor | None = None) -> Tensor:

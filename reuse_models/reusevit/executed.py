@@ -21,11 +21,7 @@ def group_units(
 ) -> dict[str, Tensor]:
     """Return units_FK of each part of `flops.PARTS`; a boundary is filed under the layer that it leads into.
 
-    Args:
-        shape: Of the tower.
-        addon: Of the add-on.
-        results: Of one pass or more, in the order of their frames.
-        decides: Whether its decisions were run; a forced rate asks none.
+    Frames are those of all results, in their order. A forced rate asks no decision: `decides` is False.
     """
     # One copy from the device for all.
     columns = zip(

@@ -153,12 +153,9 @@ class HardGate:
 
 
 def bias_for(rate: float, biases: Sequence[float], rates: Sequence[float]) -> float:
-    """Interpolate the bias that gives a rate; the nearest end where the rate is out of reach.
+    """Interpolate the bias that gives a rate, 0..1; the nearest end where the rate is out of reach.
 
-    Args:
-        rate: Wanted, 0..1.
-        biases: Ascending.
-        rates: Reached at each of them; small dips are smoothed over.
+    Biases ascend; small dips in the rates that they reach are smoothed over.
     """
     rising = np.maximum.accumulate(np.asarray(rates))
     return round(float(np.interp(rate, rising, np.asarray(biases))), 3)

@@ -20,13 +20,13 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from reuse_models.artifact.weights import VARIANTS, Variant, load_published
+from reuse_models.artifact.weights import VARIANTS, Variant, addon_from_state, read_checkpoint
 from reuse_models.flops import dense_work
 from reuse_models.method import Chunk, Encoded, Method, Work
-from reuse_models.reusevit.addon import Addon, addon_shape, check_addon, load_addon
-from reuse_models.reusevit.anchors import BoundaryAnchors, measured_bytes, start_anchors
+from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape, check_addon, load_addon
+from reuse_models.reusevit.anchors import Anchors, start_anchors, tensors_of
 from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history
-from reuse_models.reusevit.engines.compacted import Compacted, Pass, PassResult
+from reuse_models.reusevit.engines.compacted import CompactedRun, Pass, PassResult, compute_dense
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity
 from reuse_models.reusevit.engines.given_rows import GivenRows, Places
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
@@ -35,7 +35,6 @@ from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, check_refresh
 from reuse_models.reusevit.gate import FORCED_CHOICES, ForcedChoice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
 from reuse_models.reusevit.skipping import Skipping
 from reuse_models.streams import check_chunk, each_core
@@ -131,7 +130,7 @@ class ReuseVitConfig:
                 torch.manual_seed(0)
                 addon = Addon(shape)
         elif self.weights.endswith(".ckpt"):
-            addon = load_published(Path(self.weights), vit.shape, self.variant)
+            addon = addon_from_state(read_checkpoint(Path(self.weights)), vit.shape, self.variant)
         else:
             addon = load_addon(Path(self.weights))
             check_addon(addon.shape, vit.shape, f"add-on weights {self.weights}")
@@ -142,7 +141,7 @@ class ReuseVitConfig:
 class ReuseVitMemory:
     """Anchors and states of B streams; workspaces and fixed places are kept for their memory alone."""
 
-    anchors: tuple[BoundaryAnchors, ...]
+    anchors: Anchors
     states: list[StreamState]
     workspaces: dict[int, Workspace] = field(default_factory=dict)
     fixed_places: Places | None = None
@@ -150,7 +149,7 @@ class ReuseVitMemory:
     @property
     def bytes_per_stream(self) -> int:
         """Bytes that outlive a call, per stream; held frames left out."""
-        return measured_bytes(self.anchors) // max(len(self.states), 1)
+        return sum(x.untyped_storage().nbytes() for x in tensors_of(self.anchors)) // max(len(self.states), 1)
 
     @property
     def workspace_bytes(self) -> int:
@@ -178,8 +177,7 @@ class ReuseVit:
             gate = ForcedGate(config.forced_rate, config.forced_choice, vit.shape)
         gate = gate or HardGate(addon.decisions, config.decision_bias)
         self._decides = isinstance(gate, HardGate)
-        policy = ReusePolicy(addon, gate, config.reference_state)
-        self.engine = Compacted(vit, policy)
+        self.policy = policy = ReusePolicy(addon, gate, config.reference_state)
         on_gpu = vit.position.device.type == "cuda"
         is_fixed = config.inference == "fixed" or (config.inference == "auto" and on_gpu)
         self.fixed = fixed_engine(vit, policy) if is_fixed else None
@@ -188,7 +186,6 @@ class ReuseVit:
         self._dense_work = dense_work(vit.shape)
 
     def start(self, num_streams: int) -> ReuseVitMemory:
-        """Return the memory of streams of which nothing has been seen."""
         states = [StreamState() for _ in range(num_streams)]
         if self.fixed is None:
             return ReuseVitMemory(start_anchors(self.vit, num_streams), states)
@@ -214,15 +211,24 @@ class ReuseVit:
         return self._encoded(finished, memory)
 
     def _advance(self, memory: ReuseVitMemory) -> list[_Finished]:
+        """Advance all streams as far as their frames go."""
         finished: list[_Finished] = []
         inference = torch.is_inference_mode_enabled()
 
         def run(part: int, streams: Sequence[int]) -> None:
             # A thread has modes of its own.
             with torch.inference_mode(inference), torch.no_grad():
-                self._run(part, streams, memory, finished)
+                for start in range(0, len(streams), STREAMS_PER_PASS):
+                    some = streams[start : start + STREAMS_PER_PASS]
+                    while turns := self.scheduler.schedule(memory.states, some):
+                        for turn in turns:
+                            done = self._dense(turn, memory) if turn.is_dense else self._group(part, turn, memory)
+                            finished.append(done)
 
-        each_core(run, len(memory.states), self.vit.position.device)
+        if self.fixed is None:
+            each_core(run, len(memory.states), self.vit.position.device)
+        else:
+            run(0, range(len(memory.states)))
         return finished
 
     def _advance_fixed(self, fixed: GivenRows[Any], memory: ReuseVitMemory) -> list[_Finished]:
@@ -233,9 +239,7 @@ class ReuseVit:
         if may_be_too_few:
             fixed.save(memory.anchors, memory.fixed_places)
         while True:
-            finished: list[_Finished] = []
-            with torch.no_grad():
-                self._run(0, range(len(memory.states)), memory, finished)
+            finished = self._advance(memory)
             if fixed.were_enough([one.result for one in finished if one.result is not None]):
                 return finished
             fixed.restore(memory.anchors, memory.fixed_places)
@@ -261,22 +265,13 @@ class ReuseVit:
                 states[stream].held += map(HeldFrame, frames_F3HW.unbind(), of_stream)
                 states[stream].before_T4PP = last_T4PP
 
-    def _run(self, part: int, streams: Sequence[int], memory: ReuseVitMemory, finished: list[_Finished]) -> None:
-        """Advance these streams as far as their frames go."""
-        for start in range(0, len(streams), STREAMS_PER_PASS):
-            some = streams[start : start + STREAMS_PER_PASS]
-            while turns := self.scheduler.schedule(memory.states, some):
-                finished += [
-                    self._dense(turn, memory) if turn.is_dense else self._group(part, turn, memory) for turn in turns
-                ]
-
     def _dense(self, turn: Turn, memory: ReuseVitMemory) -> _Finished:
         states = [memory.states[stream] for stream in turn.streams]
         if self.fixed is not None and self.fixed.capacities.is_known:
             assert memory.fixed_places is not None
             self.fixed.keep(memory.anchors, memory.fixed_places, turn.streams)
         pixels_S3HW = torch.stack([state.held[0].pixels_3HW for state in states])
-        embeddings_SE = self.engine.dense(memory.anchors, turn.streams, pixels_S3HW)
+        embeddings_SE = compute_dense(self.vit, memory.anchors, turn.streams, pixels_S3HW)
         frames = [(stream, state.next_frame) for stream, state in zip(turn.streams, states, strict=True)]
         self.scheduler.done(memory.states, turn)
         return _Finished(frames, embeddings_SE, None)
@@ -291,21 +286,17 @@ class ReuseVit:
             history_F4TPP=torch.stack([frame.history_4TPP for frame in held]),
             frames=[(stream, state.next_frame + step.frame) for stream, state, size in states for step in GROUPS[size]],
         )
-        result = self._pass(part, memory, groups)
-        self.scheduler.done(memory.states, turn)
-        return _Finished(groups.frames, result.embeddings_FE, result)
-
-    def _pass(self, part: int, memory: ReuseVitMemory, groups: Pass) -> PassResult:
         if self.fixed is not None:
             assert memory.fixed_places is not None
-            return self.fixed.group(memory.anchors, memory.fixed_places, groups)
-        workspace = memory.workspaces.get(part)
-        if workspace is None or workspace.num_frames < len(groups.frames):
-            workspace = memory.workspaces[part] = Workspace(self.vit, self._num_ranks(), len(groups.frames))
-        return self.engine.group(memory.anchors, workspace, groups)
-
-    def _num_ranks(self) -> int:
-        return (len(CORRECTED) - 1) * self.addon.shape.restoration_rank
+            result = self.fixed.group(memory.anchors, memory.fixed_places, groups)
+        else:
+            workspace = memory.workspaces.get(part)
+            if workspace is None or workspace.num_frames < len(held):
+                num_ranks = (len(CORRECTED) - 1) * self.addon.shape.restoration_rank
+                workspace = memory.workspaces[part] = Workspace(self.vit, num_ranks, len(held))
+            result = CompactedRun(self.vit, self.policy, memory.anchors, workspace, groups).run()
+        self.scheduler.done(memory.states, turn)
+        return _Finished(groups.frames, result.embeddings_FE, result)
 
     def _encoded(self, finished: Sequence[_Finished], memory: ReuseVitMemory) -> Encoded:
         """Put what was completed in display order, stream by stream."""

@@ -26,11 +26,7 @@ class Restoration(nn.Module):
             nn.init.kaiming_uniform_(self.down_QD, a=5**0.5)
 
     def forward(self, difference_XD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the corrections of h, [X, D], and of q, k, v side by side, [X, 3D].
-
-        Args:
-            difference_XD: pre_proj minus the reference's.
-        """
+        """Return corrections of h, [X, D], and of q, k, v side by side, from pre_proj minus the reference's."""
         if not self.rank:
             h_XD = torch.zeros_like(difference_XD)
             return h_XD, h_XD.repeat_interleave(len(CORRECTED) - 1, dim=-1)

@@ -73,7 +73,7 @@ class Scheduler:
 
     def schedule(self, states: Sequence[StreamState], streams: Sequence[int]) -> list[Turn]:
         """Return the turns that these streams can take now: dense frames before groups; none where all wait."""
-        dense = tuple(stream for stream in streams if _is_dense_next(states[stream]))
+        dense = tuple(stream for stream in streams if states[stream].held and states[stream].left_in_gop == 0)
         if dense:
             return [Turn(dense, (1,) * len(dense), is_dense=True)]
         sizes = {stream: size for stream in streams if (size := self._next_group(states[stream]))}
@@ -100,7 +100,3 @@ class Scheduler:
         wanted = GROUP_SIZE if state.left_in_gop is None else min(GROUP_SIZE, state.left_in_gop)
         here = len(state.held)
         return wanted if here >= wanted else here * int(state.ended)
-
-
-def _is_dense_next(state: StreamState) -> bool:
-    return bool(state.held) and state.left_in_gop == 0

@@ -40,18 +40,13 @@ class Skipping:
         self.inner, self.threshold, self.vit = inner, threshold, inner.vit
 
     def start(self, num_streams: int) -> SkippingMemory:
-        """Return the memory of streams of which nothing has been seen."""
         last_BE = self.vit.position.new_zeros(num_streams, self.vit.shape.embed_dim).float()
         waiting: list[list[bool]] = [[] for _ in range(num_streams)]
         return SkippingMemory(self.inner.start(num_streams), nothing_computed(num_streams), last_BE, waiting)
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: SkippingMemory) -> Encoded:
-        """Embed the next frames: those that the method inside holds back keep the ones behind them waiting.
-
-        Raises:
-            ValueError: As the method inside.
-        """
+        """Embed the next frames: those that the method inside holds back keep the ones behind them waiting."""
         check_chunk(chunk, self.vit, len(memory.waiting))
         moved = find_moved(chunk.pixels, memory.computed_B3TT, self.threshold)
         for waiting, of_stream in zip(memory.waiting, moved, strict=True):

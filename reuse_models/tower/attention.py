@@ -23,11 +23,7 @@ SCORE_BYTES = 2**20
 def attend(q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
     """Return [B, h, M, d]: softmax(q kᵀ / √d + bias) v.
 
-    Args:
-        q_BhMd: Queries.
-        k_BhNd: Keys.
-        v_BhNd: Values.
-        bias_BN: Added to every score of its key, a row for each frame: log n lets one key stand for n tokens.
+    A bias is added to every score of its key: log n lets one key stand for n tokens.
     """
     if not prefers_products(q_BhMd) or q_BhMd.shape[2] == 1:
         return F.scaled_dot_product_attention(

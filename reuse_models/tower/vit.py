@@ -133,12 +133,7 @@ class Vit(nn.Module):
         return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias) if self.shape.has_pre_norm else h_BND
 
     def embed_patches(self, pixels_B3HW: Tensor, patch_BK: Tensor) -> Tensor:
-        """Return [B, prefix + K, D], the input of layer 0 of the prefix and of some patches, and compute no others.
-
-        Args:
-            pixels_B3HW: The frames.
-            patch_BK: Which patches of each.
-        """
+        """Return [B, prefix + K, D], the input of layer 0 of the prefix and of some patches, and compute no others."""
         cut_BAX = self._cut(pixels_B3HW.detach().to(self.patch_weight))
         rows_BKX = cut_BAX.gather(1, patch_BK[..., None].expand(-1, -1, cut_BAX.shape[-1]))
         prefix = self.shape.num_prefix
@@ -286,12 +281,7 @@ class Vit(nn.Module):
     def close_into(self, index: int, h_XD: Tensor, pre_proj_XD: Tensor, hidden_XM: Tensor, out_XD: Tensor) -> None:
         """Do as `close` in memory that is there already: fresh memory of this size costs as much as a tenth of it.
 
-        Args:
-            index: Of the layer.
-            h_XD: The layer's input; what it holds afterwards means nothing.
-            pre_proj_XD: Outputs of attention.
-            hidden_XM: Room for the MLP's hidden units.
-            out_XD: The layer's output.
+        What h_XD and hidden_XM hold afterwards means nothing.
         """
         layer = self.layer(index)
         torch.addmm(layer.out_bias, pre_proj_XD, layer.out_weight.mT, out=out_XD)
@@ -316,37 +306,24 @@ class Vit(nn.Module):
         return self.close(index, h_BND, self.attend(*self.split_heads(self.qkv(index, h_BND))))
 
     def finish(
-        self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, h_BND: Tensor, bias_BN: Tensor | None = None
+        self, projected_BMC: Tensor, h_BMD: Tensor, bias_BM: Tensor | None = None, token_BM: Tensor | None = None
     ) -> Tensor:
-        """Return embedding_BE from the last layer's q, k, v and its input.
+        """Return embedding_BE from the last layer's q, k, v side by side and its input; CLS does with k, v alone.
 
-        Args:
-            q_BhMd: Queries of CLS (M = 1) or of all tokens, of which CLS alone is used; a tower without CLS needs all.
-            k_BhNd: Keys.
-            v_BhNd: Values.
-            h_BND: The last layer's input, of the same tokens as q or of all tokens.
-            bias_BN: As in `attend`.
+        `bias_BM` is that of `attend`, `token_BM` that of `split_heads`.
         """
         last = self.shape.num_layers - 1
-        if self.shape.has_cls:
-            q_BhMd, h_BND = q_BhMd[:, :, :1], h_BND[:, :1]
-        return self.head(self.close(last, h_BND, self.attend(q_BhMd, k_BhNd, v_BhNd, bias_BN)), bias_BN)
+        *query, k_BhMd, v_BhMd = self.split_heads(projected_BMC, token_BM)
+        if self.shape.has_cls:  # nothing else reaches the embedding
+            h_BMD = h_BMD[:, :1]
+        (q_BhMd,) = query or self.split_heads(self.query(last, h_BMD))
+        pre_proj_BMD = self.attend(q_BhMd[:, :, : h_BMD.shape[1]], k_BhMd, v_BhMd, bias_BM)
+        return self.head(self.close(last, h_BMD, pre_proj_BMD), bias_BM)
 
     def finish_from_input(self, h_BMD: Tensor, bias_BM: Tensor | None = None, token_BM: Tensor | None = None) -> Tensor:
-        """Return embedding_BE from the last layer's input: only CLS gets a query, where there is one.
-
-        Args:
-            h_BMD: Of all tokens, or of those that are left.
-            bias_BM: As in `attend`.
-            token_BM: As in `split_heads`.
-        """
-        last = self.shape.num_layers - 1
-        if not self.shape.has_cls:
-            q_BhMd, k_BhMd, v_BhMd = self.split_heads(self.qkv(last, h_BMD), token_BM)
-            return self.finish(q_BhMd, k_BhMd, v_BhMd, h_BMD, bias_BM)
-        (q_Bh1d,) = self.split_heads(self.query(last, h_BMD[:, :1]))
-        k_BhMd, v_BhMd = self.split_heads(self.key_value(last, h_BMD), token_BM)
-        return self.finish(q_Bh1d, k_BhMd, v_BhMd, h_BMD, bias_BM)
+        """Return embedding_BE from the last layer's input, of all tokens or of those that are left; see `finish`."""
+        project = self.key_value if self.shape.has_cls else self.qkv
+        return self.finish(project(self.shape.num_layers - 1, h_BMD), h_BMD, bias_BM, token_BM)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Return embedding_BE of every frame, dense.

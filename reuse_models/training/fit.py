@@ -18,7 +18,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape
 from reuse_models.reusevit.engines.cuda_graphs import Fused
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import Decision, Gate, HardGate, Numbers, SoftGate, StraightGate
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.training.loss import Loss, LossConfig, Teacher, counted_rate, mean_over_clips, reuse_loss, whole_loss
 
@@ -133,7 +132,7 @@ class Report:
 
 
 class Fit:
-    """One add-on under training: weights, optimiser and random state, all of it in `state_dict`.
+    """One add-on under training: weights, optimiser and random state.
 
     Args:
         vit: The frozen tower.
@@ -175,21 +174,21 @@ class Fit:
 
     def forward(self, batch: Batch, gate: Gate) -> tuple[Loss, Tensor]:
         """Return the loss, and [b], the rate at each boundary."""
-        output = self._run(batch, gate, keep_last=bool(self.loss.last_weight))
+        output = self._run(batch, gate)
         teacher = batch.teacher
         if self.loss.second_last_weight and teacher.second_last_CFND is None:
             teacher = replace(teacher, second_last_CFND=dense_second_last(self.vit, batch.pixels_CF3HW))
         rates_b = output.reuse_CFbN[:, -3:].detach().float().mean(dim=(0, 1, 3))
         return reuse_loss(output, teacher, self.loss), rates_b
 
-    def _run(self, batch: Batch, gate: Gate, *, keep_last: bool = False) -> MaskedOutput:
+    def _run(self, batch: Batch, gate: Gate) -> MaskedOutput:
         codec_XPP = self.addon.codec_net(batch.codec_CF4TPP.flatten(0, 1))
         clips = Clips(
             pixels_CF3HW=batch.pixels_CF3HW,
             codec_CFPP=codec_XPP.unflatten(0, batch.codec_CF4TPP.shape[:2]),
             steps=PUBLISHED_PATTERN,
         )
-        return masked_forward(self.vit, ReusePolicy(self.addon, gate), clips, keep_last=keep_last)
+        return masked_forward(self.vit, ReusePolicy(self.addon, gate), clips)
 
     def step(self, batch: Batch, average: Callable[[Sequence[Tensor]], None] | None = None) -> Report:
         """Take one optimiser step.
@@ -218,15 +217,6 @@ class Fit:
 
     def _differentiate(self, parts: Sequence[Batch]) -> tuple[Loss, Tensor]:
         """Add the gradients of the loss of all parts together; return it, and the rates at each boundary."""
-        if len(parts) == 1:
-            with self._noise(0) as gate:
-                loss, rates_b = self._forward(parts[0], gate)
-            if self.config.rate == "held":
-                slope = self._slope(float(loss.rate.detach()), parts[0].num_clips)
-                (loss.quality + slope * loss.rate).backward()
-            else:
-                loss.total.backward()
-            return _detached(loss), rates_b
         clips_M = [part.num_clips for part in parts]
         rates_M = [self._rate(index, part) for index, part in enumerate(parts[:-1])]
         losses: list[Loss] = []
@@ -237,17 +227,18 @@ class Fit:
                 loss, rates_b = self._forward(parts[index], gate)
             if not losses:
                 rate = mean_over_clips([*rates_M, loss.rate.detach()], clips_M)
-                slope = self._slope(float(rate), sum(clips_M))
+                slope = self._slope(rate, sum(clips_M))
             ((loss.quality + slope * loss.rate) * (clips_M[index] / sum(clips_M))).backward()
-            losses.insert(0, _detached(loss))
+            losses.insert(0, Loss._make(x if x is None else x.detach() for x in loss))
             rates_Mb.insert(0, rates_b)
             del loss  # and with it what the backward pass has left
         return whole_loss(losses, self.loss), mean_over_clips(rates_Mb, clips_M)
 
-    def _slope(self, rate: float, num_clips: int) -> float:
+    def _slope(self, rate: Tensor | float, num_clips: int) -> Tensor | float:
         """Return the gradient of the loss by the rate, given that of a step of so many windows."""
         if self.config.rate == "at_least":
             return -self.loss.rate_weight * (rate < self.loss.target_rate)  # of the relu
+        rate = float(rate)
         before = rate if self.mean_rate is None else self.mean_rate
         self.mean_rate = before + min(1.0, num_clips / RATE_WINDOWS) * (rate - before)
         return self.loss.rate_weight * max(-1.0, min(1.0, (self.mean_rate - self.loss.target_rate) / RATE_BAND))
@@ -283,10 +274,7 @@ class Fit:
     def validate(self, batches: Iterable[Batch], addon: Addon | None = None, bias: float = 0.0) -> Report:
         """Return the loss of all clips together with the hard gate of inference; one batch is in memory at a time.
 
-        Args:
-            batches: The clips.
-            addon: Judged in place of the one under training.
-            bias: Of the decisions, as at run time.
+        An add-on given is judged in place of the one under training; the bias is that of run time.
         """
         own, self.addon = self.addon, addon or self.addon
         self.addon.eval()
@@ -311,13 +299,13 @@ class Fit:
 
     def _forget(self) -> None:
         """Begin the optimiser anew, on the weights that there are."""
-        config = self.config
-        self.optimizer = torch.optim.AdamW(
-            self.addon.parameter_groups(
-                config.codec_learning_rate, config.restoration_learning_rate, config.decision_learning_rate
-            ),
-            weight_decay=0.0,
-        )
+        addon, config = self.addon, self.config
+        groups: list[dict[str, Any]] = [
+            {"params": list(addon.codec_net.parameters()), "lr": config.codec_learning_rate},
+            {"params": list(addon.restorations.parameters()), "lr": config.restoration_learning_rate},
+            {"params": list(addon.decisions.parameters()), "lr": config.decision_learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
 
     def save_optimizer(self, path: Path) -> None:
         """Write what the optimiser remembers to `path` (.safetensors) and the counts beside it, as JSON."""
@@ -354,18 +342,5 @@ def dense_second_last(vit: Vit, pixels_CF3HW: Tensor) -> Tensor:
     return h_CFND
 
 
-def _detached(loss: Loss) -> Loss:
-    detached: dict[str, Any] = {}
-    for one in fields(loss):
-        value: Tensor | None = getattr(loss, one.name)
-        detached[one.name] = value if value is None else value.detach()
-    return Loss(**detached)
-
-
 def _report(loss: Loss, rates_b: Tensor) -> Report:
-    return Report(
-        float(loss.total),
-        float(loss.rate),
-        float(loss.embedding_error),
-        tuple(float(rate) for rate in rates_b),
-    )
+    return Report(float(loss.total), float(loss.rate), float(loss.embedding_error), tuple(rates_b.tolist()))

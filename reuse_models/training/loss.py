@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +29,6 @@ class LossConfig:
     """Reuse rate from which on more reuse is not rewarded."""
     second_last_weight: float = 0.0
     """Of the second-to-last layer's hidden states; the published default is 1.5, NExT-QA's experiment has 0."""
-    last_weight: float = 0.0
     rate_weight: float = 0.35
 
     def __post_init__(self) -> None:
@@ -45,8 +45,7 @@ class Teacher:
     last_CFND: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(NamedTuple):
     """The loss and what it is made of; all but the total are means over clips."""
 
     total: Tensor
@@ -68,30 +67,25 @@ def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Lo
     """Compare a training forward with its teacher.
 
     Raises:
-        ValueError: A hidden layer has a weight but no teacher or was not computed.
+        ValueError: The second-to-last layer has a weight but no teacher.
     """
     rate, per_frame_CK = counted_rate(output.reuse_CFbN)
     embedding_CK = _cosine(output.embeddings_CFE, teacher.embeddings_CFE)
     quality = 1 - embedding_CK.min(dim=1).values.mean()
-    errors: list[Tensor | None] = []
-    for name, weight, student, dense in (
-        ("second-to-last", config.second_last_weight, output.second_last_CFND, teacher.second_last_CFND),
-        ("last", config.last_weight, output.last_CFND, teacher.last_CFND),
-    ):
-        if student is None or dense is None:
-            if weight:
-                raise ValueError(
-                    f"loss: got weight {weight} for the {name} layer without its hidden states, expected them of "
-                    "student and teacher; pass them or set the weight to 0"
-                )
-            errors.append(None)
-            continue
-        cosine_CKN = _cosine(student, dense)
-        errors.append(1 - cosine_CKN.mean())
-        if weight:
-            quality = quality + weight * (1 - cosine_CKN.min(dim=1).values.mean())
+    second_last_error = last_error = None
+    if teacher.second_last_CFND is not None:
+        cosine_CKN = _cosine(output.second_last_CFND, teacher.second_last_CFND)
+        second_last_error = 1 - cosine_CKN.mean()
+        quality = quality + config.second_last_weight * (1 - cosine_CKN.min(dim=1).values.mean())
+    elif config.second_last_weight:
+        raise ValueError(
+            f"loss: got weight {config.second_last_weight} for the second-to-last layer without its hidden states, "
+            "expected the teacher's; pass them or set the weight to 0"
+        )
+    if output.last_CFND is not None and teacher.last_CFND is not None:
+        last_error = 1 - _cosine(output.last_CFND, teacher.last_CFND).mean()
     total = quality + config.rate_weight * torch.relu(config.target_rate - rate)
-    return Loss(total, quality, rate, 1 - embedding_CK.mean(), errors[0], errors[1], per_frame_CK)
+    return Loss(total, quality, rate, 1 - embedding_CK.mean(), second_last_error, last_error, per_frame_CK)
 
 
 def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,8 +58,7 @@ class WarmUpConfig:
             raise ValueError(f"warm-up: got {self}, expected counts of 1 or more; 0 steps leave it out")
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
+class Pairs(NamedTuple):
     """Patches beside their references at one boundary."""
 
     difference_XD: Tensor
@@ -144,26 +144,12 @@ def _by_boundary(vit: Vit, h_BXND: list[Tensor], steps: Sequence[FrameStep], num
             h_XND.copy_(output_XND)  # where it lies: what is held does not move about in memory
             taken = _take(pairs, chosen[(chosen >= start) & (chosen < end)] - start)
             del pairs, output_XND
-            sample = sample or _room(taken, len(chosen))
-            num_taken += _put(sample, num_taken, taken)
+            sample = sample or Pairs(*(x.new_empty(len(chosen), *x.shape[1:]) for x in taken))
+            for whole, part in zip(sample, taken, strict=True):
+                whole[num_taken : num_taken + len(part)] = part
+            num_taken += len(taken.similarity_X)
         assert sample is not None
         yield sample
-
-
-def _room(like: Pairs, num_pairs: int) -> Pairs:
-    return Pairs(*(x.new_empty(num_pairs, *x.shape[1:]) for x in _tensors(like)))
-
-
-def _put(sample: Pairs, start: int, taken: Pairs) -> int:
-    """Write some pairs where they belong in the sample; return how many."""
-    count = len(taken.similarity_X)
-    for room, x in zip(_tensors(sample), _tensors(taken), strict=True):
-        room[start : start + count] = x
-    return count
-
-
-def _tensors(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return pairs.difference_XD, pairs.missing_X4D, pairs.importance_X, pairs.similarity_X
 
 
 def _embed(vit: Vit, pixels: Iterable[Tensor], config: WarmUpConfig) -> list[Tensor]:
@@ -212,22 +198,13 @@ def _pair(split: Sequence[Tensor], steps: Sequence[FrameStep]) -> Pairs:
                 )
             )
         traces[step.frame] = Trace(pre_proj_FCAD[index], own, own, step.group)
-    return _join(parts)
-
-
-def _join(parts: Sequence[Pairs]) -> Pairs:
-    return Pairs(
-        torch.cat([part.difference_XD for part in parts]),
-        torch.cat([part.missing_X4D for part in parts]),
-        torch.cat([part.importance_X for part in parts]),
-        torch.cat([part.similarity_X for part in parts]),
-    )
+    return Pairs(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _take(pairs: Pairs, chosen: Tensor) -> Pairs:
     chosen = chosen.to(pairs.similarity_X.device)
     # Beside a tower of 16 bits too, what is fitted to them has more.
-    return Pairs(*(x[chosen].to(cosine_dtype(x)) for x in _tensors(pairs)))
+    return Pairs(*(x[chosen].to(cosine_dtype(x)) for x in pairs))
 
 
 @torch.no_grad()

@@ -22,21 +22,13 @@ Formula = Callable[..., int]
 """Takes the arguments of the operator with tensors replaced by their shapes, and out_shape."""
 
 
-def _added_product(self_shape: Shape, a_shape: Shape, b_shape: Shape, out_shape: Any = None, **_: Any) -> int:
-    """Self + a @ b, batched or not, summed over the batch or not."""
-    return 2 * math.prod(a_shape) * b_shape[-1]
-
-
 def _product(a_shape: Shape, b_shape: Shape, out_shape: Any = None, **_: Any) -> int:
-    return 2 * math.prod(a_shape) * b_shape[-1]
+    """Of matrices, batched or not, summed over the batch or not; of a matrix or a vector and a vector."""
+    return 2 * math.prod(a_shape) * (b_shape[-1] if len(b_shape) > 1 else 1)
 
 
-def _added_matrix_vector(self_shape: Shape, a_shape: Shape, b_shape: Shape, out_shape: Any = None, **_: Any) -> int:
-    return 2 * math.prod(a_shape)
-
-
-def _matrix_vector(a_shape: Shape, b_shape: Shape, out_shape: Any = None, **_: Any) -> int:
-    return 2 * math.prod(a_shape)
+def _added_product(self_shape: Shape, a_shape: Shape, b_shape: Shape, out_shape: Any = None, **_: Any) -> int:
+    return _product(a_shape, b_shape)
 
 
 def _outer(self_shape: Shape, a_shape: Shape, b_shape: Shape, out_shape: Any = None, **_: Any) -> int:
@@ -54,11 +46,11 @@ FORMULAS: dict[Any, Formula] = {
     aten.addbmm: _added_product,
     aten.addbmm_: _added_product,
     aten._int_mm: _product,
-    aten.mv: _matrix_vector,
-    aten.addmv: _added_matrix_vector,
-    aten.addmv_: _added_matrix_vector,
-    aten.dot: _matrix_vector,
-    aten.vdot: _matrix_vector,
+    aten.mv: _product,
+    aten.addmv: _added_product,
+    aten.addmv_: _added_product,
+    aten.dot: _product,
+    aten.vdot: _product,
     aten.addr: _outer,
     aten.addr_: _outer,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from reuse_models.method import Chunk
-from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.masked import Clips, masked_forward
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.frame_order import schedule
 from reuse_models.reusevit.gate import ForcedGate
 from reuse_models.reusevit.method import Inference, ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.golden import Row, compare

@@ -26,13 +26,12 @@ from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.method import Chunk, Encoded, Method
-from reuse_models.reusevit.addon import Addon
+from reuse_models.reusevit.addon import Addon, ReusePolicy
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS, codec_history
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.frame_order import FrameStep, schedule
 from reuse_models.reusevit.gate import HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.hugging_face import from_hf
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ import pytest
 from tests.drivers import Driver
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).with_name("ray")
 DEADLINE_S = 600
 """For one step of a test on a busy machine; on an idle one it takes seconds."""
 STAGES = ("--stages", "transcode,sweep,embed", "--sweep.methods", "frame_skip", "cmc", "eventful")
@@ -123,7 +121,7 @@ class Bench:
         """Start one more node of the cluster on this machine."""
         import submit
 
-        node = submit.add_node(RAY, self.cluster, num_cpus)  # type: ignore[arg-type]
+        node = submit.add_node(self.cluster, num_cpus)  # type: ignore[arg-type]
         self.nodes.append(node)
         return node
 

@@ -10,9 +10,9 @@ import pytest
 
 from dejavu.backbones.load import load_backbone
 from dejavu.embedding.batch import EmbedConfig, EmbedContext, decode_batch, plan
-from dejavu.embedding.encode import BatchEncoder
 from dejavu.embedding.stored import read_embeddings
 from dejavu.experiment import RECIPES
+from dejavu.stages.embed import EncodeRow
 from dejavu.stages.prepare import draw_world
 from dejavu.stages.score import build_eval_set, score_settings
 from dejavu.stages.transcode import transcode_clips
@@ -56,9 +56,11 @@ def test_other_batches_change_rounding_alone(undisturbed: Path, tmp_path: Path) 
 
     original = name(OriginalConfig())
     settings = [original, *read_chosen(theirs, name)]
-    encoder = BatchEncoder(other)
+    encoder = EncodeRow(other)
     for batch in plan(clips, settings, other):
-        encoder.encode(batch.settings, decode_batch(batch.segments, other))
+        decoded = decode_batch(batch.segments, other)
+        for setting in batch.settings:
+            encoder.encode(setting, decoded)
 
     for setting in settings:
         expected, found = (read_embeddings(embedding, setting, clips) for embedding in (one, other))

@@ -71,7 +71,7 @@ def test_a_disk_without_room_is_refused(
 
 def test_what_is_given_after_two_dashes_replaces_our_own(tmp_path: Path) -> None:
     config = rehearse.RehearseConfig(backbone=LARGE, results=tmp_path)
-    inputs = rehearse.Inputs(tmp_path / "videos", tmp_path / "annotations", str(tmp_path / "backbone"))
+    inputs = {f"--{name}": tmp_path / name for name in ("videos", "annotations", "backbone")}
     words = rehearse.pipeline_words(config, inputs, ["--sweep.density", "demo"])
     assert words.count("--sweep.density") == 1
     found = rehearse.parse(words)

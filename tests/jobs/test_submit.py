@@ -142,7 +142,7 @@ def test_a_cluster_ends_when_told_whatever_outlives_its_jobs(monkeypatch: pytest
 
     monkeypatch.setattr(submit, "stop", watched)
     code = "import ray; ray.init(); assert len(list(ray.data.range(4).map(lambda row: row).iter_rows())) == 4"
-    with submit.cluster(Path(sys.executable).with_name("ray"), num_cpus=1) as started:
+    with submit.cluster(num_cpus=1) as started:
         environment = {**submit.environment(started.token), "RAY_ADDRESS": started.address}
         subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=900)
     assert ended == [1], "it ends itself with status 1; killed, it would be negative"

@@ -22,11 +22,10 @@ from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.tome import ToMeConfig
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Chunk, Encoded
-from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops
 from tests.reuse_models.examples import example_configs

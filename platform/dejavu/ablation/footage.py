@@ -7,9 +7,8 @@ Shapes: F frames of a clip or of a window in computing order, T codec steps, P p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +22,7 @@ from dejavu.embedding.encode import encode_batch
 from dejavu.embedding.windows import Window
 from dejavu.records import Clip, Question, Split, Transcoded
 from dejavu.stages.prepare import load_videos
-from dejavu.stages.transcode import geometry, source_key, transcode_one
+from dejavu.stages.transcode import one_after_the_other, transcode_clips
 from dejavu.storage.store import Store, atomic, identity, local_copy
 from dejavu.video.codec_grid import MotionBinning
 from dejavu.video.decode import DecodedFrames, decode_all
@@ -89,7 +88,7 @@ def open_world(folder: Path, drawn: Path | None, config: SyntheticConfig, backbo
     root = drawn or make_world(folder / "world", config)
     dataset = load_next_qa(root / "videos", root / "annotations", splits=("train", "val"))
     store = Store.open(folder / "store")
-    transcoded = [(clip.split, _transcoded(clip, store, backbone, TranscodeConfig())) for clip in dataset.clips]
+    transcoded = _transcoded(dataset.clips, store, backbone, TranscodeConfig())
     questions = tuple(question for question in dataset.questions if question.split == "val")
     return _decoded(transcoded, store, folder / "footage", backbone, questions)
 
@@ -107,9 +106,8 @@ def open_videos(folder: Path, videos: Path, fps: float, backbone: Backbone) -> W
         ValueError: A split is empty, or a video does not transcode.
     """
     store, config = Store.open(folder / "store"), TranscodeConfig(fps=fps)
-    clips = load_videos(videos, None, "auto").clips
-    transcoded = [(clip.split, _transcoded(clip, store, backbone, config)) for clip in clips if clip.split != "test"]
-    world = _decoded(transcoded, store, folder / "footage", backbone, ())
+    clips = [clip for clip in load_videos(videos, None, "auto").clips if clip.split != "test"]
+    world = _decoded(_transcoded(clips, store, backbone, config), store, folder / "footage", backbone, ())
     if not world.train or not world.validation:
         raise ValueError(
             f"--videos: got {videos} with {len(world.train)} training clips of {PATTERN_SPAN} frames or more and "
@@ -142,15 +140,14 @@ def windows(clips: Sequence[Footage], steps: Sequence[FrameStep], motion: Motion
             yield clip.window(int(rng.integers(0, clip.clip.num_frames - PATTERN_SPAN + 1)), steps, motion)
 
 
-def _transcoded(clip: Clip, store: Store, backbone: Backbone, config: TranscodeConfig) -> Transcoded:
-    frame_px, view = backbone.frame_px, backbone.preprocess.view
-    key = source_key(clip, config, frame_px, view)
-    if not store.transcoded_path(key).is_file():
-        row = {"clip": asdict(clip), "key": key, "store": str(store.root), "config": asdict(config)}
-        row |= geometry(frame_px, view)
-        if error := transcode_one(row)["error"]:
-            raise ValueError(f"clip {clip.clip_id}: got {error}, expected a video; mend or remove it")
-    return Transcoded(**json.loads(store.transcoded_path(key).read_text(encoding="utf-8")))
+def _transcoded(
+    clips: Sequence[Clip], store: Store, backbone: Backbone, config: TranscodeConfig
+) -> list[tuple[Split, Transcoded]]:
+    px, view = backbone.frame_px, backbone.preprocess.view
+    made = transcode_clips(clips, store, config, px, view=view, run=one_after_the_other)
+    for failure in made.failures:
+        raise ValueError(f"clip {failure.clip_id}: got {failure.reason}, expected a video; mend or remove it")
+    return [(clip.split, made.clips[clip.clip_id]) for clip in clips]
 
 
 def _footage(clip: Transcoded, store: Store, folder: Path, backbone: Backbone) -> Footage:

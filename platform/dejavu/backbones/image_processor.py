@@ -8,6 +8,7 @@ the processor's class in transformers gives it.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 HALF: Rgb = (0.5, 0.5, 0.5)
 BYTE = 1 / 255
 
+_log = logging.getLogger(__name__)
 FIXED_SIZE = frozenset({"clip", "clip_vision_model", "siglip", "siglip_vision_model"})
 """Model types that take pictures of one size alone."""
 
@@ -50,20 +52,6 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 """Names, layouts and conversions that change no square RGB picture."""
-_HONOURED = frozenset(
-    {
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "crop_size",
-        "do_rescale",
-        "rescale_factor",
-        "do_normalize",
-        "image_mean",
-        "image_std",
-    }
-)
 
 _EVERYWHERE: dict[str, Any] = {
     "do_resize": True,
@@ -75,6 +63,7 @@ _EVERYWHERE: dict[str, Any] = {
     "do_normalize": True,
 }
 _CLIPS = {**_EVERYWHERE, "do_center_crop": True, "resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+_HONOURED = frozenset(_CLIPS)
 _CLASSES: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIPS,
     "BitImageProcessor": _CLIPS,
@@ -132,7 +121,7 @@ def read_image_processor(config: Mapping[str, Any] | None, model_type: str) -> I
     """Read a processor's config.
 
     Args:
-        config: As in preprocessor_config.json; None for the family's own.
+        config: As in preprocessor_config.json; None for the family's own, of which the log then tells.
         model_type: The tower's, as its config.json names it.
 
     Raises:
@@ -140,7 +129,9 @@ def read_image_processor(config: Mapping[str, Any] | None, model_type: str) -> I
     """
     if model_type not in _FAMILIES:
         raise _refusal("model_type", model_type, f"one of {', '.join(_FAMILIES)}", "choose such a backbone")
-    config = _FAMILIES[model_type] if config is None else config
+    if config is None:
+        _log.warning("image processor: none beside a %s; its family's own is taken", model_type)
+        config = _FAMILIES[model_type]
     said = {key: value for key, value in config.items() if value is not None}
     name = _class_name(said, model_type)
     for key, value in said.items():
@@ -175,18 +166,15 @@ def read_image_processor(config: Mapping[str, Any] | None, model_type: str) -> I
     )
 
 
-def default_image_px(config: Mapping[str, Any] | None, model_type: str, tower_image_px: int) -> int:
+def default_image_px(processor: ImageProcessor, model_type: str, tower_image_px: int) -> int:
     """Return the side in pixels at which a tower runs unless told otherwise: that of its processor's pictures.
 
-    Args:
-        config: As for `read_image_processor`.
-        model_type: The tower's.
-        tower_image_px: What the tower's own config says: DINOv2's says 518, and its processor makes 224.
+    `tower_image_px` is what the tower's own config says: DINOv2's says 518, and its processor makes 224.
 
     Raises:
-        ValueError: The config is refused, or makes pictures that a tower of one size does not take. One line.
+        ValueError: The processor makes pictures that a tower of one size does not take. One line.
     """
-    side_px = read_image_processor(config, model_type).side_px
+    side_px = processor.side_px
     if model_type in FIXED_SIZE and side_px not in (None, tower_image_px):
         expected = f"the tower's {tower_image_px}"
         raise _refusal("pictures of", f"{side_px} px", expected, "save the processor that belongs to the tower")

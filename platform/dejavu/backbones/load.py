@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dejavu.backbones.image_processor import default_image_px
+from dejavu.backbones.image_processor import default_image_px, read_image_processor
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
 from dejavu.backbones.plain import read_tower
 from dejavu.backbones.preprocess import Preprocess
@@ -94,17 +94,16 @@ def load_backbone(
     if vit is None:
         vit = _vision_tower(name, files)
     try:
-        config = files.preprocessor()
-        default_px = default_image_px(config, files.model_type, vit.shape.image_px)
+        processor = read_image_processor(files.preprocessor(), files.model_type)
+        default_px = default_image_px(processor, files.model_type, vit.shape.image_px)
         vit = vit.at_size(image_px or default_px)
-        preprocess = Preprocess.from_config(vit.shape.image_px, config, files.model_type, device)
     except ValueError as error:
         raise BackboneError(f"backbone {name}: {error}") from error
     return Backbone(
         name=name,
         identity=files.identity(None if image_px == default_px else image_px),
         vit=vit.to(device=device, dtype=dtype),
-        preprocess=preprocess,
+        preprocess=Preprocess(vit.shape.image_px, processor, device),
         text=find_text(files.directory, files.model_type),
         logit_scale=_logit_scale(files),
     )

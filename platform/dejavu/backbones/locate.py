@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dejavu.storage.one_line import OneLineError
+
 EMBEDDED = "embedded"
 """Name of the small CLIP that is shipped with the platform."""
 DRAWINGS_ALONE = (
@@ -20,7 +22,7 @@ WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is fetched from the hub: no pickled weights, no code."""
 
 
-class BackboneError(RuntimeError):
+class BackboneError(OneLineError):
     """A backbone cannot be used; one line says why and what to do."""
 
 
@@ -52,8 +54,7 @@ class BackboneFiles:
     def identity(self, image_px: int | None = None) -> str:
         """Return the SHA-256 of everything that decides an embedding: config, preprocessor, weights, and its size.
 
-        Args:
-            image_px: Side of the frames; None for the preprocessor's own.
+        `image_px` is the side of the frames; None for the preprocessor's own.
         """
         parts = [self.config, self.preprocessor(), *([] if image_px is None else [image_px])]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
@@ -102,10 +103,7 @@ def _fetch(name: str) -> Path:
 def fetch(name: str, where: str, subject: str = "text encoder") -> Path:
     """Download a snapshot from the hub, or find it in the cache.
 
-    Args:
-        name: On the hub.
-        where: What else a name may be, for the message.
-        subject: What is looked for.
+    `where` says in the message what else a name may be, `subject` what is looked for.
 
     Raises:
         BackboneError: It is not on the hub, or the hub is out of reach and it not in the cache.

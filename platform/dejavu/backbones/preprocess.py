@@ -5,10 +5,7 @@ Shapes: F frames, H, W their sides (equal), S the tower's side in pixels.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dejavu.backbones.image_processor import ImageProcessor, read_image_processor
+from dejavu.backbones.image_processor import ImageProcessor
 
 _CLIP = ImageProcessor()
 
@@ -29,28 +26,6 @@ class Preprocess:
     processor: ImageProcessor = _CLIP
     device: str = "cpu"
     """Where the tower is, and the arithmetic happens."""
-
-    @staticmethod
-    def from_config(
-        image_px: int, config: Mapping[str, Any] | None, model_type: str, device: str = "cpu"
-    ) -> Preprocess:
-        """Do as a processor's config says; as its family's own where there is none, of which the log then tells.
-
-        Args:
-            image_px: The tower's side, whatever size the config names.
-            config: As in preprocessor_config.json.
-            model_type: The tower's, as its config.json names it.
-            device: Where the tower is.
-
-        Raises:
-            ValueError: Something in the config is not understood; see `read_image_processor`.
-        """
-        processor = read_image_processor(config, model_type)
-        if config is None:
-            logging.getLogger(__name__).warning(
-                "image processor: none beside a %s; its family's own is taken", model_type
-            )
-        return Preprocess(image_px, processor, device)
 
     @property
     def view(self) -> float:

@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 from dejavu.cluster.control_store import answers, cluster_here
 from dejavu.cluster.own_folder import ensure_token, shorten_tmpdir
 from dejavu.observability.events import LOGS_VARIABLE
+from dejavu.storage.one_line import OneLineError
 from dejavu.storage.working_directory import enter_again
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ MACHINE_TIMEOUT_S = 1800
 """A cloud's GPU machine spends ten minutes or more on installing before it joins."""
 
 
-class ClusterError(RuntimeError):
+class ClusterError(OneLineError):
     """The cluster cannot do what was asked; one line says why and what to do."""
 
 
@@ -187,7 +188,7 @@ def actor_pool(num_workers: int | None, gpus_per_worker: float | None) -> Pool:
         raise ClusterError(
             f"num_workers: got {num_actors} on {cpus:g} CPUs, expected at most {cpus:g}; lower --num-workers"
         )
-    smallest = min((cpus, *_cpus_per_machine()))
+    smallest = min((cpus, *_per_machine("CPU")))
     reader = 1.0 if smallest >= 2 else smallest / 2
     # Rounded down to what Ray counts in, so that the sum stays below whatever the rounding; many machines share less.
     share = max(0.01, min(1.0, math.floor((smallest - reader) / num_actors * 100) / 100))
@@ -211,8 +212,7 @@ def run_on_gpu(function: Callable[..., Result], *arguments: object, num_gpus: fl
 def wait_for_nodes(gpus_per_worker: float | None) -> None:
     """Wait until a machine is up that can take a worker, on a cluster that grows on demand; elsewhere do not wait.
 
-    Args:
-        gpus_per_worker: GPUs that a worker holds; None asks for a CPU alone.
+    `gpus_per_worker` is what a worker holds; None asks for a CPU alone.
 
     Raises:
         ClusterError: The cluster does not grow and has fewer GPUs, or no machine came in time.
@@ -255,16 +255,14 @@ def num_cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 0.0))
 
 
-def _cpus_per_machine() -> list[float]:
-    """List the CPUs of each machine that is up and has any."""
-    counts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    return [count for count in counts if count]
+def _per_machine(resource: str) -> list[float]:
+    """List what each machine has of a resource that is up and has any."""
+    return [amount for node in ray.nodes() if node["Alive"] and (amount := node["Resources"].get(resource, 0.0))]
 
 
 def memory_per_machine() -> list[int]:
     """List the bytes that Ray may give out on each machine that is up: what it found free, less its object store."""
-    amounts = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
-    return [int(amount) for amount in amounts if amount]
+    return [int(amount) for amount in _per_machine("memory")]
 
 
 def hardware() -> str:

@@ -23,11 +23,7 @@ def score(
 
     Since twins are equal to Ray, the last two decide between them alone: work for CPUs never moves to a GPU machine.
 
-    Args:
-        node_resources: What one node of the type has.
-        resources: What is asked for.
-        node_type: Its name in the cluster file.
-        node_availability_summary: Which types could and could not be launched in the last half hour.
+    The summary says which types could and could not be launched in the last half hour.
 
     Returns:
         A tuple, the greatest of which is launched, or None where nothing that is asked fits the type.

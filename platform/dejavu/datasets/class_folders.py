@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from dejavu.datasets.splits import SPLITS, GroupBy, Splitting, split_folder, split_parts
@@ -44,18 +44,15 @@ def load_class_folders(root: StorePath, group_by: GroupBy = "auto") -> tuple[Dat
         splitting = split_folder(clips, group_by, class_of)
     else:
         splitting = _divide(clips, class_of, group_by)
-    name_of = {clip.clip_id: name for name, clip in clips.items()}
+    kind_of = {clip.clip_id: class_of[name] for name, clip in clips.items()}
     questions = tuple(
         Question(
             question_id=f"{clip.clip_id}_class",
             clip_id=clip.clip_id,
             split=clip.split,
-            kind=class_of[name_of[clip.clip_id]],
-            text="",
+            kind=kind_of[clip.clip_id],
             answers=classes,
-            correct=classes.index(class_of[name_of[clip.clip_id]]),
-            spans_s=(),
-            duration_s=0.0,
+            correct=classes.index(kind_of[clip.clip_id]),
         )
         for clip in splitting.clips
     )
@@ -110,13 +107,10 @@ def _divide(clips: Mapping[str, Clip], class_of: Mapping[str, str], group_by: Gr
     splitting = split_parts(parts, group_by)
     split_of = {clip.clip_id: clip.split for clip in splitting.clips}
     for its_class, members in parts.items():
-        if lacking := _lacking(SPLITS, [split_of[clip.clip_id] for clip in members.values()]):
+        found = {split_of[clip.clip_id] for clip in members.values()}
+        if lacking := [split for split in SPLITS if split not in found]:
             raise ValueError(
                 f"classes: got no video of {its_class!r} for {lacking[0]}, expected one or more: its videos are too "
                 "few groups; give --group-by none, or lay out train/, val/ and test/"
             )
     return splitting
-
-
-def _lacking(wanted: Sequence[Split], found: Sequence[Split]) -> list[Split]:
-    return [split for split in wanted if split not in found]

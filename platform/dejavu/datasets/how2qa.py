@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import parse_json, read_text
+from dejavu.datasets.video_folder import find_named_videos
 from dejavu.records import Clip, Dataset, Question, Split
 from dejavu.storage.store_path import StorePath, is_file
 
@@ -111,8 +111,6 @@ def _question(name: str, clip_id: str, split: Split, texts: Sequence[str], corre
         text=texts[0],
         answers=tuple(texts[1:]),
         correct=correct,
-        spans_s=(),
-        duration_s=0.0,
     )
 
 

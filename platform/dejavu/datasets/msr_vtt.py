@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 
-from dejavu.datasets.named_videos import find_named_videos
 from dejavu.datasets.next_qa import check_id
 from dejavu.datasets.strict_json import read_json
+from dejavu.datasets.video_folder import find_named_videos
 from dejavu.records import CAPTION, Clip, Dataset, Question, Split
 from dejavu.storage.store_path import StorePath, is_file, listed
 
@@ -95,17 +95,7 @@ def _caption(where: str, name: str, clip_id: str, split: Split, text: str) -> Qu
     check_id(where, clip_id)
     if not text.strip():
         raise ValueError(f"{where}: got an empty caption, expected a sentence; correct or remove it")
-    return Question(
-        question_id=name,
-        clip_id=clip_id,
-        split=split,
-        kind=CAPTION,
-        text=text,
-        answers=(text,),
-        correct=0,
-        spans_s=(),
-        duration_s=0.0,
-    )
+    return Question(question_id=name, clip_id=clip_id, split=split, kind=CAPTION, text=text, answers=(text,), correct=0)
 
 
 def _read_csv(path: StorePath) -> Iterable[Question]:

@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dejavu.datasets.next_qa import CHOICES, COLUMNS, ID_MAP
 from dejavu.records import Split
-from dejavu.storage.store import write_json, write_text
+from dejavu.storage.store import write_csv, write_json
 from dejavu.storage.store_path import StorePath
 
 NUM_FRAME_TIMES = 32
@@ -26,32 +24,23 @@ the five answers of each) and spans ([start, end] in seconds of each question)."
 
 
 def write_next_qa(folder: StorePath, places: Mapping[str, str], known: Mapping[Split, Mapping[str, Known]]) -> None:
-    """Write all files.
-
-    Args:
-        folder: Where to.
-        places: Below the folder of videos, by video id, without `.mp4`.
-        known: What is known of each video, by split and id.
-    """
+    """Write all files; `places` are below the folder of videos, by video id and without `.mp4`."""
     write_json(folder / ID_MAP, dict(places))
     for split, videos in known.items():
-        write_text(folder / f"{split}.csv", _csv(videos.items()))
+        write_csv(folder / f"{split}.csv", COLUMNS, _rows(videos))
         write_json(folder / f"gsub_{split}.json", {video_id: _located(video) for video_id, video in videos.items()})
         times = {video_id: _frame_times(video) for video_id, video in videos.items()}
         write_json(folder / f"frame2time_{split}.json", times)
 
 
-def _csv(videos: Iterable[tuple[str, Known]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for video_id, known in videos:
+def _rows(videos: Mapping[str, Known]) -> Iterator[list[object]]:
+    for video_id, known in videos.items():
         sizes = {name: known[name] for name in ("frame_count", "width", "height")}
         for qid, question in enumerate(known["questions"]):
             choices = dict(zip(CHOICES, question["answers"], strict=True))
-            row = {"question": question["text"], "answer": question["answer"], "qid": qid, "type": question["type"]}
-            writer.writerow({"video_id": video_id, **sizes, **row, **choices})
-    return text.getvalue()
+            asked = {"question": question["text"], "answer": question["answer"], "qid": qid, "type": question["type"]}
+            row = {"video_id": video_id, **sizes, **asked, **choices}
+            yield [row[column] for column in COLUMNS]
 
 
 def _located(known: Known) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def split_folder(
 def split_parts(parts: Mapping[str, Mapping[str, Clip]], group_by: GroupBy = "auto") -> Splitting:
     """Divide each part of some videos by itself, as classes are, so that each is in every split.
 
-    Args:
-        parts: Part -> its clips by their paths; a part of fewer than three groups is not in every split.
-        group_by: As in `split_folder`.
+    A part of fewer than three groups is not. Clips go by their paths.
     """
     split_of: dict[str, Split] = {}
     num_groups = 0
@@ -88,10 +86,7 @@ def split_parts(parts: Mapping[str, Mapping[str, Clip]], group_by: GroupBy = "au
 def add_training(tested: Sequence[Clip], teaching: Mapping[str, Clip], group_by: GroupBy = "auto") -> Splitting:
     """Let videos of another folder teach and choose, and all of the first one's be tested.
 
-    Args:
-        tested: Clips of the first folder; those that lie in its train/ or val/ are left out.
-        teaching: Of the other, by their paths in it; their ids get `train-on.` before them.
-        group_by: As in `split_folder`.
+    Those of the first that lie in its train/ or val/ are left out; ids of the other's get `train-on.` before them.
     """
     names, how = _groups(teaching, group_by)
     shares: dict[Split, float] = {"train": SHARES["train"], "val": SHARES["val"]}

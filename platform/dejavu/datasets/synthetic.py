@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from dejavu.datasets.next_qa_write import write_next_qa
 from dejavu.records import Split
-from dejavu.storage.store import atomic, write_json
+from dejavu.storage.store import write_json
 from dejavu.storage.store_path import StorePath, is_file, side_by_side
 from dejavu.synthetic.play import draw_frames, seen_spans
 from dejavu.synthetic.script import Script, Target, write_script, wrong_answers
@@ -130,8 +129,7 @@ def draw_video(spec: VideoSpec, path: StorePath) -> dict[str, Any]:
         Its truth: sizes, spans and questions, as plain JSON types.
     """
     script, spans = invent(spec)
-    with atomic(path) as temporary:
-        write_video(temporary, (drawing.rgb for drawing in draw_frames(script)), script.fps, CRF)
+    write_video(path, (drawing.rgb for drawing in draw_frames(script)), script.fps, CRF)
     rng = np.random.default_rng([*spec.seed, MAX_ATTEMPTS])
     return {
         "hash": spec.content_hash,
@@ -175,25 +173,10 @@ def video_path(root: StorePath, spec: VideoSpec) -> StorePath:
     return root / "videos" / spec.folder / f"{spec.video_id}.mp4"
 
 
-def make_world(root: Path, config: SyntheticConfig, *, num_processes: int = 1) -> Path:
-    """Draw what is not there yet, and write the annotations.
-
-    Args:
-        root: Folder of the world; one folder for each config.
-        config: What to draw.
-        num_processes: Videos drawn side by side.
-
-    Returns:
-        root.
-    """
-    specs = list_videos(config)
-    if num_processes > 1:
-        # Spawned, not forked: the caller may have threads.
-        with get_context("spawn").Pool(num_processes) as pool:
-            pool.starmap(make_one, [(spec, root) for spec in specs], chunksize=4)
-    else:
-        for spec in specs:
-            make_one(spec, root)
+def make_world(root: Path, config: SyntheticConfig) -> Path:
+    """Draw what is not there yet, and write the annotations; return root, a folder for this config alone."""
+    for spec in list_videos(config):
+        make_one(spec, root)
     write_annotations(root, config)
     return root
 

@@ -67,6 +67,24 @@ def clips_by_name(root: StorePath) -> dict[str, Clip]:
     return clips
 
 
+def find_named_videos(root: StorePath) -> dict[str, str]:
+    """Return each video's path by its file's name without the ending, by which annotations name it.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no video in it.
+        ValueError: Two videos have one name, or a link leads out of the folder.
+    """
+    paths: dict[str, str] = {}
+    for clip in clips_by_name(root).values():
+        stem = PurePosixPath(clip.path).stem
+        if stem in paths:
+            raise ValueError(
+                f"videos: got {paths[stem]} and {clip.path}, expected one video named {stem!r}; remove one of them"
+            )
+        paths[stem] = clip.path
+    return paths
+
+
 def clip_id_of(name: str) -> str:
     """Turn a path relative to the folder into a name of letters, digits, `.`, `_` and `-`.
 
@@ -84,17 +102,13 @@ def clip_id_of(name: str) -> str:
 def passed_over(root: StorePath) -> str:
     """Say how many files below a folder are no videos to us, by ending: `3 (2 .txt, 1 .jpg)`; nothing where none is."""
     if isinstance(root, Path):
-        found = [PurePosixPath(name) for folder, _, names in os.walk(root) for name in _below(root, folder, names)]
+        found = [PurePosixPath(folder, name).relative_to(root) for folder, _, names in os.walk(root) for name in names]
     else:
         found = [PurePosixPath(name) for name in names_below(root)]
     others = [path for path in found if not _is_hidden(path) and not is_video(path.name)]
     endings = Counter(path.suffix.lower() or "without an ending" for path in others)
     counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
     return f"{len(others)} ({counts})" if others else ""
-
-
-def _below(root: Path, folder: str, names: list[str]) -> list[str]:
-    return [(Path(folder) / name).relative_to(root).as_posix() for name in names]
 
 
 def _is_hidden(path: PurePosixPath) -> bool:

@@ -13,9 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, Literal, Protocol, TypeVar
 
 from dejavu.cluster.ray_map import Row
 from dejavu.observability.metrics import first_line
@@ -23,7 +21,7 @@ from dejavu.records import Failure, Transcoded
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store, local_copy
 from dejavu.video.codec_grid import MotionBinning
-from dejavu.video.decode import DecodedFrames, decode
+from dejavu.video.decode import DecodedFrames, decode, join
 
 STAGE = "embed"
 Precision = Literal["float32", "bfloat16"]
@@ -170,15 +168,24 @@ def _lacks(segments: Sequence[Segment], done: Mapping[str, object]) -> bytes:
     return bytes(segment.unit_id not in done for segment in segments)
 
 
-def fill(segments: Sequence[Segment], streams: int, batch_frames: int) -> Iterator[list[Segment]]:
-    """Yield groups of at most so many segments, and of no more frames where several share one."""
-    group: list[Segment] = []
-    for segment in segments:
-        frames = sum(member.num_frames for member in group) + segment.num_frames
-        if group and (len(group) == streams or frames > batch_frames):
+class _HasFrames(Protocol):
+    @property
+    def num_frames(self) -> int: ...
+
+
+_Framed = TypeVar("_Framed", bound=_HasFrames)
+
+
+def fill(members: Iterable[_Framed], most: int, batch_frames: int) -> Iterator[list[_Framed]]:
+    """Yield groups of at most so many segments or clips, and of no more frames where several share one."""
+    group: list[_Framed] = []
+    frames = 0
+    for member in members:
+        if group and (len(group) == most or frames + member.num_frames > batch_frames):
             yield group
-            group = []
-        group.append(segment)
+            group, frames = [], 0
+        group.append(member)
+        frames += member.num_frames
     if group:
         yield group
 
@@ -224,7 +231,7 @@ def decode_segment(segment: Segment, embedding: EmbedContext) -> DecodedFrames:
             f"{segment.clip_id}: got {num_frames} frames, expected {segment.num_frames}; "
             "remove its transcoded file and run again"
         )
-    return _join(pieces)
+    return join(pieces)
 
 
 def _within(limit_s: float, pieces: Iterable[DecodedFrames], segment: Segment) -> Iterator[DecodedFrames]:
@@ -236,15 +243,3 @@ def _within(limit_s: float, pieces: Iterable[DecodedFrames], segment: Segment) -
                 f"{segment.clip_id}: got more than {limit_s:g} s of decoding, expected {segment.num_frames} frames by "
                 "then; remove its transcoded file and run again"
             )
-
-
-def _join(parts: Sequence[DecodedFrames]) -> DecodedFrames:
-    if len(parts) == 1:
-        return parts[0]
-    return DecodedFrames(
-        rgb_FHWC=np.concatenate([part.rgb_FHWC for part in parts]),
-        codec_F4PP=np.concatenate([part.codec_F4PP for part in parts]),
-        seconds_F=np.concatenate([part.seconds_F for part in parts]),
-        picture_types="".join(part.picture_types for part in parts),
-        codec_metadata=all(part.codec_metadata for part in parts),
-    )

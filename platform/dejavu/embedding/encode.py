@@ -1,4 +1,4 @@
-"""Encode decoded segments under one method or several, and write what comes of it as Parquet.
+"""Encode decoded segments under one method, and lay what comes of it out as a table.
 
 Shapes: F frames of one segment, E embedding width.
 """
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.embedding.batch import DecodedBatch, EmbedContext, Segment
-from dejavu.storage.setting import Setting
+from dejavu.embedding.batch import EmbedContext, Segment
 from dejavu.video.decode import DecodedFrames
 from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk, Method, reuse_rate
@@ -94,27 +93,3 @@ def to_table(
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
         }
     )
-
-
-class BatchEncoder:
-    """Encodes decoded batches under their settings and writes one shard per setting. Lives in an actor or a trial."""
-
-    def __init__(self, embedding: EmbedContext) -> None:
-        """Load the backbone onto the GPU where there is one."""
-        self.backbone = load_backbone_for(embedding)
-        self.embedding = embedding
-        self.methods: dict[str, Method] = {}
-
-    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
-        """Write what each setting makes of the batch; a shard is whole or absent."""
-        if not decoded.segments:
-            return
-        for setting in settings:
-            if setting.setting_id not in self.methods:
-                self.methods[setting.setting_id] = setting.config.build(self.backbone.vit)
-            method = self.methods[setting.setting_id]
-            encoded = encode_batch(method, self.backbone, decoded.frames, self.embedding.config.chunk_frames)
-            table = to_table(decoded.segments, decoded.frames, encoded)
-            self.embedding.store.write_embeddings(
-                setting.setting_id, table, (segment.unit_id for segment in decoded.segments)
-            )

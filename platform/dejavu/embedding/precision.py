@@ -91,9 +91,7 @@ def _gains_on_gpu(name: str, image_px: int, streams: int) -> Gains:
 def gains_of(vit: Vit, streams: int = 1) -> Gains:
     """Measure a float32 tower where it lies, in alternation; 1 where the hardware has no bfloat16 arithmetic.
 
-    Args:
-        vit: The tower.
-        streams: That are embedded at once: as many are measured at most.
+    `streams` are embedded at once: as many are measured at most.
     """
     if not has_bfloat16(vit.position.device):
         return Gains(1.0, None)

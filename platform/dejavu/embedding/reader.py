@@ -68,8 +68,10 @@ class DecodeMade:
             made = []
 
 
-def step_on(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting | None = None) -> Step:
+def step_on(
+    step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting | None = None, stage: str = STAGE
+) -> Step:
     """Name a step on these segments, for `metered`."""
     clip_ids = [segment.clip_id for segment in segments]
     names = {"method": setting.method, "setting_id": setting.setting_id} if setting else {}
-    return Step(stage=STAGE, step=step, clip_ids=clip_ids, **names)
+    return Step(stage=stage, step=step, clip_ids=clip_ids, **names)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dejavu.embedding.batch import EmbedContext, cut
+from dejavu.embedding.batch import EmbedContext, cut, fill
 from dejavu.records import Transcoded, from_ranges
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity, read_parquet
@@ -56,24 +56,12 @@ def read_beside(
     the number of clips.
     """
     complete = {setting: _complete(embedding, setting, clips) for setting in {original, *settings}}
-    for part in _parts(clips):
+    # In the order in which most shards hold them, so that few of those belong to two parts.
+    in_order = sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id))
+    for part in fill(in_order, len(clips), PART_FRAMES):
         dense = _read(embedding, complete[original], part)
         for setting in settings:
             yield setting, dense if setting == original else _read(embedding, complete[setting], part), dense
-
-
-def _parts(clips: Sequence[Transcoded]) -> Iterator[list[Transcoded]]:
-    """Cut clips in the order in which most shards hold them, so that few of those belong to two parts."""
-    part: list[Transcoded] = []
-    frames = 0
-    for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id)):
-        if part and frames + clip.num_frames > PART_FRAMES:
-            yield part
-            part, frames = [], 0
-        part.append(clip)
-        frames += clip.num_frames
-    if part:
-        yield part
 
 
 def _read(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from dejavu.backbones.load import Backbone
 from dejavu.embedding.batch import EmbedContext, Segment, decode_segment
+from dejavu.embedding.stored import read_embeddings
 from dejavu.observability.metrics import first_line
 from dejavu.records import Failure, Transcoded
+from dejavu.storage.setting import Setting
 from reuse_models.reusevit.codec_net import CODEC_STEPS
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, PATTERN_STEP, PUBLISHED_PATTERN
 from reuse_models.training.fit import Batch
@@ -91,6 +94,10 @@ class WindowStream:
                 except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
                     self.failures[clip.clip_id] = Failure(clip_id=clip.clip_id, stage=STAGE, reason=first_line(error))
 
+    def first(self, count: int) -> list[Window]:
+        """Return one window of each clip after the other, an epoch's at most; the same whenever it is asked."""
+        return list(islice(self.windows(0, per_visit=1), min(count, num_windows(self.clips))))
+
     def _visit(self, clip: Transcoded, rng: np.random.Generator, per_visit: int) -> Iterator[Window]:
         """Cut a stretch of a clip into windows that overlap by one frame; where it begins is drawn."""
         room = clip.num_frames - PATTERN_SPAN
@@ -109,6 +116,12 @@ class WindowStream:
             at = np.array([first + step.frame for step in PUBLISHED_PATTERN])
             history = np.stack([codec_F4PP[place : place + CODEC_STEPS] for place in at])
             yield Window(frames.rgb_FHWC[at + before], history.transpose(0, 2, 1, 3, 4), teacher_FE[at + start])
+
+
+def open_windows(embedding: EmbedContext, original: Setting, clips: Sequence[Transcoded]) -> WindowStream:
+    """Stream the clips whose dense embeddings the store holds."""
+    teacher = {name: found.embeddings_FE for name, found in read_embeddings(embedding, original, clips).items()}
+    return WindowStream([clip for clip in clips if clip.clip_id in teacher], teacher, embedding)
 
 
 def to_batch(windows: Sequence[Window], backbone: Backbone) -> Batch:

@@ -35,11 +35,7 @@ def encoder_kept_values(config: Any) -> int:
 def head_fit_bytes(vit: nn.Module, head: TempClip, encoder: Any, num_clips: int) -> int:
     """Bound the memory of fitting a TempCLIP head beside the interpreter.
 
-    Args:
-        vit: The backbone's tower, which the worker loads.
-        head: Of the sizes that are trained.
-        encoder: A RoBERTa that is trained with it; None for the backbone's text tower.
-        num_clips: Whose frames the head sees.
+    `encoder` is a RoBERTa that is trained with it; None for the backbone's text tower.
     """
     width = head.shape.feature_width
     seen = num_clips * NUM_FRAMES * (4 * width + 8)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from dejavu.observability.looking import looking
 from dejavu.observability.tracking import Run, Tracking, TrackingError
 from dejavu.storage.store import filled, write_json
 from dejavu.storage.store_path import StorePath, is_file, storage_errors
@@ -30,30 +31,20 @@ See = Callable[[Mapping[str, Curve]], None]
 @contextmanager
 def following(path: StorePath, see: See) -> Iterator[None]:
     """Call `see` with what the file holds, whenever it changes, and once more at the end, from a thread."""
-    done = threading.Event()
+    seen = ""
 
-    def look(seen: str) -> str:
+    def look() -> None:
+        nonlocal seen
         try:
             text = path.read_text(encoding="utf-8") if is_file(path) else seen
         except storage_errors():  # it is shown later, or not at all: the fit goes on
-            return seen
+            return
         if text != seen:
             see(json.loads(text))
-        return text
+        seen = text
 
-    def follow() -> None:
-        seen = ""
-        while not done.wait(POLL_S):
-            seen = look(seen)
-        look(seen)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with looking(look, POLL_S):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from dejavu.storage.one_line import OneLineError
 from dejavu.storage.store import local_copy
 from dejavu.storage.store_path import StorePath
 from dejavu.storage.working_directory import enter_again
@@ -37,7 +38,7 @@ UI_PORT = 5000
 GO_ON = "start it and run the same command again: only what is not logged is done again"
 
 
-class TrackingError(RuntimeError):
+class TrackingError(OneLineError):
     """The tracking server cannot be used; one line says which and why."""
 
 

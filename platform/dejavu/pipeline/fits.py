@@ -87,16 +87,12 @@ def log_once(job: Job, weights: StorePath, run: Run) -> None:
 
 def fit_run(job: Job, addon: TrainedAddon) -> Run:
     """Return what MLflow keeps of a fit: its curves, requested against achieved reuse, and the weights as a model."""
-    curves = {
-        name: [(int(entry["step"]), entry[name]) for entry in addon.curve if name in entry]
-        for name in sorted({name for entry in addon.curve for name in entry} - {"step"})
-    }
     return Run(
         name=f"fit {addon.config.name}",
         params={"target": addon.target, "biases": dict(addon.biases)},
         metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
         tags=tags(job),
-        curves=curves,
+        curves=_curves(addon.curve, "step"),
         addon=LoggedAddon(addon.weights, job.experiment.backbone, job.experiment.image_px),
     )
 
@@ -148,12 +144,15 @@ def train_head(job: Job) -> TrainedHead | None:
 
 def head_run(job: Job, fitted: HeadFit) -> Run:
     """Return what MLflow keeps of a head's fit: its curves and weights."""
-    curves = {
-        name: [(int(entry["epoch"]), entry[name]) for entry in fitted.curve if name in entry]
-        for name in sorted({name for entry in fitted.curve for name in entry} - {"epoch"})
-    }
     files = (fitted.weights, fitted.weights.with_suffix(".json"))
+    curves = _curves(fitted.curve, "epoch")
     return Run(name="fit temp_clip", params={}, metrics={}, tags=tags(job), artifacts=files, curves=curves)
+
+
+def _curves(entries: Sequence[Mapping[str, float]], step: str) -> dict[str, list[tuple[int, float]]]:
+    """Return each number of a fit by its name, as points of a curve."""
+    names = sorted({name for entry in entries for name in entry} - {step})
+    return {name: [(int(entry[step]), entry[name]) for entry in entries if name in entry] for name in names}
 
 
 def fit_class_readers(job: Job) -> ClassReaders | None:

@@ -112,14 +112,7 @@ def draw_clip(path: Path, num_frames: int, config: FootageConfig) -> Clip:
 
 
 def annotate(root: Path, clips: Mapping[Split, Mapping[str, Clip]], questions_per_clip: int = 6, seed: int = 0) -> None:
-    """Write annotations for clips in `<root>/videos`: questions and spans drawn by lot.
-
-    Args:
-        root: Gets the folder `annotations`.
-        clips: By split and video id.
-        questions_per_clip: Each with five answers, one of them called right.
-        seed: Of what is drawn.
-    """
+    """Write `<root>/annotations` for clips in `<root>/videos`: questions of five answers, and spans, drawn by lot."""
     rng = np.random.default_rng(seed)
     known: dict[Split, dict[str, Known]] = {
         split: {name: _known(rng, clip, questions_per_clip) for name, clip in some.items()}

@@ -87,12 +87,6 @@ class _Span:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    span: _Span
-    units: int
-
-
 def read_events(logs: Path) -> list[Event]:
     """Return the events of all processes in the order of their times, each with `at`, seconds since 1970."""
     found = []
@@ -115,12 +109,12 @@ def spent(events: Sequence[Event], samples: Iterable[Sample], start: float, end:
     found = Spent()
     spans: dict[str, list[_Span]] = defaultdict(list)
     busy = list(_steps(events, found.steps))
-    for stage, run in _runs(events):
-        spans[stage].append(run.span)
+    for stage, span, units in _runs(events):
+        spans[stage].append(span)
         one = found.stages.setdefault(stage, StageSpent())
-        one.seconds += run.span.seconds
-        one.fixed_s += run.span.seconds - _covered(run.span, busy)
-        one.units, one.last_s = run.units, run.span.seconds
+        one.seconds += span.seconds
+        one.fixed_s += span.seconds - _covered(span, busy)
+        one.units, one.last_s = units, span.seconds
     inside = sum(stage.seconds for stage in found.stages.values())
     found.stages[OTHER] = StageSpent(seconds=end - start - inside, fixed_s=end - start - inside)
     before = 0
@@ -135,8 +129,8 @@ def spent(events: Sequence[Event], samples: Iterable[Sample], start: float, end:
     return found
 
 
-def _runs(events: Sequence[Event]) -> Iterator[tuple[str, _Run]]:
-    """Yield each time that a stage ran to its end and had anything to do."""
+def _runs(events: Sequence[Event]) -> Iterator[tuple[str, _Span, int]]:
+    """Yield each time that a stage ran to its end and had anything to do, and its units."""
     begun: dict[str, Event] = {}
     for event in events:
         stage = str(event.get("stage"))
@@ -145,7 +139,7 @@ def _runs(events: Sequence[Event]) -> Iterator[tuple[str, _Run]]:
         elif event["event"] == "stage ends" and stage in begun:
             first = begun.pop(stage)
             if first["total"]:
-                yield stage, _Run(_Span(first["at"], event["at"]), first["total"])
+                yield stage, _Span(first["at"], event["at"]), first["total"]
 
 
 def _steps(events: Sequence[Event], into: dict[StepKey, Steps]) -> Iterator[_Span]:

@@ -67,11 +67,7 @@ def write_weights_apart(shape: VitShape, words: Sequence[str], folder: Path) -> 
 def write_weights(shape: VitShape, words: Sequence[str], folder: Path, seed: int = 0) -> None:
     """Write a whole CLIPModel or SiglipModel with random weights, its tokenizer and its preprocessor.
 
-    Args:
-        shape: Of the vision tower.
-        words: That the tokenizer tells apart.
-        folder: What `load_backbone` takes.
-        seed: Of the weights.
+    The folder is what `load_backbone` takes.
 
     Raises:
         ValueError: The tower has no text tower.

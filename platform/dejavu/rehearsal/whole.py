@@ -18,6 +18,7 @@ from dejavu.embedding.calibrate import PROBED_BIASES
 from dejavu.experiment import Experiment
 from dejavu.records import Split
 from dejavu.rehearsal.spent import Spent, StepKey, Steps
+from dejavu.report.frontier import ORIGINAL
 from dejavu.stages.measure import (
     PASS_S,
     PASSES_APART,
@@ -44,7 +45,6 @@ Holder = Literal["cpu", "encoder"]
 
 FORWARD_AND_BACKWARD = 3
 """Passes over a frame that a step with a gradient takes, as is usual to count."""
-ORIGINAL = "original"
 LEAST_S = 1e-6
 """For a frame, where steps were too short to be told from nothing."""
 
@@ -149,7 +149,7 @@ def forecast(lines: Sequence[Line], spent: Spent, hardware: Hardware, machines: 
     found = {}
     for stage, one in spent.stages.items():
         own = [line for line in lines if line.stage == stage]
-        fixed_s = one.fixed_s if not own or _has_steps(spent, stage) else one.seconds - one.last_s
+        fixed_s = one.fixed_s if not own or any(key.stage == stage for key in spent.steps) else one.seconds - one.last_s
         found[stage] = StageWhole(
             worker_h=sum(line.worker_s for line in own) / 3600,
             hours={count: (fixed_s + sum(line.wall_s(hardware, count) for line in own)) / 3600 for count in machines},
@@ -162,10 +162,6 @@ def _growth(lines: Sequence[Line]) -> float:
     """Return how much more a stage writes for all frames under all settings."""
     writing = [line for line in lines if line.what.split(" ")[0] in ("transcode", "encode")]
     return sum(line.whole for line in writing) / sum(line.done for line in writing) if writing else 1.0
-
-
-def _has_steps(spent: Spent, stage: str) -> bool:
-    return any(key.stage == stage for key in spent.steps)
 
 
 def list_lines(spent: Spent, extent: Extent) -> list[Line]:
@@ -216,9 +212,7 @@ def _embed_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
         if (key.stage, key.step) == ("embed", "encode"):
             whole = everything if key.method == ORIGINAL else test * min(recipe.sweep.chosen_per_method, settings)
             yield _line(spent, key, whole)
-        elif (key.stage, key.step) == ("sweep", "encode"):
-            yield _line(spent, key, val * settings, at_once=trials)
-        elif (key.stage, key.step) == ("sweep", "decode"):
+        elif key.stage == "sweep" and key.step in ("encode", "decode"):
             # Each trial decodes for itself, and is told of under its method.
             yield _line(spent, key, val * settings, at_once=trials)
 
@@ -283,13 +277,7 @@ def _driver_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
 
 
 def measure_passes(config: MeasureConfig, streams: int, frame_s: float) -> int:
-    """Return how many frames are encoded to time one setting, each of which takes so many seconds.
-
-    Args:
-        config: Of the timing pass.
-        streams: Clips that it takes together unless it says otherwise.
-        frame_s: Seconds a frame.
-    """
+    """Return how many frames are encoded to time one setting, each of which takes so many seconds."""
     frame_s = max(frame_s, LEAST_S)
     clips, num_frames = sample_within(PASS_S, frame_s, config.num_clips or streams, config.num_frames)
     rounds = rounds_within(ROUNDS_S, PASSES_PER_ROUND * clips * num_frames * frame_s, config.num_rounds)

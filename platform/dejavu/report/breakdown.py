@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from dejavu.records import EvalRow, Question
-from dejavu.storage.store import write_text
+from dejavu.storage.store import write_csv
 from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import Metric, bootstrap, clustered_interval, paired_bootstrap
 from dejavu.tasks.neighbours import Agreement
@@ -88,9 +86,6 @@ class BreakdownRow:
     agreement_loss_ci_high: float | None = None
 
 
-COLUMNS = tuple(field.name for field in fields(BreakdownRow))
-
-
 def by_question_type(
     questions: Sequence[Question], split_by: Literal["question_type", "class"] = "question_type"
 ) -> list[Group]:
@@ -117,10 +112,6 @@ def by_terciles(split_by: SplitBy, value_of: Mapping[str, float]) -> list[Group]
     """Cut clips into thirds by a value; equal values stay together, so that thirds may differ in size or be absent.
 
     Where all values are alike there is no group.
-
-    Args:
-        split_by: What the value is.
-        value_of: Clip id -> value.
     """
     if not value_of:
         return []
@@ -140,14 +131,7 @@ def by_terciles(split_by: SplitBy, value_of: Mapping[str, float]) -> list[Group]
 def break_down(
     settings: Sequence[Answered], original: Answered, groups: Sequence[Group], *, seed: int = 0
 ) -> list[BreakdownRow]:
-    """Score every setting on every group, with 95 % intervals over resampled videos.
-
-    Args:
-        settings: Those to be told apart; Original among them or not.
-        original: What losses are measured against, on the same questions.
-        groups: Groups of the same clips.
-        seed: Of the bootstrap.
-    """
+    """Score every setting on every group, with 95 % intervals over resampled videos; losses are against `original`."""
     return [_row(setting, original, group, seed) for setting in settings for group in groups]
 
 
@@ -165,8 +149,8 @@ def _row(setting: Answered, original: Answered, group: Group, seed: int) -> Brea
         num_clips=len(group.clip_ids),
         num_questions=len(rows),
         cosine_to_dense=float(np.mean(cosines)) if cosines and whole else None,
-        **_metric("accuracy", "correct", rows, dense, seed),
-        **(_metric("acc_gqa", "grounded", rows, dense, seed) if setting.has_spans else {}),
+        **metric_columns("accuracy", "correct", rows, dense, seed),
+        **(metric_columns("acc_gqa", "grounded", rows, dense, seed) if setting.has_spans else {}),
         **(agreement_columns(setting.agreement, group.clip_ids, seed) if setting.agreement and whole else {}),
     )
 
@@ -189,9 +173,10 @@ def agreement_columns(agreement: Agreement, clip_ids: Iterable[str], seed: int) 
     }
 
 
-def _metric(
+def metric_columns(
     name: str, metric: Metric, rows: Sequence[EvalRow], dense: Sequence[EvalRow], seed: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
+    """Return a metric, its interval and that of its paired difference to Original; nothing without questions."""
     if not rows:
         return {}
     alone, difference = bootstrap(rows, metric, seed=seed), paired_bootstrap(rows, dense, metric, seed=seed)
@@ -206,13 +191,4 @@ def _metric(
 
 def write_breakdown_csv(path: StorePath, rows: Sequence[BreakdownRow]) -> None:
     """Write all rows, whole or not at all; an empty cell for None."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow(_cell(getattr(row, column)) for column in COLUMNS)
-    write_text(path, text.getvalue())
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
+    write_csv(path, [field.name for field in fields(BreakdownRow)], map(astuple, rows))

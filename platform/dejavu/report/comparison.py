@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dejavu.records import ParetoPoint
-from dejavu.report.frontier import ORIGINAL, QUALITIES, Gain, Quality, QualityWords, words_of
+from dejavu.report.frontier import ORIGINAL, QUALITIES, Gain, Quality, words_of
 from dejavu.report.style import FAINT, INK, MUTED, styles_of
-from dejavu.storage.store import atomic, write_text
+from dejavu.storage.store import atomic, write_csv
 
 GAIN_NAMES: dict[Gain, str] = {
     "flops_reduction": "Reduction of executed FLOPs",
@@ -109,11 +106,6 @@ def common_quality(first: Run, second: Run) -> Quality:
     )
 
 
-def common_words(first: Run, second: Run, quality: Quality) -> QualityWords:
-    """Name the quality that two runs are compared by."""
-    return words_of([*first.points, *second.points], quality)
-
-
 def differences(first: Run, second: Run, quality: Quality) -> list[Difference]:
     """Pair settings by method and name, in the order of the first run; those in one run alone are left out."""
     others = {(point.method, point.setting): point for point in second.points}
@@ -137,21 +129,13 @@ def differences(first: Run, second: Run, quality: Quality) -> list[Difference]:
 
 def write_differences_csv(path: Path, found: Sequence[Difference]) -> None:
     """Write all rows, whole or not at all; an empty cell for None."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Difference))
-    writer.writerows(["" if value is None else value for value in astuple(one)] for one in found)
-    write_text(path, text.getvalue())
+    write_csv(path, [field.name for field in fields(Difference)], map(astuple, found))
 
 
 def plot_comparison(first: Run, second: Run, quality: Quality, path: Path) -> None:
     """Draw quality against FLOP reduction, and against speed-up where both were timed; settings of both are joined.
 
-    Args:
-        first: Drawn filled, with full lines.
-        second: Drawn open, with dashed lines.
-        quality: What stands on the y axis.
-        path: A PNG, written whole or not at all.
+    The first run is filled, with full lines, the second open, with dashed ones.
 
     Raises:
         ValueError: Neither gain is known in both runs.
@@ -163,12 +147,11 @@ def plot_comparison(first: Run, second: Run, quality: Quality, path: Path) -> No
             "run the measure stage"
         )
     figure = Figure(figsize=(1.2 + 6.0 * len(gains), 5.4), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
     every_axes = figure.subplots(1, len(gains), squeeze=False, sharey=True)[0]
     for axes, gain in zip(every_axes, gains, strict=True):
         _panel(axes, first, second, quality, gain)
-    scale = "" if quality == "cosine_to_dense" else " (%)"
-    every_axes[0].set_ylabel(f"{common_words(first, second, quality).name}{scale}", color=INK, fontsize=10)
+    words, scale = words_of([*first.points, *second.points], quality), "" if quality == "cosine_to_dense" else " (%)"
+    every_axes[0].set_ylabel(f"{words.name}{scale}", color=INK, fontsize=10)
     styles = styles_of(point.method for run in (first, second) for point in run.points)
     handles = [
         Line2D([], [], color=style.colour, marker=style.marker, label=style.name, linewidth=1.4)

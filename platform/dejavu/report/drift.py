@@ -5,21 +5,18 @@ A frame's age is the number of frames since the last dense one that its method c
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dejavu.report.style import FAINT, INK, MUTED, styles_of
-from dejavu.storage.store import atomic, write_text
+from dejavu.storage.store import atomic, write_csv
 from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import clustered_interval
 
@@ -48,9 +45,6 @@ class AgePoint:
     ci_high: float
 
 
-COLUMNS = tuple(field.name for field in fields(AgePoint))
-
-
 def ages(reuse_rate_F: NDArray[np.floating]) -> NDArray[np.int64]:
     """Return [F], the frames since the last one of which nothing was reused; the first frame of a clip counts as one.
 
@@ -59,8 +53,7 @@ def ages(reuse_rate_F: NDArray[np.floating]) -> NDArray[np.int64]:
     """
     frame_F = np.arange(len(reuse_rate_F), dtype=np.int64)
     dense_F = np.where(np.asarray(reuse_rate_F) == 0, frame_F, 0)
-    since_F: NDArray[np.int64] = frame_F - np.maximum.accumulate(dense_F)
-    return since_F
+    return frame_F - np.maximum.accumulate(dense_F)
 
 
 def drift_curve(
@@ -97,19 +90,12 @@ def drift_curve(
 
 def write_drift_csv(path: StorePath, curves: Sequence[Sequence[AgePoint]]) -> None:
     """Write all curves, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(astuple(point) for curve in curves for point in curve)
-    write_text(path, text.getvalue())
+    rows = (astuple(point) for curve in curves for point in curve)
+    write_csv(path, [field.name for field in fields(AgePoint)], rows)
 
 
 def plot_drift(curves: Sequence[Sequence[AgePoint]], path: StorePath) -> None:
-    """Draw one panel per method with a line per setting, all at one scale.
-
-    Args:
-        curves: One per setting, youngest age first; empty ones are left out.
-        path: A PNG, written whole or not at all.
+    """Draw one panel per method with a line per setting, all at one scale; curves without a point are left out.
 
     Raises:
         ValueError: There is nothing to draw.
@@ -124,7 +110,6 @@ def plot_drift(curves: Sequence[Sequence[AgePoint]], path: StorePath) -> None:
     num_columns = min(PANELS_PER_ROW, len(by_method))
     num_rows = -(-len(by_method) // num_columns)
     figure = Figure(figsize=(0.7 + 3.6 * num_columns, 0.5 + 2.7 * num_rows), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True)
     lowest = min(point.ci_low for curve in drawn for point in curve)
     for axes, (method, some) in zip(grid.flat, by_method.items(), strict=False):

@@ -7,8 +7,6 @@ own frontier. The same weights applied to each item's score give paired differen
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from dejavu.records import Interval
 from dejavu.report.frontier import non_dominated
-from dejavu.storage.store import write_text
+from dejavu.storage.store import write_csv
 from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import clustered_interval
 
@@ -77,15 +75,12 @@ def leads(ours: Scored, others: Iterable[Scored], *, seed: int = 0) -> list[Lead
 
 def write_leads_csv(path: StorePath, rows: Iterable[Lead]) -> None:
     """Write equal_flops.csv, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        interval = row.difference
-        writer.writerow(
-            [row.method, row.setting, row.gflops_per_frame, row.baseline, interval.mean, interval.low, interval.high]
-        )
-    write_text(path, text.getvalue())
+    cells = (
+        (row.method, row.setting, row.gflops_per_frame, row.baseline, found.mean, found.low, found.high)
+        for row in rows
+        for found in [row.difference]
+    )
+    write_csv(path, COLUMNS, cells)
 
 
 def values_at(gflops_per_frame: float, settings: Sequence[Scored]) -> dict[Item, float]:

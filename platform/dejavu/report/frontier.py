@@ -147,13 +147,7 @@ def mark_frontier(
 def best_within(
     points: Sequence[ParetoPoint], quality: Quality, gain: Gain, *, max_loss: float = MAX_LOSS
 ) -> dict[str, ParetoPoint]:
-    """Choose each method's setting of the largest gain that loses little against Original.
-
-    Args:
-        points: Those of one split, Original among them.
-        quality: What must not be lost.
-        gain: What is wanted.
-        max_loss: The share of Original's quality that may be lost.
+    """Choose each method's setting of the largest gain that loses at most this share of Original's quality.
 
     Returns:
         By method; one that has no such setting, or no measured gain, is absent.

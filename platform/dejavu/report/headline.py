@@ -111,9 +111,12 @@ def verdict(point: ParetoPoint, quality: Quality) -> Verdict:
 
 def loss_interval(point: ParetoPoint, quality: Quality) -> tuple[float, float] | None:
     """Return the paired 95 % interval of quality minus Original's; None where there are no answers to resample."""
-    if quality == "cosine_to_dense":
-        return None
-    low, high = getattr(point, f"{quality}_loss_ci_low"), getattr(point, f"{quality}_loss_ci_high")
+    return own_interval(point, f"{quality}_loss")
+
+
+def own_interval(point: ParetoPoint, measure: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of one of the point's measures; None where it has none."""
+    low, high = getattr(point, f"{measure}_ci_low", None), getattr(point, f"{measure}_ci_high", None)
     return None if low is None or high is None else (float(low), float(high))
 
 
@@ -135,11 +138,7 @@ def summarise(
 ) -> list[str]:
     """Tell the outcome in sentences: what Original reaches, then the most speed and the least computation near it.
 
-    Args:
-        points: Those of one split, Original among them.
-        quality: What must not be lost.
-        num_questions: How many questions or captions were scored; 0 for a dataset without answers.
-        max_loss: The share of Original's quality that may be lost.
+    The number of questions or captions that were scored is 0 for a dataset without answers.
 
     Raises:
         ValueError: There is not exactly one Original with that quality.
@@ -151,7 +150,7 @@ def summarise(
     said = [
         f"Original, the dense tower that computes every token of every frame, reaches {_share(dense, quality)} "
         f"{words.name} ({words.meaning}) on {asked}{original.num_clips} test clips"
-        f"{_own_interval(original, quality)}."
+        f"{_sure(original, quality)}."
     ]
     every = headlines(points, quality, max_loss)
     limit = f"{_share((1 - max_loss) * dense, quality)} or more, that is within {per_cent(max_loss)} of Original"
@@ -250,11 +249,9 @@ def signed(change: float) -> str:
     return f"{100 * change:+.1f}".replace("-", "−")
 
 
-def _own_interval(point: ParetoPoint, quality: Quality) -> str:
-    low, high = getattr(point, f"{quality}_ci_low", None), getattr(point, f"{quality}_ci_high", None)
-    if low is None or high is None:
-        return ""
-    return f", with a 95 % interval from {_share(low, quality)} to {_share(high, quality)}"
+def _sure(point: ParetoPoint, quality: Quality) -> str:
+    interval = own_interval(point, quality)
+    return f", with a 95 % interval from {' to '.join(_share(end, quality) for end in interval)}" if interval else ""
 
 
 def _share(value: float, quality: Quality) -> str:

@@ -24,6 +24,7 @@ from dejavu.report.headline import (
     dominators,
     headlines,
     loss_interval,
+    own_interval,
     per_cent,
     relative_text,
     summarise,
@@ -120,14 +121,9 @@ def write_report(
     pictures: Mapping[str, Sequence[Picture]],
     facts: RunFacts,
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, a single file, whole or not at all.
 
-    Args:
-        path: Where; a single file.
-        points: As in pareto.csv, one Original among them.
-        tables: Break-downs and comparisons of the same run.
-        pictures: Those of the sections `pareto`, `drift` and `reuse`; a section without any is left out.
-        facts: What the run was.
+    Pictures are those of the sections `pareto`, `drift` and `reuse`; a section without any is left out.
 
     Raises:
         ValueError: There is not exactly one Original, or no measure that all points have.
@@ -176,7 +172,7 @@ def _context(
         "style": lambda method: styles_of([method])[method],
         "value": lambda one: getattr(one, quality),
         "loss_interval": lambda one: loss_interval(one, quality),
-        "own_interval": lambda one: _own_interval(one, quality),
+        "own_interval": lambda one: own_interval(one, quality),
         "verdict": lambda one: verdict(one, quality),
         "relative": relative_text,
         "per_cent": per_cent,
@@ -191,11 +187,6 @@ def _leads(rows: Sequence[Lead], dense_gflops: float) -> list[tuple[str, str, fl
         key = (row.method, row.setting, dense_gflops / row.gflops_per_frame)
         by_setting.setdefault(key, {})[row.baseline] = row.difference
     return [(*key, found) for key, found in by_setting.items()]
-
-
-def _own_interval(point: ParetoPoint, quality: str) -> tuple[float, float] | None:
-    low, high = getattr(point, f"{quality}_ci_low", None), getattr(point, f"{quality}_ci_high", None)
-    return None if low is None or high is None else (low, high)
 
 
 def _splits(rows: Sequence[BreakdownRow], quality: str) -> list[dict[str, Any]]:

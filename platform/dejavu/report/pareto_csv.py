@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from typing import Any
 
 from dejavu.records import ParetoPoint
-from dejavu.storage.store import write_text
+from dejavu.storage.store import write_csv
 from dejavu.storage.store_path import StorePath
 
 COLUMNS = tuple(field.name for field in fields(ParetoPoint))
@@ -21,12 +20,7 @@ _FLAGS = ("trained", "on_frontier")
 
 def write_pareto_csv(path: StorePath, points: Sequence[ParetoPoint]) -> None:
     """Write all points, whole or not at all; numbers are written so that they read back equal."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for point in points:
-        writer.writerow(_cell(getattr(point, column)) for column in COLUMNS)
-    write_text(path, text.getvalue())
+    write_csv(path, COLUMNS, (map(_cell, astuple(point)) for point in points))
 
 
 def read_pareto_csv(path: StorePath, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
@@ -63,10 +57,8 @@ def _carried(point: ParetoPoint) -> ParetoPoint:
     return replace(point, speedup=carried, timed_speedup=point.speedup)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _cell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _point(where: str, row: dict[str, str]) -> ParetoPoint:

@@ -22,10 +22,7 @@ _COLUMNS = ("accuracy", "acc_gqa", "agreement", "cosine_to_dense", "reuse_rate",
 def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:
     """Return the tag's value: one run's children on test clips, cheapest last, and the charts that compare them.
 
-    Args:
-        parent_id: The run whose children are shown.
-        quality: What stands on the charts' y axes.
-        now_ms: When it is saved, in milliseconds since 1970.
+    It says that it was saved `now_ms` milliseconds after 1970 began.
     """
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}' and params.`split` = 'test'",

@@ -27,17 +27,13 @@ from dejavu.report.frontier import (
     quality_of,
     words_of,
 )
+from dejavu.report.headline import loss_interval
 from dejavu.report.label_placement import Box, Points, Room, place
 from dejavu.report.published_points import PUBLISHED
 from dejavu.report.style import FAINT, GOLD, INK, MUTED, STYLES, Style, styles_of
 from dejavu.storage.store import atomic
 from dejavu.storage.store_path import StorePath
 
-_LOSS_INTERVALS: dict[Quality, tuple[str, str]] = {
-    "acc_gqa": ("acc_gqa_loss_ci_low", "acc_gqa_loss_ci_high"),
-    "accuracy": ("accuracy_loss_ci_low", "accuracy_loss_ci_high"),
-    "agreement": ("agreement_loss_ci_low", "agreement_loss_ci_high"),
-}
 _KEY = "gold and ringed: the frontier, with its settings; grey band: within {loss:g} % of Original"
 _BETWEEN = "   ·   "
 _CHARACTERS_PER_INCH = 13.5
@@ -178,13 +174,13 @@ def _about(points: Sequence[ParetoPoint], quality: Quality, max_loss: float) -> 
     words = words_of(points, quality)
     name = f"{words.name}: {words.meaning} (%)"
     about = [name[0].upper() + name[1:], f"{'/'.join(map(str, clips))} {points[0].split} clips"]
-    if quality in _LOSS_INTERVALS:
+    if quality != "cosine_to_dense":
         about.append("whiskers: 95 % interval of the difference to Original")
     return [_BETWEEN.join(about), _KEY.format(loss=100 * max_loss)]
 
 
 def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool) -> list[_Panel]:
-    reference = _published_series() if published else ()
+    reference = _all_series(PUBLISHED, "acc_gqa", "flops_reduction_published") if published else ()
     series = _all_series(points, quality, "flops_reduction")
     same_formulas = _all_series(points, quality, "flops_reduction_published")
     by_clock = _all_series(points, quality, "speedup")
@@ -209,7 +205,7 @@ def _panels(points: Sequence[ParetoPoint], quality: Quality, *, published: bool)
 def _all_series(
     points: Sequence[ParetoPoint], quality: Quality, gain: Gain | Literal["flops_reduction_published"]
 ) -> tuple[_Series, ...]:
-    dense, interval = original_quality(points, quality), _LOSS_INTERVALS.get(quality)
+    dense = original_quality(points, quality)
     points = mark_frontier(points, "speedup" if gain == "speedup" else "flops_reduction", quality)
     every = []
     for method, style in styles_of(point.method for point in points).items():
@@ -217,41 +213,22 @@ def _all_series(
         if not chosen:
             continue
         chosen.sort(key=lambda point: float(getattr(point, gain)))
-        whiskers = []
-        for point in chosen if interval else ():
-            low, high = (getattr(point, end) for end in interval or ())
-            if low is not None and high is not None and method != ORIGINAL:
-                whiskers.append((float(getattr(point, gain)), 100 * (dense + low), 100 * (dense + high)))
         every.append(
             _Series(
                 style=style,
                 x=np.array([float(getattr(point, gain)) for point in chosen]),
                 y=np.array([100 * float(getattr(point, quality)) for point in chosen]),
-                whiskers=tuple(whiskers),
+                whiskers=tuple(
+                    (float(getattr(point, gain)), 100 * (dense + interval[0]), 100 * (dense + interval[1]))
+                    for point in chosen
+                    if method != ORIGINAL and (interval := loss_interval(point, quality))
+                ),
                 settings=tuple(point.setting for point in chosen),
                 on_frontier=tuple(bool(point.on_frontier) for point in chosen),
                 untrained=any(point.trained is False for point in chosen),
             )
         )
     return tuple(every)
-
-
-def _published_series() -> tuple[_Series, ...]:
-    series = []
-    for method, style in styles_of(point.method for point in PUBLISHED).items():
-        chosen = [point for point in PUBLISHED if point.method == method]
-        series.append(
-            _Series(
-                style=style,
-                x=np.array([point.flops_reduction_published for point in chosen]),
-                y=np.array([100 * point.acc_gqa for point in chosen]),
-                whiskers=(),
-                settings=tuple(point.setting for point in chosen),
-                on_frontier=(False,) * len(chosen),
-                untrained=False,
-            )
-        )
-    return tuple(series)
 
 
 def _stairs(series: Sequence[_Series]) -> Points:
@@ -278,8 +255,7 @@ def _frame(axes: Axes, panel: _Panel, panels: Sequence[_Panel]) -> None:
     (left, right), (low, high) = _at_least(x, 0.5), _at_least(y, 1.0)
     axes.set_xlim(left - 0.04 * (right - left), right + 0.09 * (right - left))
     axes.set_ylim(low - 0.05 * (high - low), high + 0.07 * (high - low))
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)

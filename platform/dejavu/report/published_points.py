@@ -8,38 +8,32 @@ Source: the paper's figure (Déjà Vu, VLDB 2025) and its published artifact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+
+from dejavu.records import ParetoPoint
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedPoint:
-    """One point of the published figure."""
-
-    method: str
-    setting: str
-    acc_gqa: float
-    """A share of 1."""
-    flops_reduction_published: float
-    read_off: bool = False
-    """Read off the figure, hence approximate, rather than printed."""
+def _point(method: str, setting: str, acc_gqa: float, reduction: float) -> ParetoPoint:
+    known = ParetoPoint(method=method, setting=setting, split="test", num_clips=990)
+    return replace(known, acc_gqa=acc_gqa, flops_reduction_published=reduction)
 
 
-PUBLISHED: tuple[PublishedPoint, ...] = (
-    PublishedPoint("original", "", 0.157, 1.00),
-    PublishedPoint("reusevit", "R=4", 0.155, 2.53),
-    PublishedPoint("reusevit", "R=8", 0.149, 4.26),
-    PublishedPoint("reusevit", "R=32", 0.139, 6.29),
-    PublishedPoint("reusevit", "R=none", 0.136, 7.14),
-    PublishedPoint("eventful", "k=120", 0.148, 2.05),
-    PublishedPoint("eventful", "k=80", 0.147, 2.94),
-    PublishedPoint("eventful", "k=60", 0.137, 3.76),
-    PublishedPoint("eventful", "k=20", 0.133, 8.54),
-    PublishedPoint("cmc", "", 0.147, 1.15),
-    PublishedPoint("cmc", "", 0.141, 1.68),
-    PublishedPoint("cmc", "", 0.133, 5.46),
-    PublishedPoint("cmc", "", 0.132, 7.82),
-    PublishedPoint("diffrate", "", 0.147, 1.85, read_off=True),
-    PublishedPoint("diffrate", "", 0.129, 2.06),
-    PublishedPoint("diffrate", "", 0.099, 2.28),
-    PublishedPoint("diffrate", "", 0.092, 2.56),
+PUBLISHED = (
+    _point("original", "", 0.157, 1.00),
+    _point("reusevit", "R=4", 0.155, 2.53),
+    _point("reusevit", "R=8", 0.149, 4.26),
+    _point("reusevit", "R=32", 0.139, 6.29),
+    _point("reusevit", "R=none", 0.136, 7.14),
+    _point("eventful", "k=120", 0.148, 2.05),
+    _point("eventful", "k=80", 0.147, 2.94),
+    _point("eventful", "k=60", 0.137, 3.76),
+    _point("eventful", "k=20", 0.133, 8.54),
+    _point("cmc", "", 0.147, 1.15),
+    _point("cmc", "", 0.141, 1.68),
+    _point("cmc", "", 0.133, 5.46),
+    _point("cmc", "", 0.132, 7.82),
+    _point("diffrate", "", 0.147, 1.85),  # read off the figure, hence approximate
+    _point("diffrate", "", 0.129, 2.06),
+    _point("diffrate", "", 0.099, 2.28),
+    _point("diffrate", "", 0.092, 2.56),
 )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -38,10 +37,6 @@ def layer_rates(reuse_FLN: NDArray[np.bool_], num_prefix: int) -> NDArray[np.flo
 def plot_layer_rates(settings: Sequence[LayerRates], path: StorePath) -> None:
     """Draw settings in the order given, bright where everything is computed and dark where everything is reused.
 
-    Args:
-        settings: One row each, all of one tower.
-        path: A PNG, written whole or not at all.
-
     Raises:
         ValueError: There is no setting, or they are of different towers.
     """
@@ -54,7 +49,6 @@ def plot_layer_rates(settings: Sequence[LayerRates], path: StorePath) -> None:
     num_layers = widths.pop()
     rate_SL = np.stack([one.rate_L for one in settings])
     figure = Figure(figsize=(9.6, 0.9 + 0.3 * len(settings)), dpi=130, facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     picture = axes.imshow(rate_SL, aspect="auto", cmap="YlGnBu", vmin=0, vmax=1)
     styles = styles_of(one.method for one in settings)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -29,7 +28,7 @@ def plot_reuse_map(
     reuse_FLN: NDArray[np.bool_],
     path: StorePath,
     *,
-    class_FPP: NDArray[np.floating] | None = None,
+    class_FPP: NDArray[np.floating],
     num_columns: int = 8,
 ) -> None:
     """Draw some frames of a clip in columns: the picture, the macroblock classes, the share of boundaries reused.
@@ -38,7 +37,7 @@ def plot_reuse_map(
         rgb_FHWC: Decoded frames.
         reuse_FLN: True where a token was reused at a boundary; CLS first where N is one more than a square.
         path: A PNG, written whole or not at all.
-        class_FPP: Macroblock class 1, 2, 3, 4 or 6 of each patch; its row is left out where it is None.
+        class_FPP: Macroblock class 1, 2, 3, 4 or 6 of each patch.
         num_columns: Frames shown, evenly over the clip.
 
     Raises:
@@ -46,27 +45,23 @@ def plot_reuse_map(
     """
     share_FPP = reuse_share(reuse_FLN)
     num_frames = len(rgb_FHWC)
-    lengths = {len(share_FPP), num_frames, num_frames if class_FPP is None else len(class_FPP)}
-    if lengths != {num_frames} or num_frames == 0 or num_columns < 1:
+    if not len(share_FPP) == len(class_FPP) == num_frames or num_frames == 0 or num_columns < 1:
         raise ValueError(
             f"reuse map: got {num_frames} frames, {len(share_FPP)} maps and {num_columns} columns, expected the same "
             "frames in each and one column or more; pass one clip"
         )
     chosen = np.unique(np.linspace(0, num_frames - 1, min(num_columns, num_frames)).round().astype(int))
-    num_rows = 2 if class_FPP is None else 3
-    figure, grid = _grid(num_rows, len(chosen))
+    figure, grid = _grid(3, len(chosen))
     extent = (0.0, 1.0, 1.0, 0.0)  # patches and pixels share one square, whatever their numbers
     for column, frame in enumerate(chosen):
         rate = float(share_FPP[frame].mean())
         grid[0, column].set_title(f"frame {frame}\n{rate:.0%} reused", fontsize=8, color=INK, linespacing=1.4)
         grid[0, column].imshow(rgb_FHWC[frame], extent=extent, interpolation="antialiased")
-        if class_FPP is not None:
-            classes = grid[1, column].imshow(class_FPP[frame], extent=extent, cmap=CLASS_COLOURS, norm=CLASS_NORM)
+        classes = grid[1, column].imshow(class_FPP[frame], extent=extent, cmap=CLASS_COLOURS, norm=CLASS_NORM)
         shares = grid[-1, column].imshow(share_FPP[frame], extent=extent, cmap="magma", vmin=0, vmax=1)
-    for row, name in enumerate(("frame", *(() if class_FPP is None else ("codec",)), "reuse")):
+    for row, name in enumerate(("frame", "codec", "reuse")):
         grid[row, 0].set_ylabel(name, fontsize=9, color=INK, labelpad=8)
-    if class_FPP is not None:
-        _key(figure, grid[1, -1], classes, dict(zip((1, 2, 3, 4, 5.5), CLASS_NAMES.values(), strict=True)))
+    _key(figure, grid[1, -1], classes, dict(zip((1, 2, 3, 4, 5.5), CLASS_NAMES.values(), strict=True)))
     _key(figure, grid[-1, -1], shares, {0: "computed", 0.5: "half", 1: "reused"})
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -98,7 +93,6 @@ def _grid(num_rows: int, num_columns: int) -> tuple[Figure, NDArray[np.object_]]
     width = left + num_columns * (side + gap) + right
     height = top + num_rows * (side + gap) + bottom
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
     grid = np.empty((num_rows, num_columns), dtype=object)
     for row, column in np.ndindex(grid.shape):
         corner = (left + column * (side + gap), height - top - row * (side + gap) - side)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -35,33 +36,20 @@ class ReusedFrame:
 def follow(method: Method, backbone: Backbone, pieces: Iterable[DecodedFrames]) -> Iterator[ReusedFrame]:
     """Encode a video piece by piece and yield its frames in display order, in constant memory.
 
-    Args:
-        method: On the backbone's tower.
-        backbone: Prepares frames for it.
-        pieces: Consecutive frames of one video from its first on; all of them are one segment.
+    The pieces are consecutive, from its first frame on, and all of them are one segment.
     """
     device = method.vit.position.device
     memory = method.start(1)
     waiting: deque[tuple[NDArray[np.uint8], NDArray[np.float32], float]] = deque()
-    for piece, ended in _with_end(pieces):
+    for piece, following in pairwise(chain(pieces, [None])):
+        assert piece is not None, "the last one follows alone"
         waiting.extend(zip(piece.rgb_FHWC, piece.codec_F4PP[:, 0], piece.seconds_F.tolist(), strict=True))
         chunk = Chunk(
             pixels=(backbone.preprocess(piece.rgb_FHWC),),
             codec=(torch.from_numpy(piece.codec_F4PP).to(device),),
-            ended=(ended,),
+            ended=(following is None,),
         )
         encoded = method.encode(chunk, memory)
         memory = encoded.memory
         for reuse_LN in encoded.reuse[0].cpu().numpy():
             yield ReusedFrame(*waiting.popleft(), reuse_LN)
-
-
-def _with_end(pieces: Iterable[DecodedFrames]) -> Iterator[tuple[DecodedFrames, bool]]:
-    """Yield each piece with whether it is the last."""
-    held: DecodedFrames | None = None
-    for piece in pieces:
-        if held is not None:
-            yield held, False
-        held = piece
-    if held is not None:
-        yield held, True

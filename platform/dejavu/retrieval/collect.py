@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
 from dejavu.records import Transcoded, from_ranges
 from dejavu.retrieval.frame_index import LikelyClips, shard_name
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting
-from dejavu.storage.store import Store
-from dejavu.storage.store_path import StorePath, is_file, listed, side_by_side, storage_errors, store_path
+from dejavu.storage.store import Store, read_parquet
+from dejavu.storage.store_path import is_file, listed, side_by_side, storage_errors, store_path
 from reuse_models.registry import config_from_dict
 
 _CONTENT = re.compile(r'"content_id": "([^"]+)"')
@@ -45,9 +44,7 @@ class StoredSetting:
 def list_settings(store: Store, named: Iterable[StoredSetting] = ()) -> list[StoredSetting]:
     """List the settings that have embeddings, latest first; a setting that was described wins over one that is named.
 
-    Args:
-        store: Any store.
-        named: Settings that may be there without a description, as an older version left them.
+    Those `named` may be there without a description, as an older version left them.
     """
     found = {stored.setting.setting_id: stored for stored in named}
     for setting_id, note in store.described().items():
@@ -98,11 +95,6 @@ def _is_there(source: str) -> bool:
         return True
 
 
-def _read(shard: StorePath, chosen: pc.Expression | None) -> pa.Table:
-    with shard.open("rb") as file:
-        return pq.read_table(file, columns=list(COLUMNS), filters=chosen)
-
-
 def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips | None = None) -> Frames:
     """Read every frame that is embedded under any of the settings; one that several have is the first one's.
 
@@ -123,7 +115,7 @@ def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips |
         if likely is None or shard_name(path) in likely.shards
     ]
     chosen = None if likely is None else pc.field("content_id").isin(sorted(likely.content_ids))
-    tables = side_by_side(store.root, lambda one: (one[0], _read(one[1], chosen)), paths)
+    tables = side_by_side(store.root, lambda one: (one[0], read_parquet(one[1], COLUMNS, chosen)), paths)
     widths = sorted({table.schema.field("embedding").type.list_size for _, table in tables})
     if len(widths) != 1:
         raise ValueError(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -19,6 +18,8 @@ TILE_IN = 2.1
 CAPTION_IN = 0.5
 TITLE_IN = 0.5
 DPI = 110
+NUM_COLUMNS = 5
+"""Pictures in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,18 @@ class Tile:
     caption: str
 
 
-def draw_contact_sheet(tiles: Sequence[Tile], path: StorePath, *, title: str, num_columns: int = 5) -> None:
-    """Draw pictures in rows, each with a line in ink and one in grey below it.
-
-    Args:
-        tiles: In reading order.
-        path: A PNG, written whole or not at all.
-        title: Stands above all.
-        num_columns: Pictures in a row.
+def draw_contact_sheet(tiles: Sequence[Tile], path: StorePath, *, title: str) -> None:
+    """Draw pictures in reading order, each with a line in ink and one in grey below it, as a PNG, whole or not at all.
 
     Raises:
-        ValueError: There is no tile, or no column.
+        ValueError: There is no tile.
     """
-    if not tiles or num_columns < 1:
-        raise ValueError(f"contact sheet: got {len(tiles)} tiles and {num_columns} columns, expected 1 or more of each")
-    columns = min(num_columns, len(tiles))
+    if not tiles:
+        raise ValueError("contact sheet: got 0 tiles, expected 1 or more")
+    columns = min(NUM_COLUMNS, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     width, height = columns * TILE_IN, TITLE_IN + rows * (TILE_IN + CAPTION_IN)
     figure = Figure(figsize=(max(width, 2 * TILE_IN), height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
     across, tall = 1 / figure.get_figwidth(), 1 / height
     margin = 0.06
     figure.text(

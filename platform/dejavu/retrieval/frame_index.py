@@ -81,10 +81,6 @@ class FrameIndex:
     def likely(self, query_E: ArrayLike, top: int) -> LikelyClips:
         """Name the clips whose frames score best, CLIPS_PER_MOMENT for each of `top` moments.
 
-        Args:
-            query_E: Of any length but zero.
-            top: Moments wanted.
-
         Raises:
             ValueError: The query is of another width, or has no direction.
         """

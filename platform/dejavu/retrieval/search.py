@@ -121,10 +121,6 @@ def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
     Rows are widened block by block and multiplied while they are in cache: memory is read once, at half the bytes that
     float32 would need. Each thread has its own share of the rows, so that none waits for another before the end.
 
-    Args:
-        frames: The collection.
-        query_E: Of any length but zero.
-
     Raises:
         ValueError: The query is of another width, or has no direction.
     """
@@ -135,8 +131,7 @@ def cosines(frames: Frames, query_E: ArrayLike) -> NDArray[np.float32]:
             "have; embed text and frames with one backbone"
         )
     dot_R = _by_blocks(frames.embedding_RE, partial(torch.mv, vec=query / query.norm()))
-    cosine_R: NDArray[np.float32] = np.where(np.isfinite(frames.length_R), dot_R / frames.length_R, -np.inf)
-    return cosine_R
+    return np.where(np.isfinite(frames.length_R), dot_R / frames.length_R, -np.inf)
 
 
 def _by_blocks(rows_RE: NDArray[np.float16], kernel: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
@@ -173,11 +168,6 @@ def usual_cosines(frames: Frames, cosine_R: NDArray[np.float32]) -> NDArray[np.f
 def find_moments(frames: Frames, query_E: ArrayLike, config: MomentConfig) -> list[Moment]:
     """Return the moments that fit a query best, best first.
 
-    Args:
-        frames: The collection.
-        query_E: A text's embedding in the frames' space.
-        config: How many, how close, and how much of what is usual in a clip is taken off.
-
     Raises:
         ValueError: The query does not fit the frames.
     """
@@ -195,13 +185,7 @@ def best_moments(
 
     Greedy non-maximum suppression: the best frame is a moment; frames of its clip within `merge_s` of it, or inside
     the span of frames around it that score nearly as well, are no moments of their own; and so on. Equal scores go by
-    place in the collection.
-
-    Args:
-        frames: The collection.
-        score_R: What orders hits; -inf for a frame that is none.
-        cosine_R: As `cosines` returns.
-        config: How many, and how close.
+    place in the collection; -inf is for a frame that is none.
     """
     moments: list[Moment] = []
     taken: dict[int, list[tuple[float, float]]] = {}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
@@ -16,21 +15,63 @@ from numpy.typing import NDArray
 from dejavu.cluster.cluster import Pool
 from dejavu.cluster.ray_map import Row, configure, report_progress, waves
 from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, decode_batch, plan
-from dejavu.embedding.encode import BatchEncoder
+from dejavu.embedding.encode import EncodedSegment, encode_batch, load_backbone_for, to_table
 from dejavu.embedding.reader import Decode, DecodeRow, step_on
 from dejavu.observability.events import Work
 from dejavu.observability.metrics import failed, metered, watched
 from dejavu.records import Failure, Transcoded
 from dejavu.storage.setting import Setting
 from dejavu.video.decode import DecodedFrames
+from reuse_models.method import Method
 from reuse_models.registry import config_to_dict
 
 
-class Encoder(Protocol):
-    """What lives in an actor."""
+class EncodeRow:
+    """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
 
-    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
-        """Write one shard for each setting; again if need be, to the same place."""
+    def __init__(self, embedding: EmbedContext) -> None:
+        """Load the backbone onto the GPU where there is one."""
+        self.embedding, self.backbone = embedding, load_backbone_for(embedding)
+        self.methods: dict[str, Method] = {}
+
+    def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        # What comes out of the object store is read-only, which torch does not take: copied once, here.
+        row = {name: np.array(column[0]) for name, column in rows.items()}
+        batch = Batch.from_row(row)
+        frames, start = [], 0
+        for segment in batch.segments:
+            stop = start + segment.num_frames
+            frames.append(
+                DecodedFrames(
+                    rgb_FHWC=row["rgb"][start:stop],
+                    codec_F4PP=row["codec"][start:stop],
+                    seconds_F=row["seconds"][start:stop],
+                    picture_types="",
+                    codec_metadata=True,
+                )
+            )
+            start = stop
+        for setting in batch.settings:
+            self.encode(setting, DecodedBatch(batch.segments, tuple(frames), ()))
+        told = {name: [str(row[name])] for name in PASSED_ON if name in row}
+        return {**told, "num_frames": [str(start)]}
+
+    def encode(self, setting: Setting, decoded: DecodedBatch, stage: str = STAGE) -> None:
+        """Write what a setting makes of a batch as one shard, whole or not at all; again if need be, to its place."""
+        if not decoded.segments:
+            return
+        with metered(step_on("encode", decoded.segments, setting, stage)) as done:
+            table = to_table(decoded.segments, decoded.frames, self.run(setting, decoded))
+            units = [segment.unit_id for segment in decoded.segments]
+            self.embedding.store.write_embeddings(setting.setting_id, table, units)
+            done.num_frames = sum(segment.num_frames for segment in decoded.segments)
+
+    def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
+        """Put the frames through the setting's method."""
+        if setting.setting_id not in self.methods:
+            self.methods[setting.setting_id] = setting.config.build(self.backbone.vit)
+        method, chunk_frames = self.methods[setting.setting_id], self.embedding.config.chunk_frames
+        return encode_batch(method, self.backbone, decoded.frames, chunk_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +79,7 @@ class Kernels:
     """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmarks/overhead.py`)."""
 
     decode: Decode = decode_batch
-    encoder: Callable[[EmbedContext], Encoder] = BatchEncoder
+    encoder: type[EncodeRow] = EncodeRow
 
 
 REAL = Kernels()
@@ -61,12 +102,7 @@ def embed_clips(
 ) -> EmbedResult:
     """Embed every clip under every setting, skipping what the store holds.
 
-    Args:
-        clips: Transcoded clips, of one split.
-        settings: What each of them is embedded under.
-        embedding: Backbone, store and how clips are cut.
-        pool: The encoding actors.
-        part: Names this call in the failures table, such as the split: what failed in it before is replaced.
+    `part` names this call in the failures table, such as the split: what failed in it before is replaced.
     """
     batches = plan(clips, settings, embedding)
     for setting in settings if batches else ():
@@ -93,19 +129,18 @@ def embed_batches(
         waiting.subtract(pieces := json.loads(str(row["clip_ids"])))
         return sum(not waiting[clip_id] for clip_id in set(pieces))
 
-    results: Iterator[Row] = chain.from_iterable(_run(wave, embedding, pool, kernels) for wave in waves(batches, WAVE))
-    results = watched(results, Work(stage=STAGE, total=len(waiting), unit="clips", kept=kept), ended)
+    def encoded() -> Iterator[Row]:
+        for wave in waves(batches, WAVE):
+            # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
+            manifest = ray.data.from_items([batch.to_row() for batch in wave], override_num_blocks=len(wave))
+            decoded = manifest.map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
+            yield from encode_rows(decoded, len(wave), embedding, pool, kernels)
+
+    results = watched(encoded(), Work(stage=STAGE, total=len(waiting), unit="clips", kept=kept), ended)
     for row in report_progress(results, total=len(batches), stage=STAGE, unit="batches"):
         failures = [Failure(**failure) for failure in json.loads(str(row["failures"]))]
         failed(failures)
         yield from failures
-
-
-def _run(batches: Sequence[Batch], embedding: EmbedContext, pool: Pool, kernels: Kernels) -> Iterator[Row]:
-    # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
-    manifest = ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
-    decoded = manifest.map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
-    return encode_rows(decoded, len(batches), embedding, pool, kernels)
 
 
 def encode_rows(
@@ -116,8 +151,8 @@ def encode_rows(
     What a row tells beside its batch, in columns of PASSED_ON, comes out again.
     """
     encoded = decoded.map_batches(
-        EncodeRow,
-        fn_constructor_args=(embedding, kernels),
+        kernels.encoder,
+        fn_constructor_args=(embedding,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, num_blocks)),
         num_cpus=pool.cpus_per_actor,
@@ -138,35 +173,3 @@ def describe(setting: Setting, embedding: EmbedContext) -> None:
         "embedding": embedding.config.shaping(),
     }
     embedding.store.describe(setting.setting_id, note)
-
-
-class EncodeRow:
-    """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
-
-    def __init__(self, embedding: EmbedContext, kernels: Kernels) -> None:
-        self.encoder = kernels.encoder(embedding)
-
-    def __call__(self, rows: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
-        # What comes out of the object store is read-only, which torch does not take: copied once, here.
-        row = {name: np.array(column[0]) for name, column in rows.items()}
-        batch = Batch.from_row(row)
-        frames, start = [], 0
-        for segment in batch.segments:
-            stop = start + segment.num_frames
-            frames.append(
-                DecodedFrames(
-                    rgb_FHWC=row["rgb"][start:stop],
-                    codec_F4PP=row["codec"][start:stop],
-                    seconds_F=row["seconds"][start:stop],
-                    picture_types="",
-                    codec_metadata=True,
-                )
-            )
-            start = stop
-        decoded = DecodedBatch(batch.segments, tuple(frames), ())
-        for setting in batch.settings if batch.segments else ():
-            with metered(step_on("encode", batch.segments, setting)) as done:
-                self.encoder.encode([setting], decoded)
-                done.num_frames = start
-        told = {name: [str(row[name])] for name in PASSED_ON if name in row}
-        return {**told, "num_frames": [str(start)]}

@@ -19,12 +19,13 @@ import ray
 
 from dejavu.cluster.cluster import Pool
 from dejavu.cluster.ray_map import SPREAD_TIMEOUT_S, Row, configure, waves
-from dejavu.embedding.batch import STAGE, EmbedContext, cut
+from dejavu.embedding.batch import STAGE, EmbedContext
 from dejavu.embedding.reader import DecodeMade
+from dejavu.embedding.stored import complete_clips
 from dejavu.observability.metrics import failed
 from dejavu.records import Clip, Failure, Transcoded
 from dejavu.stages.embed import REAL, describe, encode_rows
-from dejavu.stages.transcode import geometry, source_key, transcode_one
+from dejavu.stages.transcode import geometry, name_sources, transcode_one
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import Store, write_json
 from dejavu.video.mp4 import TranscodeConfig
@@ -58,23 +59,12 @@ class VideosResult:
 def embed_videos(
     clips: Sequence[Clip], setting: Setting, embedding: EmbedContext, source: Source, pool: Pool
 ) -> VideosResult:
-    """Embed what the store lacks under this setting.
-
-    Args:
-        clips: Source videos.
-        setting: The method.
-        embedding: Backbone, store, and how clips are cut.
-        source: How videos become frames.
-        pool: The encoding actors.
-    """
+    """Embed what the store lacks under this setting."""
     store = embedding.store
-    keys, failures = _keys(clips, source)
-    records = {key: Transcoded(**json.loads(text)) for key, text in store.transcoded().items()}
-    pending = [clip for clip in clips if clip.clip_id in keys]
-    done = set(store.done(setting.setting_id))
-    found = {clip.clip_id: records[keys[clip.clip_id]] for clip in pending if keys[clip.clip_id] in records}
-    whole = {name for name, record in found.items() if _units(record, embedding) <= done}
-    pending = [clip for clip in pending if clip.clip_id not in whole]
+    named, failures = name_sources(clips, source.transcode, source.frame_px, source.view, STAGE)
+    keys = {clip.clip_id: key for clip, key in named}
+    whole = _complete(keys, setting, embedding)
+    pending = [clip for clip, _ in named if clip.clip_id not in whole]
     video_s, started = 0.0, time.monotonic()
     if pending:
         configure(SPREAD_TIMEOUT_S, pool.store_bytes)  # nothing comes of a task until its videos are transcoded
@@ -82,39 +72,24 @@ def embed_videos(
         shown = started
         for row in _run(pending, keys, setting, embedding, source, pool):
             failures += [Failure(**one) for one in json.loads(str(row["failures"]))]
-            failures += [Failure(clip_id=one["clip_id"], stage=STAGE, reason=one["error"]) for one in _refused(row)]
+            refused = [one for one in json.loads(str(row["made"])) if one["error"]]
+            failures += [Failure(clip_id=one["clip_id"], stage=STAGE, reason=one["error"]) for one in refused]
             video_s += int(str(row["num_frames"])) / source.transcode.fps
             if time.monotonic() - shown > PROGRESS_S:
                 shown = time.monotonic()
                 print(f"  embed: {video_s:.0f} s of video, {video_s / (shown - started):.1f} a second", flush=True)
     failed(failures)
     store.write_failures(STAGE, failures, part="videos")
-    records = {key: Transcoded(**json.loads(text)) for key, text in store.transcoded().items()}
-    done = set(store.done(setting.setting_id))
-    complete = {
-        name: records[key] for name, key in keys.items() if key in records and _units(records[key], embedding) <= done
-    }
+    complete = _complete(keys, setting, embedding)
     return VideosResult(complete, len(complete) - len(whole), video_s, tuple(failures))
 
 
-def _keys(clips: Sequence[Clip], source: Source) -> tuple[dict[str, str], list[Failure]]:
-    keys: dict[str, str] = {}
-    failures = []
-    for clip in clips:
-        try:
-            keys[clip.clip_id] = source_key(clip, source.transcode, source.frame_px, source.view)
-        except OSError as error:
-            reason = f"{clip.path}: {error.strerror or error}"
-            failures.append(Failure(clip_id=clip.clip_id, stage=STAGE, reason=reason))
-    return keys, failures
-
-
-def _units(record: Transcoded, embedding: EmbedContext) -> set[str]:
-    return {segment.unit_id for segment in cut([record], embedding.config.segment_frames)}
-
-
-def _refused(row: Row) -> list[Row]:
-    return [one for one in json.loads(str(row["made"])) if one["error"]]
+def _complete(keys: Mapping[str, str], setting: Setting, embedding: EmbedContext) -> dict[str, Transcoded]:
+    """Return the records of the clips whose embeddings are complete."""
+    texts = embedding.store.transcoded()
+    records = [Transcoded(**json.loads(texts[key])) for key in keys.values() if key in texts]
+    complete = complete_clips(embedding, setting, records)
+    return {record.clip_id: record for record in records if record.clip_id in complete}
 
 
 def _run(  # noqa: PLR0913, PLR0917  one call, in one place

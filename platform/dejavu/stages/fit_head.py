@@ -87,13 +87,8 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
 ) -> HeadFit:
     """Fit a head unless the store has it.
 
-    Args:
-        clips: Of the training and the validation split; Original's embeddings of both must be in the store.
-        questions: About them.
-        original: The setting whose embeddings are learned from.
-        embedding: Backbone, store and how videos are cut.
-        config: The head's sizes, schedule and text encoder.
-        prompt: The experiment's.
+    Clips are those of training and validation; Original's embeddings of both must be in the store. `prompt` is the
+    experiment's.
 
     Raises:
         TrainError: There is nothing to learn from, or the loss is no number any more.

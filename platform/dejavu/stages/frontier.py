@@ -12,8 +12,8 @@ import yaml
 
 from dejavu.cluster.cluster import PACKAGES_ROOT
 from dejavu.observability.tracking import Run, Tracking
-from dejavu.records import EvalRow, ParetoPoint
-from dejavu.report.breakdown import agreement_columns
+from dejavu.records import ParetoPoint
+from dejavu.report.breakdown import agreement_columns, metric_columns
 from dejavu.report.equal_flops import Item, Lead, Scored, leads
 from dejavu.report.frontier import (
     GAINS,
@@ -33,7 +33,6 @@ from dejavu.report.style import styles_of
 from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.storage.store_path import StorePath, is_file
-from dejavu.tasks.bootstrap import Metric, bootstrap, paired_bootstrap
 from dejavu.tasks.class_readers import Reader
 from reuse_models.artifact import flops as flops_published
 from reuse_models.baselines.cmc import CmcConfig
@@ -100,11 +99,9 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         reuse_rate=score.reuse_rate,
         gflops_per_frame=score.gflops_per_frame,
         flops_reduction=flops_reduction,
-        accuracy=score.accuracy,
-        acc_gqa=task.acc_gqa if task else None,
         miop=task.miop if task else None,
         miou=task.miou if task else None,
-        cosine_to_dense=score.fidelity.mean,
+        cosine_to_dense=score.cosine_to_dense,
         flops_reduction_published=_reduction_published(score, original, evidence.shape),
         ms_per_frame=timing.ms_per_frame if timing else None,
         speedup=timing.speedup * flops_reduction / timed_reduction if timing and timed_reduction else None,
@@ -115,8 +112,8 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         decode_ms_per_frame=timing.decode_ms_per_frame if timing else None,
         codec_ms_per_frame=timing.codec_ms_per_frame if timing else None,
         trained=_trained(score.setting.config),
-        **_intervals("accuracy", "correct", score.rows, original.rows, evidence.seed),
-        **(_intervals("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
+        **metric_columns("accuracy", "correct", score.rows, original.rows, evidence.seed),
+        **(metric_columns("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
         **_recalls(score),
         **_other_readers(score, original, evidence.seed),
         **_difference(score, evidence),
@@ -130,7 +127,7 @@ def _other_readers(score: SettingScore, original: SettingScore, seed: int) -> di
     for reader, name in READER_COLUMNS.items():
         if reader in score.by_reader:
             ours, dense = score.by_reader[reader], original.by_reader[reader]
-            columns |= {name: ours.accuracy, **_intervals(name, "correct", ours.rows, dense.rows, seed)}
+            columns |= metric_columns(name, "correct", ours.rows, dense.rows, seed)
     return columns
 
 
@@ -215,21 +212,6 @@ def published_flops(config: MethodConfig, shape: VitShape, reuse_rate: float) ->
     return None
 
 
-def _intervals(
-    name: str, metric: Metric, rows: Sequence[EvalRow], dense: Sequence[EvalRow], seed: int
-) -> dict[str, Any]:
-    """Return the interval of the metric itself and of its paired difference to Original; none without questions."""
-    if not rows:
-        return {}
-    alone, difference = bootstrap(rows, metric, seed=seed), paired_bootstrap(rows, dense, metric, seed=seed)
-    return {
-        f"{name}_ci_low": alone.low,
-        f"{name}_ci_high": alone.high,
-        f"{name}_loss_ci_low": difference.low,
-        f"{name}_loss_ci_high": difference.high,
-    }
-
-
 def draw_frontier(
     points: Sequence[ParetoPoint], results: StorePath, *, title: str, published: bool, max_loss: float = MAX_LOSS
 ) -> None:
@@ -261,11 +243,8 @@ def log_frontier(
 ) -> str:
     """Log one parent run with the plot and the summary, and one child for each point; return the parent's id.
 
-    Args:
-        points: On test clips, Original first.
-        journal: Where to, and what else belongs to the run.
-        results: Its folder.
-        max_loss: The share of Original's quality that the summary's settings may lose.
+    Points are on test clips, Original first. `max_loss` is the share of its quality that the summary's settings may
+    lose.
     """
     quality, tracking = quality_of(points), journal.tracking
     summary: dict[str, float | None] = {}

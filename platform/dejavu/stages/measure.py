@@ -372,11 +372,7 @@ def _silent() -> Iterator[None]:
 
 
 def peak_bytes(watched: profile) -> int:
-    """Return the most bytes that were allocated at once on the CPU, above what was there when the profile began.
-
-    Args:
-        watched: A finished profile with memory.
-    """
+    """Return the most bytes that were allocated at once on the CPU, above what was there when the profile began."""
     recorded: Any = watched.profiler
     events = recorded.kineto_results.events()
     changes = sorted(

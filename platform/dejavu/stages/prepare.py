@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +15,7 @@ from dejavu.datasets.splits import GroupBy, Splitting, add_training, split_folde
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
 from dejavu.datasets.video_folder import clips_by_name
 from dejavu.records import Clip, Dataset, Split
-from dejavu.storage.store import write_text
+from dejavu.storage.store import write_csv
 from dejavu.storage.store_path import StorePath, side_by_side, store_path
 
 DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder", "class_folders"]
@@ -62,11 +60,7 @@ def load_videos(videos: StorePath, train_on: StorePath | None, group_by: GroupBy
 
 def write_splits(path: StorePath, clips: Sequence[Clip]) -> None:
     """Write which split each clip is in, one row each."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["clip", "split", "path"])
-    writer.writerows([clip.clip_id, clip.split, clip.path] for clip in clips)
-    write_text(path, buffer.getvalue())
+    write_csv(path, ["clip", "split", "path"], ((clip.clip_id, clip.split, clip.path) for clip in clips))
 
 
 def draw_world(root: StorePath, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:

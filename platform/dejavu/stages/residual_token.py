@@ -18,8 +18,8 @@ import ray
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
 from dejavu.embedding.batch import EmbedContext
-from dejavu.embedding.stored import clips_identity, read_embeddings
-from dejavu.embedding.windows import SHUFFLED_WINDOWS, Window, WindowStream, num_windows, to_batch
+from dejavu.embedding.stored import clips_identity
+from dejavu.embedding.windows import SHUFFLED_WINDOWS, Window, open_windows, to_batch
 from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Failure, Transcoded
@@ -70,12 +70,8 @@ def fit_residual_token(
 ) -> TokenResult:
     """Fit the token unless the store has it.
 
-    Args:
-        clips: By split, `train` and `val`; the dense embeddings of both must be in the store.
-        original: Dense: the teacher.
-        backbone: The tower; the task loads it by `embedding.backbone`.
-        embedding: Where the clips lie.
-        config: How long.
+    Clips are by split, `train` and `val`; the dense embeddings of both must be in the store. The task loads the tower
+    by `embedding.backbone`.
 
     Raises:
         TrainError: No training clip is long enough, no machine has the memory, or the loss is no number.
@@ -183,7 +179,7 @@ def _fit(
 ) -> Outcome:
     return_large_blocks()  # the bound on this task's memory says so
     backbone = load_backbone(embedding.backbone, embedding.image_px, device="auto")
-    stream, judges = (_stream(clips, original, embedding) for clips in (train, held_out))
+    stream, judges = (open_windows(embedding, original, clips) for clips in (train, held_out))
 
     def steps() -> Iterator[list[Pairs]]:
         windows = stream.shuffled(config.seed)
@@ -191,8 +187,7 @@ def _fit(
             yield [pairs_of(next(windows), backbone) for _ in range(config.windows_per_step)]
 
     try:
-        wanted = min(HELD_OUT_WINDOWS, num_windows(judges.clips))
-        judged = [pairs_of(window, backbone) for window in itertools.islice(judges.windows(0, per_visit=1), wanted)]
+        judged = [pairs_of(window, backbone) for window in judges.first(HELD_OUT_WINDOWS)]
         with metered(Step(stage="train", step=STAGE)) as done:
             found = fit_tokenizer(backbone.vit, steps(), judged, config)
             done.num_frames = frames_seen(config)
@@ -204,12 +199,6 @@ def _fit(
 def frames_seen(config: TokenFitConfig) -> int:
     """Return how many frames a fit computes, each with some of its patches."""
     return config.steps * config.windows_per_step * _pairs_in_window()
-
-
-def _stream(clips: Sequence[Transcoded], original: Setting, embedding: EmbedContext) -> WindowStream:
-    teacher = read_embeddings(embedding, original, clips)
-    readable = [clip for clip in clips if clip.clip_id in teacher]
-    return WindowStream(readable, {name: found.embeddings_FE for name, found in teacher.items()}, embedding)
 
 
 def _worth(found: TokenFit, judged: bool) -> dict[str, float | None]:

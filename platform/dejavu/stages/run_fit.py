@@ -41,16 +41,11 @@ class FitRun:
 def run_fit(worker: Callable[[dict[str, Any]], None], told: dict[str, Any], fit: FitRun) -> Iterator[tuple[Path, Any]]:
     """Run a fit to its end; give its last checkpoint's folder, for as long as it is looked at, and its progress.
 
-    Args:
-        worker: What each worker runs.
-        told: What it is given.
-        fit: How.
-
     Raises:
         TrainError: Workers failed too often, or the fit says itself that it broke.
         KeyboardInterrupt: Ctrl-C.
     """
-    storage = ray_storage(fit.folder)
+    path, filesystem = ray_storage(fit.folder)
     trainer = TorchTrainer(
         worker,
         train_loop_config=told,
@@ -61,8 +56,8 @@ def run_fit(worker: Callable[[dict[str, Any]], None], told: dict[str, Any], fit:
         ),
         run_config=RunConfig(
             name=fit.name,
-            storage_path=storage.path,
-            storage_filesystem=storage.filesystem,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=fit.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

@@ -17,7 +17,7 @@ from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, 
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.storage.setting import Setting
 from dejavu.tasks.class_readers import ClassReaders, Reader
-from dejavu.tasks.fidelity import Fidelity, frame_cosines, score_fidelity
+from dejavu.tasks.fidelity import frame_cosines
 from dejavu.tasks.grounded_qa import score
 from dejavu.tasks.multiple_choice import score_choices
 from dejavu.tasks.neighbours import Agreement, NeighbourSearch, agreement, choose_queries
@@ -36,7 +36,7 @@ class SettingScore:
     num_frames: int
     reuse_rate: float
     gflops_per_frame: float
-    fidelity: Fidelity
+    cosine_to_dense: float
     task: TaskScore | None
     """None where the dataset has no answers with spans."""
 
@@ -119,11 +119,7 @@ def score_settings(
     In memory at once: a part of Original's embeddings and of one setting's; of all frames, each setting's cosines, and
     the embeddings of at most MAX_QUERIES of them. The store is read twice, the second time for nearest frames.
 
-    Args:
-        settings: Those to score, `original` among them or not.
-        original: What fidelity is measured against; its embeddings must be in the store.
-        eval_set: Clips and questions.
-        embedding: Where embeddings lie and how clips were cut.
+    `original`, among the settings or not, is what fidelity is measured against; its embeddings must be in the store.
 
     Raises:
         ValueError: No clip has embeddings under every setting.
@@ -207,7 +203,7 @@ class _Accumulator:
             num_frames=num_frames,
             reuse_rate=math.fsum(self.reuse_rates) / num_frames,
             gflops_per_frame=math.fsum(self.flops) / num_frames / 1e9,
-            fidelity=score_fidelity(self.cosines).overall,
+            cosine_to_dense=float(np.concatenate(list(self.cosines.values())).mean()),
             task=by_span.get(self.eval_set.span, zero_shot),
             by_span=by_span,
             by_reader=by_reader,

@@ -83,11 +83,7 @@ def search_schedules(
 ) -> SchedulesResult:
     """Search what the store lacks.
 
-    Args:
-        clips: Training clips.
-        backbone: A tower with CLS; tasks load it by `embedding.backbone`.
-        embedding: Where the clips lie.
-        config: Targets and effort.
+    Clips are those of training. The tower has a CLS; tasks load it by `embedding.backbone`.
 
     Raises:
         TrainError: There are too few frames, a target is out of the tower's reach, or no machine has the memory.

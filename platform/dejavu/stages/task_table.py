@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from dejavu.records import TaskScore
 from dejavu.stages.score import SettingScore
-from dejavu.storage.store import write_text
+from dejavu.storage.store import write_csv
 from dejavu.storage.store_path import StorePath
 from dejavu.tasks.grounded_qa import TYPE_GROUPS
 
@@ -23,13 +21,8 @@ def write_task_scores(path: StorePath, scores: Sequence[SettingScore]) -> None:
     A question type that nobody asked is an empty cell; all other values are counts or shares of 1.
     """
     rows = [_row(score, span, task) for score in scores for span, task in _tasks(score).items()]
-    if not rows:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    if rows:
+        write_csv(path, COLUMNS, ([row.get(column) for column in COLUMNS] for row in rows))
 
 
 def _tasks(score: SettingScore) -> Mapping[str, TaskScore]:

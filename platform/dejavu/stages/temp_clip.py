@@ -93,11 +93,8 @@ class TrainedHead:
 def open_head(config: TaskConfig, backbone: Backbone, prompt: str, weights: StorePath | None = None) -> TrainedHead:
     """Read a head and its text encoder; everything that could not be used is refused here, before any work.
 
-    Args:
-        config: Names the checkpoint and the text encoder.
-        backbone: Whose frame embeddings it will see.
-        prompt: The experiment's, for the backbone's text tower.
-        weights: A head that was trained here, instead of the checkpoint.
+    `prompt` is the experiment's, for the backbone's text tower; `weights` are those of a head that was trained here,
+    instead of the checkpoint.
 
     Raises:
         BackboneError: The text encoder is not there, is no RoBERTa, or is another than the checkpoint's.

@@ -96,13 +96,9 @@ def train_addons(
 ) -> TrainResult:
     """Fit what the store lacks.
 
-    Args:
-        clips: By split, `train` and `val`; the dense embeddings of both must be in the store.
-        original: Dense: the teacher.
-        embedding: Backbone, store and how videos are read.
-        config: Targets and schedule.
-        watch: Given the folder of each add-on that will be fitted, returns what is called with the curves so far, by
-            target, whenever they have grown.
+    Clips are by split, `train` and `val`; the dense embeddings of both must be in the store. `watch`, given the folder
+    of each add-on that will be fitted, returns what is called with the curves so far, by target, whenever they have
+    grown.
 
     Raises:
         TrainError: The clips do not do, the teacher's embeddings are not those of this backbone and transcode, or the

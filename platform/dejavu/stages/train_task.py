@@ -13,6 +13,7 @@ from dejavu.backbones.shared import Arrays, BackboneOutline
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.windows import SHUFFLED_WINDOWS, num_windows
 from dejavu.records import Transcoded
+from dejavu.storage.one_line import OneLineError
 from dejavu.storage.setting import Setting
 from reuse_models.reusevit.addon import addon_shape
 from reuse_models.training.fit import FitConfig
@@ -21,7 +22,7 @@ from reuse_models.training.memory import TrainingMemory
 from reuse_models.training.warm_up import WarmUpConfig
 
 
-class TrainError(RuntimeError):
+class TrainError(OneLineError):
     """Training cannot begin, or broke off; one line says why and what to do."""
 
 

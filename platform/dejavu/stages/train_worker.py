@@ -23,8 +23,7 @@ from dejavu.backbones.shared import from_arrays
 from dejavu.embedding.batch import EmbedContext, cut, decode_batch
 from dejavu.embedding.calibrate import PROBED_BIASES, rate_curve
 from dejavu.embedding.encode import load_backbone_for
-from dejavu.embedding.stored import read_embeddings
-from dejavu.embedding.windows import STAGE, Window, WindowStream, in_parts, num_windows, to_batch
+from dejavu.embedding.windows import STAGE, Window, in_parts, num_windows, open_windows, to_batch
 from dejavu.observability.metrics import Step, first_line, metered
 from dejavu.records import Failure
 from dejavu.stages.fit_plan import FitPlan
@@ -83,11 +82,7 @@ class AddonTrainer:
         self.task, self.backbone, self.plan, self.rank, self.world = task, backbone, plan, rank, world
         config = task.config
         by_content = sorted(task.train, key=lambda clip: clip.content_id)
-        mine = by_content[rank::world]
-        stored = read_embeddings(task.embedding, task.original, mine)
-        teacher = {name: found.embeddings_FE for name, found in stored.items()}
-        readable = [clip for clip in mine if clip.clip_id in teacher]
-        self.stream = WindowStream(readable, teacher, task.embedding)
+        self.stream = open_windows(task.embedding, task.original, by_content[rank::world])
         self.fits: list[TargetFit] = []
         for target in task.targets:
             fit = Fit(
@@ -242,13 +237,8 @@ class AddonTrainer:
         clips = sorted(self.task.validation, key=lambda clip: clip.content_id)
         if self.rank or not clips:
             return []
-        teacher = read_embeddings(self.task.embedding, self.task.original, clips)
-        clips = [clip for clip in clips if clip.clip_id in teacher]
-        dense = {name: found.embeddings_FE for name, found in teacher.items()}
-        stream = WindowStream(clips, dense, self.task.embedding)
-        windows = stream.windows(0, per_visit=1)
-        wanted = min(self.task.config.validation_windows, num_windows(clips))
-        return [next(windows) for _ in range(wanted)]
+        stream = open_windows(self.task.embedding, self.task.original, clips)
+        return stream.first(self.task.config.validation_windows)
 
     def _end_epoch(self, validation: Sequence[Window], began: int) -> None:
         """End an epoch of every fit that goes on, then report."""

@@ -35,11 +35,7 @@ class TranscodeResult:
 def source_key(clip: Clip, config: TranscodeConfig, frame_px: int, view: float = 1.0) -> str:
     """Name a source, and what is made of it, without reading it.
 
-    Args:
-        clip: The source.
-        config: How it is transcoded.
-        frame_px: Side of the transcoded frames.
-        view: Share of the centre square's side that they show.
+    `view` is the share of the centre square's side that frames show.
 
     Raises:
         OSError: The file is gone or cannot be looked at.
@@ -96,6 +92,32 @@ def one_task_each(make: Make, rows: Sequence[Row], kept: int) -> Iterator[Row]:
     return spread(make, rows, stage=STAGE, kept=kept)
 
 
+def one_after_the_other(make: Make, rows: Sequence[Row], _: int) -> Iterator[Row]:
+    """Run the kernel in this process, without a cluster."""
+    return map(make, rows)
+
+
+def name_sources(
+    clips: Sequence[Clip], config: TranscodeConfig, frame_px: int, view: float, stage: str = STAGE
+) -> tuple[list[tuple[Clip, str]], list[Failure]]:
+    """Name sources as `source_key` does; those that cannot be looked at are failures of the stage."""
+
+    def name(clip: Clip) -> str | OSError:
+        try:
+            return source_key(clip, config, frame_px, view)
+        except OSError as error:
+            return error
+
+    named: list[tuple[Clip, str]] = []
+    failures = []
+    for clip, key in zip(clips, side_by_side(store_path(clips[0].path), name, clips) if clips else (), strict=True):
+        if isinstance(key, OSError):
+            failures.append(Failure(clip_id=clip.clip_id, stage=stage, reason=f"{clip.path}: {key.strerror or key}"))
+        else:
+            named.append((clip, key))
+    return named, failures
+
+
 def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips, and how
     clips: Sequence[Clip],
     store: Store,
@@ -115,24 +137,14 @@ def transcode_clips(  # noqa: PLR0913  as few as say what is made of which clips
     """
     done: dict[str, Transcoded] = {}
     pending: list[Row] = []
-    failures: list[Failure] = []
+    named, failures = name_sources(clips, config, frame_px, view)
     records, mp4s = store.transcoded(), list_names(store.mp4_dir, ".mp4")
     shared = {"store": str(store.root), **geometry(frame_px, view), "config": asdict(config)}
 
-    def name(clip: Clip) -> str | OSError:
-        try:
-            return source_key(clip, config, frame_px, view)
-        except OSError as error:
-            return error
-
-    at = store_path(clips[0].path) if clips else store.root
-    for clip, key in zip(clips, side_by_side(at, name, clips), strict=True):
-        if isinstance(key, OSError):
-            failures.append(Failure(clip_id=clip.clip_id, stage=STAGE, reason=f"{clip.path}: {key.strerror or key}"))
-            continue
+    for clip, key in named:
         if key in records:
             record = Transcoded(**json.loads(records[key]))
-            if record.path.rpartition("/")[2] in mp4s and config.leniency.bears(record.damaged_share):
+            if record.path.rpartition("/")[2] in mp4s and config.bears(record.damaged_share):
                 done[clip.clip_id] = record
                 continue
         if make:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
 from dejavu.records import Failure, Transcoded
-from dejavu.storage.store import Store, write_text
+from dejavu.storage.one_line import OneLineError
+from dejavu.storage.store import Store, write_csv
 from dejavu.storage.store_path import StorePath
 
 SHOWN = 5
 """Clips whose remarks are printed; all stand in the table."""
 
 
-class TooManyFailures(RuntimeError):  # noqa: N818  it is what happened, not what went wrong in the code
+class TooManyFailures(OneLineError):  # noqa: N818  it is what happened, not what went wrong in the code
     """More clips failed than the run allows; the message ends in the table."""
 
 
@@ -22,7 +21,7 @@ def write_failures_csv(store: Store, path: StorePath) -> list[Failure]:
     """Write what every stage could not do, one row per clip and stage, and return it."""
     failures = store.failures()
     rows = ([failure.clip_id, failure.stage, failure.reason] for failure in failures)
-    _write(path, ["clip", "stage", "reason"], rows)
+    write_csv(path, ["clip", "stage", "reason"], rows)
     return failures
 
 
@@ -34,18 +33,10 @@ def write_odd_csv(clips: Iterable[Transcoded], results: StorePath) -> list[Trans
         for clip in odd
         if clip.damaged_share
     )
-    _write(results / "damaged.csv", ["clip", "damaged", "missing", "share", "concealed_frames"], damaged)
+    write_csv(results / "damaged.csv", ["clip", "damaged", "missing", "share", "concealed_frames"], damaged)
     remarks = ([clip.clip_id, clip.remarks] for clip in odd if clip.remarks)
-    _write(results / "remarks.csv", ["clip", "remarks"], remarks)
+    write_csv(results / "remarks.csv", ["clip", "remarks"], remarks)
     return odd
-
-
-def _write(path: StorePath, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
 
 
 def say_odd(odd: Sequence[Transcoded]) -> list[str]:
@@ -62,13 +53,7 @@ def say_odd(odd: Sequence[Transcoded]) -> list[str]:
 
 
 def check_failures(failures: Sequence[Failure], num_clips: int, num_left: int, limit: float) -> None:
-    """End the run where too much failed, or nothing is left.
-
-    Args:
-        failures: Of all stages.
-        num_clips: Clips that the dataset has.
-        num_left: Clips that are still in the run.
-        limit: Share of clips that may fail, 0..1.
+    """End the run where more than a share of the clips, 0..1, failed, or nothing is left.
 
     Raises:
         TooManyFailures: The share is above the limit, or no clip is left.

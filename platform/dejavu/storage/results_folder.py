@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dejavu.storage.store import StoreError
-from dejavu.storage.store_path import StorePath, store_path
+from dejavu.storage.store_path import StorePath, is_file, store_path
 
 
 def results_folder(recipe: str, given: StorePath | None) -> StorePath:
     """Return where this recipe's run writes: an absolute path, or an address in an object store.
 
     A submitted job runs in Ray's own copy of the project, which Ray deletes: it never writes there.
-
-    Args:
-        recipe: Its name is that of the folder, unless another is given.
-        given: What stands on the command line.
 
     Raises:
         StoreError: A submitted job was given a relative path, or none where there is no home.
@@ -52,6 +51,12 @@ def _default_folder(recipe: str) -> Path:
                 "--results: got none and no home, expected a folder to write to; give --results"
             ) from error
     return Path.cwd() / "results" / recipe
+
+
+def read_config(results: StorePath) -> dict[str, Any]:
+    """Return the configuration of a run's results folder; nothing where there is none."""
+    path = results / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if is_file(path) else {}
 
 
 def in_submitted_job() -> bool:

@@ -78,11 +78,7 @@ ENCODED_BY = ("dejavu.embedding.batch", "dejavu.embedding.encode")
 
 @cache
 def kernel_version(*modules: str) -> str:
-    """Hash the code that some modules' numbers follow from, decoding and preprocessing included.
-
-    Args:
-        modules: Dotted names, such as that of a method's config.
-    """
+    """Hash the code that numbers of some modules (dotted names) follow from, decoding and preprocessing included."""
     return closure_version((*modules, *DECODED_BY), alone=ENCODED_BY)
 
 
@@ -93,9 +89,8 @@ def with_local_weights(config: MethodConfig) -> MethodConfig:
 
     if not isinstance(config, ReuseVitConfig | ResidualVitConfig) or config.weights is None:
         return config
-    if isinstance(store_path(config.weights), Path):
-        return config
-    return replace(config, weights=_fetched(config.weights))
+    is_local = isinstance(store_path(config.weights), Path)
+    return config if is_local else replace(config, weights=_fetched(config.weights))
 
 
 @cache

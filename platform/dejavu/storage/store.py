@@ -17,8 +17,10 @@ object store, it is put there whole from a temporary file here.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -39,6 +41,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from dejavu.records import Failure
+from dejavu.storage.one_line import OneLineError
 from dejavu.storage.store_path import StorePath, is_file, listed, names_below, storage_errors
 
 IDENTITIES_KEY = b"dejavu.identities"
@@ -56,7 +59,7 @@ NUM_READERS = 16
 _Written = TypeVar("_Written")
 
 
-class StoreError(RuntimeError):
+class StoreError(OneLineError):
     """The results folder cannot be used; one line says why and what to do."""
 
 
@@ -162,6 +165,15 @@ def write_text(target: StorePath, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_csv(target: StorePath, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table atomically, UTF-8; an empty cell for None."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(target, text.getvalue())
+
+
 def write_json(target: StorePath, value: Any) -> None:
     """Write JSON atomically, keys in the order given."""
     write_text(target, json.dumps(value, indent=2) + "\n")
@@ -236,13 +248,8 @@ class Store:
         names = sorted(identities)
         target = self.embeddings_dir(setting_id) / f"{identity({'shard': names})}.parquet"
         metadata = {**(table.schema.metadata or {}), IDENTITIES_KEY: json.dumps(names).encode()}
-
-        def write() -> StorePath:
-            with atomic(target) as temporary:
-                pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
-            return target
-
-        return retry_io(write)
+        retry_io(lambda: _write_parquet(target, table.replace_schema_metadata(metadata)))
+        return target
 
     def done(self, setting_id: str) -> dict[str, StorePath]:
         """Index what is embedded under one setting: identity -> shard, from the footers of new shards alone."""
@@ -266,12 +273,7 @@ class Store:
         """Keep the embeddings of texts, under a name that says what made them."""
         flat = pa.array(embeddings_TE.astype(np.float32, copy=False).ravel())
         rows = {"text": list(texts), "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings_TE.shape[1])}
-
-        def write() -> None:
-            with atomic(self._texts_path(name)) as temporary:
-                pq.write_table(pa.table(rows), temporary, compression="zstd")
-
-        retry_io(write)
+        retry_io(lambda: _write_parquet(self._texts_path(name), pa.table(rows)))
 
     def read_texts(self, name: str) -> NDArray[np.float32] | None:
         """Return what was kept, [T, E]; None where nothing was."""
@@ -319,10 +321,10 @@ class Store:
         return sorted(found, key=lambda failure: (failure.stage, failure.clip_id, failure.reason))
 
 
-def read_parquet(path: StorePath, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some columns of it."""
+def read_parquet(path: StorePath, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+    """Read a Parquet file, or some columns of it, or the rows that a pyarrow expression chooses."""
     with path.open("rb") as file:
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        return pq.read_table(file, columns=None if columns is None else list(columns), filters=filters)
 
 
 def list_names(folder: StorePath, suffix: str) -> set[str]:
@@ -355,5 +357,9 @@ def _read_index(path: StorePath) -> dict[str, str]:
 
 
 def _write_index(target: StorePath, facts: Mapping[str, str]) -> None:
+    _write_parquet(target, pa.table({"file": list(facts), "says": list(facts.values())}))
+
+
+def _write_parquet(target: StorePath, table: pa.Table) -> None:
     with atomic(target) as temporary:
-        pq.write_table(pa.table({"file": list(facts), "says": list(facts.values())}), temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd")

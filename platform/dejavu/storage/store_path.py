@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -124,19 +123,13 @@ def storage_errors() -> tuple[type[BaseException], ...]:
     return (OSError, *(getattr(module, error) for module, error in loaded))
 
 
-@dataclass(frozen=True, slots=True)
-class RayStorage:
-    """A folder as Ray's run configurations take it."""
+def ray_storage(folder: StorePath) -> tuple[str, Any]:
+    """Return a folder as Ray's run configurations take it: path and pyarrow filesystem, None for a local path.
 
-    path: str
-    filesystem: Any
-    """A pyarrow filesystem, or None for a local path."""
-
-
-def ray_storage(folder: StorePath) -> RayStorage:
-    """Return a folder for Ray, which reaches an object store by the same client, and so the same environment, as we."""
+    Ray reaches an object store by the same client, and so the same environment, as we.
+    """
     if isinstance(folder, Path):
-        return RayStorage(str(folder.resolve()), None)
+        return str(folder.resolve()), None
     from pyarrow.fs import FSSpecHandler, PyFileSystem  # noqa: PLC0415  needed here alone
 
-    return RayStorage(folder.path, PyFileSystem(FSSpecHandler(folder.fs)))
+    return folder.path, PyFileSystem(FSSpecHandler(folder.fs))

@@ -43,12 +43,7 @@ class MethodSearch(OptunaSearch):
     ) -> None:
         """Tell each study what the grid has shown.
 
-        Args:
-            ranges: What may be tried, by method.
-            grid: Scores on all clips; their settings are not suggested again.
-            name: Names a config.
-            num_samples: New settings of each method, at most.
-            seed: Of the sampling.
+        The grid's settings are not suggested again; of each method come `num_samples` new ones at most.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         super().__init__(metric=list(OBJECTIVES), mode=list(OBJECTIVES.values()))

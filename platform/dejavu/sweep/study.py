@@ -91,12 +91,7 @@ def look_at_tower(
 ) -> GridInputs:
     """Return what grids and ranges depend on.
 
-    Args:
-        backbone: The tower.
-        clips: Validation clips, of which the first few of two frames or more show how far tokens and pixels move.
-        embedding: Where the clips lie.
-        config: How many clips show it.
-        trained: What training has made for this tower.
+    Of the validation clips the first few of two frames or more show how far tokens and pixels move.
     """
     moving = [clip for clip in clips if clip.num_frames > 1]  # one frame shows no distance
     probes = sorted(moving, key=lambda clip: clip.content_id)[: config.probe_clips]

@@ -28,6 +28,7 @@ from dejavu.embedding.batch import EmbedContext, plan
 from dejavu.embedding.stored import clips_identity
 from dejavu.observability.events import Work, log_event, stage_span
 from dejavu.stages.score import EvalSet, SettingScore, score_settings
+from dejavu.storage.one_line import OneLineError
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import identity
 from dejavu.storage.store_path import StorePath, is_file, listed, ray_storage
@@ -44,7 +45,7 @@ TRIED = "tried.json"
 """In the folder of an experiment that has ended."""
 
 
-class SweepError(RuntimeError):
+class SweepError(OneLineError):
     """A setting could not be tried; one line says why and what to do."""
 
 
@@ -116,12 +117,7 @@ def search(
     where its shortfall (see GridBaseline) is larger than that of half of the trials before it on the same clips. One
     that adds to its method's frontier has none and is never stopped, whatever it costs.
 
-    Args:
-        ranges: What may be tried, by method.
-        grid: The grid's scores on all clips.
-        context: What all trials share.
-        config: How many samples, where they may be stopped, the seed.
-        name: Names a config.
+    `grid` are the grid's scores on all clips.
 
     Returns:
         What was tried, also by the same search before; the whole ones have all their embeddings.
@@ -207,12 +203,12 @@ def _run_experiment(
 ) -> None:
     """Run an experiment, or go on with it where it was killed, and write what it tried."""
     root = context.embedding.store.root / "tune"
-    where = ray_storage(root)
-    address = f"{where.path}/{name}"
-    if _was_killed(root / name) and tune.Tuner.can_restore(address, storage_filesystem=where.filesystem):
+    path, filesystem = ray_storage(root)
+    address = f"{path}/{name}"
+    if _was_killed(root / name) and tune.Tuner.can_restore(address, storage_filesystem=filesystem):
         print(f"  {name}: goes on where it was killed", flush=True)
         tuner = tune.Tuner.restore(
-            address, trainable, resume_errored=True, param_space=space, storage_filesystem=where.filesystem
+            address, trainable, resume_errored=True, param_space=space, storage_filesystem=filesystem
         )
     else:
         _remove(root / name)
@@ -222,8 +218,8 @@ def _run_experiment(
             tune_config=config,
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=where.path,
-                storage_filesystem=where.filesystem,
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=MAX_LOST),
                 callbacks=[_Told(name.partition("-")[0])],
                 verbose=0,
@@ -256,10 +252,7 @@ def _run_experiment(
 def overhead_per_trial(wall_s: float, own_s: Sequence[float], num_at_once: int) -> float:
     """Return the seconds that a trial costs beyond decoding, encoding and scoring, starting processes included.
 
-    Args:
-        wall_s: Of the whole experiment.
-        own_s: Each trial's own work.
-        num_at_once: Trials for which there was room.
+    `wall_s` is of the whole experiment, `own_s` each trial's own work; there was room for `num_at_once` trials.
     """
     return (wall_s - sum(own_s) / min(num_at_once, len(own_s))) / len(own_s)
 

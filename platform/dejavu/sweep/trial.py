@@ -7,14 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 
-from dejavu.embedding.batch import EmbedContext, Segment, decode_batch, plan
-from dejavu.embedding.encode import BatchEncoder
-from dejavu.observability.metrics import Step, failed, metered
+from dejavu.embedding.batch import EmbedContext, decode_batch, plan
+from dejavu.embedding.reader import step_on
+from dejavu.observability.metrics import failed, metered
 from dejavu.records import Failure, Transcoded
+from dejavu.stages.embed import EncodeRow
 from dejavu.stages.score import EvalSet, SettingScore, score_settings
 from dejavu.storage.setting import Setting
 
@@ -86,14 +87,12 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: EmbedCon
     failures: list[Failure] = []
     for index, part in enumerate(parts):
         for batch in plan(part.eval_set.clips, [setting], embedding):
-            with metered(_step("decode", batch.segments, setting)) as done:
+            with metered(step_on("decode", batch.segments, setting, STAGE)) as done:
                 decoded = decode_batch(batch.segments, embedding)
                 done.num_frames = sum(segment.num_frames for segment in decoded.segments)
             failed(set(decoded.failures).difference(failures))
             failures += decoded.failures
-            with metered(_step("encode", decoded.segments, setting)) as done:
-                encoder.encode([setting], decoded)
-                done.num_frames = sum(segment.num_frames for segment in decoded.segments)
+            encoder.encode(setting, decoded, STAGE)
         embedding.store.write_failures(STAGE, dict.fromkeys(failures), part=setting.setting_id)
         score = score_settings([setting], Setting.from_row(original), part.eval_set, embedding)[0]
         metrics = validation_metrics(score) | {"clips_share": part.share, "rung": 2.0**index}
@@ -102,15 +101,10 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: EmbedCon
         tune.report({**metrics, "embed_s": time.monotonic() - start})
 
 
-def _step(step: Literal["decode", "encode"], segments: Sequence[Segment], setting: Setting) -> Step:
-    clip_ids = [segment.clip_id for segment in segments]
-    return Step(stage=STAGE, step=step, clip_ids=clip_ids, method=setting.method, setting_id=setting.setting_id)
-
-
 @lru_cache(maxsize=1)
-def _encoder(embedding: EmbedContext) -> BatchEncoder:
+def _encoder(embedding: EmbedContext) -> EncodeRow:
     """Trials that share a process share its backbone."""
-    return BatchEncoder(embedding)
+    return EncodeRow(embedding)
 
 
 def quality(score: SettingScore) -> float:
@@ -123,7 +117,7 @@ def quality(score: SettingScore) -> float:
         return score.task.acc_gqa
     if score.accuracy is not None and not score.by_reader:
         return score.accuracy
-    return score.agreement.mean if score.agreement else score.fidelity.mean
+    return score.agreement.mean if score.agreement else score.cosine_to_dense
 
 
 def validation_metrics(score: SettingScore) -> dict[str, float]:
@@ -132,7 +126,7 @@ def validation_metrics(score: SettingScore) -> dict[str, float]:
         "quality": quality(score),
         "gflops_per_frame": score.gflops_per_frame,
         "reuse_rate": score.reuse_rate,
-        "cosine_to_dense": score.fidelity.mean,
+        "cosine_to_dense": score.cosine_to_dense,
     }
     if score.agreement:
         metrics["agreement"] = score.agreement.mean

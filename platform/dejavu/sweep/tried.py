@@ -66,11 +66,7 @@ def tried_runs(
     Metrics are called `val_...`, and `part_...` where a trial was stopped, so that no chart of MLflow draws validation
     or part of it beside test.
 
-    Args:
-        scores: On all validation clips.
-        stopped: Those that were not tried on all.
-        chosen: What goes on to the test clips.
-        tags: Of the run of the pipeline.
+    `scores` are on all validation clips, `stopped` those that were not tried on all.
     """
     ids = {setting.setting_id for setting in chosen}
     runs = [

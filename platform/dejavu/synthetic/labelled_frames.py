@@ -69,16 +69,9 @@ def grey_block(rng: np.random.Generator, side_px: int, scale: float = 1.0) -> Sp
 def labelled_frames(
     rng: np.random.Generator, num_frames: int, num_objects: tuple[int, int], *, side_px: int = 128, patch_px: int = 16
 ) -> LabelledFrames:
-    """Draw frames of unrelated objects, all of different kinds.
+    """Draw frames of unrelated objects, all of different kinds, between the fewest and the most on each.
 
     Objects are as large as on a frame of 128 px, whatever the side: a smaller frame is a window of one.
-
-    Args:
-        rng: All randomness comes from here.
-        num_frames: B.
-        num_objects: Fewest and most objects of one frame.
-        side_px: H and W.
-        patch_px: Side of the patches that get labels.
     """
     patches = side_px // patch_px
     rgb = np.empty((num_frames, side_px, side_px, 3), dtype=np.uint8)

@@ -8,15 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dejavu.synthetic.script import SAMPLING_PERIOD_S, VISIBLE_SHARE, Script
-from dejavu.synthetic.world import (
-    Drawing,
-    Sprite,
-    draw,
-    noise_bank,
-    own_pixels,
-    texture,
-    visible_fractions,
-)
+from dejavu.synthetic.world import Drawing, Sprite, draw, noise_bank, own_pixels, texture, visible_fractions
 
 
 def draw_frames(script: Script) -> Iterator[Drawing]:

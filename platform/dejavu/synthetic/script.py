@@ -7,17 +7,13 @@ so that an answer is right at its own time only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from dejavu.synthetic.labelled_frames import grey_block, object_rgb
-from dejavu.synthetic.world import (
-    ANGLE_STEP_DEG,
-    KINDS,
-    Kind,
-)
+from dejavu.synthetic.world import ANGLE_STEP_DEG, KINDS, Kind
 
 FRAME_SIZES = ((128, 128), (160, 128), (128, 160), (192, 144))
 """Width and height in pixels of the source videos."""
@@ -111,13 +107,7 @@ class Script:
 
 
 def write_script(rng: np.random.Generator, num_targets: int, duration_s: tuple[int, int]) -> Script:
-    """Invent a clip.
-
-    Args:
-        rng: All randomness comes from here.
-        num_targets: Things to ask about.
-        duration_s: Shortest and longest clip, in whole seconds.
-    """
+    """Invent a clip with so many things to ask about; its length lies between two numbers of whole seconds."""
     width_px, height_px = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     length_s = int(rng.integers(duration_s[0], duration_s[1] + 1))
     side_px = min(width_px, height_px)
@@ -291,10 +281,7 @@ def _hiding_track(rng: np.random.Generator, kind: Kind, hidden: Track, start_s: 
 def _recoloured(track: Track, kind: Kind, start_s: float, end_s: float, rng: np.random.Generator) -> Track:
     """Return the track with another colour for a while."""
     (first,) = track.looks
-    looks = (first, (start_s, kind, object_rgb(kind, rng)), (end_s, *first[1:]))
-    return Track(
-        looks, track.size_px, track.angle_deg, track.times_s, track.xs, track.ys, track.appears_s, track.leaves_s
-    )
+    return replace(track, looks=(first, (start_s, kind, object_rgb(kind, rng)), (end_s, *first[1:])))
 
 
 def wrong_answers(rng: np.random.Generator, script: Script, target: Target) -> list[Kind]:

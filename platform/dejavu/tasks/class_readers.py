@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 Reader = Literal["linear_probe", "nearest", "zero_shot"]
-READERS: tuple[Reader, ...] = get_args(Reader)
 
 NUM_NEAREST = 10
 TEMPERATURE = 0.07
@@ -66,8 +65,7 @@ class ClassReaders:
 
     def logits(self, embeddings_NE: Floats) -> Floats:
         """Return [N, C] of the linear probe."""
-        logit_NC: Floats = embeddings_NE @ self.weight_CE.T + self.bias_C
-        return logit_NC
+        return embeddings_NE @ self.weight_CE.T + self.bias_C
 
     def _nearest(self, embeddings_NE: Floats) -> Labels:
         num_train = len(self.train.label_N)
@@ -128,6 +126,5 @@ def _fit(train: Pooled, c: float) -> tuple[Floats, Floats]:
 
 def _log_likelihood(logit_NC: Floats, label_N: Labels) -> float:
     wide_NC = logit_NC.astype(np.float64)
-    top_N1 = wide_NC.max(axis=1, keepdims=True)
-    log_sum_N = top_N1[:, 0] + np.log(np.exp(wide_NC - top_N1).sum(axis=1))
-    return float((wide_NC[np.arange(len(label_N)), label_N] - log_sum_N).mean())
+    own_N = wide_NC[np.arange(len(label_N)), label_N]
+    return float((own_N - np.logaddexp.reduce(wide_NC, axis=1)).mean())

@@ -5,32 +5,10 @@ F frames, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """Cosines of frames to Original's, summed up."""
-
-    num_frames: int
-    mean: float
-    min: float
-    p5: float
-    """Below it lie 5 % of the frames."""
-
-
-@dataclass(frozen=True, slots=True)
-class FidelityScore:
-    """Over all frames of all clips, each frame weighing the same, and clip by clip."""
-
-    overall: Fidelity
-    by_clip: Mapping[str, Fidelity]
 
 
 def frame_cosines(embeddings_FE: Array, original_FE: Array) -> Array:
@@ -54,30 +32,3 @@ def frame_cosines(embeddings_FE: Array, original_FE: Array) -> Array:
         )
     cosine_F: Array = np.clip((ours_FE * dense_FE).sum(axis=1) / norms_F, -1.0, 1.0)
     return cosine_F
-
-
-def score_fidelity(cosines_by_clip: Mapping[str, Array]) -> FidelityScore:
-    """Sum up cosines [F] of each clip.
-
-    Raises:
-        ValueError: There is no clip, or one without frames.
-    """
-    empty = [clip_id for clip_id, cosine_F in cosines_by_clip.items() if not len(cosine_F)]
-    if empty or not cosines_by_clip:
-        raise ValueError(
-            f"fidelity: got {len(cosines_by_clip)} clips, {len(empty)} of them without frames, expected one frame or "
-            "more in each; leave failed clips out"
-        )
-    return FidelityScore(
-        overall=_summary(np.concatenate(list(cosines_by_clip.values()))),
-        by_clip={clip_id: _summary(cosine_F) for clip_id, cosine_F in cosines_by_clip.items()},
-    )
-
-
-def _summary(cosine_F: Array) -> Fidelity:
-    return Fidelity(
-        num_frames=len(cosine_F),
-        mean=float(cosine_F.mean()),
-        min=float(cosine_F.min()),
-        p5=float(np.quantile(cosine_F, 0.05)),
-    )

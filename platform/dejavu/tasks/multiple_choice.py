@@ -31,15 +31,7 @@ def score_choices(questions: Sequence[Question], chosen: Mapping[str, int]) -> A
             question_id=question.question_id,
             clip_id=question.clip_id,
             correct=chosen[question.question_id] == question.correct,
-            iop=0.0,
-            iou=0.0,
-            grounded=False,
         )
         for question in questions
     )
-    return AnswerScore(
-        num_questions=len(rows),
-        num_clips=len({row.clip_id for row in rows}),
-        accuracy=fmean(row.correct for row in rows),
-        rows=rows,
-    )
+    return AnswerScore(accuracy=fmean(row.correct for row in rows), rows=rows)

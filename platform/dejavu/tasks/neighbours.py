@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dejavu.tasks.zero_shot import unit
+
 NUM_NEIGHBOURS = 10
 MIN_OTHERS = 5 * NUM_NEIGHBOURS
 """Frames that the other clips of every clip must have together: among fewer, chance alone keeps more than a fifth."""
@@ -96,7 +98,7 @@ class NeighbourSearch:
     def ask(self, clips: Mapping[str, NDArray[np.floating]]) -> None:
         """Take the queries out of some clips' embeddings [F, E]; clips that are not asked about are passed over."""
         for name in clips.keys() & self.queries.frames_of.keys():
-            self._asked[name] = _unit(clips[name][self.queries.frames_of[name]])
+            self._asked[name] = unit(clips[name][self.queries.frames_of[name]])
 
     def see(self, clips: Mapping[str, NDArray[np.floating]]) -> None:
         """Look for neighbours among some clips' frames; every clip once, and after all clips have been asked."""
@@ -130,7 +132,7 @@ class NeighbourSearch:
                 if held + len(piece_FE) > FRAMES_AT_ONCE:
                     yield _join(pieces)
                     pieces, held = [], 0
-                pieces.append((_unit(piece_FE), self.queries.start_of[name], start))
+                pieces.append((unit(piece_FE), self.queries.start_of[name], start))
                 held += len(piece_FE)
         if pieces:
             yield _join(pieces)
@@ -150,8 +152,7 @@ def _largest(key_QF: Keys) -> Keys:
     """Return the NUM_NEIGHBOURS largest keys of each query, fewer where there are fewer."""
     if key_QF.shape[1] <= NUM_NEIGHBOURS:
         return key_QF
-    largest_QK: Keys = np.partition(key_QF, -NUM_NEIGHBOURS, axis=1)[:, -NUM_NEIGHBOURS:]
-    return largest_QK
+    return np.partition(key_QF, -NUM_NEIGHBOURS, axis=1)[:, -NUM_NEIGHBOURS:]
 
 
 def _join(
@@ -160,9 +161,3 @@ def _join(
     clip_F = [np.full(len(frames_FE), clip, np.int64) for frames_FE, clip, _ in pieces]
     position_F = [np.arange(clip + start, clip + start + len(frames_FE)) for frames_FE, clip, start in pieces]
     return np.concatenate([frames_FE for frames_FE, _, _ in pieces]), np.concatenate(clip_F), np.concatenate(position_F)
-
-
-def _unit(x_FE: NDArray[np.floating]) -> NDArray[np.float32]:
-    wide_FE = x_FE.astype(np.float32)
-    unit_FE: NDArray[np.float32] = wide_FE / np.maximum(np.linalg.norm(wide_FE, axis=1, keepdims=True), 1e-12)
-    return unit_FE

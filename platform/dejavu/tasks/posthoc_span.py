@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 Span = tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PosthocConfig:
-    """Walk from the most attended frame outwards while frames stay well above the mean."""
-
-    threshold: float = 1.3
-    """A frame passes at this many times the mean of the normalised attention."""
-    fade_s: float = 10.0
-    """Seconds from the peak at which a score counts half."""
-    patience_s: float = 10.0
-    """A failing frame this close to the peak is stepped over; a failing one further away ends the walk."""
-
-    def __post_init__(self) -> None:
-        if not (self.threshold > 0 and self.fade_s > 0 and self.patience_s >= 0):
-            raise ValueError(f"post-hoc span: got {self}, expected positive numbers; use the defaults of NExT-GQA")
+THRESHOLD = 1.3
+"""A frame passes at this many times the mean of the normalised attention."""
+FADE_S = 10.0
+"""Seconds from the peak at which a score counts half."""
+PATIENCE_S = 10.0
+"""A failing frame this close to the peak is stepped over; a failing one further away ends the walk."""
 
 
 def gaussian_span(fraction: Span, duration_s: float) -> Span:
@@ -39,13 +30,12 @@ def gaussian_span(fraction: Span, duration_s: float) -> Span:
     return round(fraction[0] * duration_s, 1), round(fraction[1] * duration_s, 1)
 
 
-def posthoc_span(attention: Sequence[float], times_s: Sequence[float], config: PosthocConfig = PosthocConfig()) -> Span:
-    """Find the span around the most attended frame.
+def posthoc_span(attention: Sequence[float], times_s: Sequence[float]) -> Span:
+    """Find the span around the most attended frame: walk outwards while frames stay well above the mean.
 
     Args:
         attention: One non-negative weight per sampled frame.
         times_s: Its time, ascending; as many as weights.
-        config: How far the walk goes.
 
     Returns:
         (start, end): the times of the left-most and right-most frames that passed; both the peak's if none did.
@@ -67,10 +57,10 @@ def posthoc_span(attention: Sequence[float], times_s: Sequence[float], config: P
     score_F = (weights_F - weights_F.min()) / spread if spread > 0 else np.zeros_like(weights_F)
     peak = int(weights_F.argmax())
     distance_F = np.abs(times_F - times_F[peak])
-    passes_F = score_F / (1 + distance_F / config.fade_s) >= config.threshold * score_F.mean()
+    passes_F = score_F / (1 + distance_F / FADE_S) >= THRESHOLD * score_F.mean()
     if spread == 0:  # every frame alike says nothing about where to look
         passes_F[:] = False
-    far_F = distance_F > config.patience_s
+    far_F = distance_F > PATIENCE_S
     # Frame 0 is never taken on the left, the last one may be on the right: NExT-GQA's own ranges.
     left = _furthest(range(peak - 1, 0, -1), passes_F, far_F, peak)
     right = _furthest(range(peak + 1, len(times_F)), passes_F, far_F, peak)

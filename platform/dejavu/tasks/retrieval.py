@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dejavu.records import AnswerScore, EvalRow, Question, Recall
+from dejavu.tasks.zero_shot import unit
 
 
 def pool(frames_FE: ArrayLike) -> NDArray[np.float32]:
@@ -24,7 +25,7 @@ def pool(frames_FE: ArrayLike) -> NDArray[np.float32]:
     wide_FE = np.asarray(frames_FE, dtype=np.float32)
     if wide_FE.ndim != 2 or not wide_FE.size:
         raise ValueError(f"frames: got {wide_FE.shape}, expected [F, E], one frame or more; embed the clip again")
-    mean_E = (wide_FE / np.maximum(np.linalg.norm(wide_FE, axis=1, keepdims=True), 1e-12)).mean(axis=0)
+    mean_E = unit(wide_FE).mean(axis=0)
     length = float(np.linalg.norm(mean_E))
     if not np.isfinite(length) or length == 0:
         raise ValueError(f"frames: got a mean of length {length}, expected a direction; embed the clip again")
@@ -68,19 +69,10 @@ def score_retrieval(
     best_DC = np.stack([clip_TC[own_T == clip].max(axis=0) for clip in told])
     rank_D = _ranks(best_DC[:, told].T, np.arange(len(told)))
     rows = tuple(
-        EvalRow(
-            question_id=caption.question_id,
-            clip_id=caption.clip_id,
-            correct=bool(rank == 1),
-            iop=0.0,
-            iou=0.0,
-            grounded=False,
-        )
+        EvalRow(question_id=caption.question_id, clip_id=caption.clip_id, correct=bool(rank == 1))
         for caption, rank in zip(captions, rank_T, strict=True)
     )
     return AnswerScore(
-        num_questions=len(captions),
-        num_clips=len(names),
         accuracy=fmean(row.correct for row in rows),
         rows=rows,
         text_to_video=_recall(rank_T),

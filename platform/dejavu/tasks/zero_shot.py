@@ -52,7 +52,7 @@ def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike)
     answers_AE = np.asarray(answers_AE, dtype=np.float32)
     seconds_F = np.asarray(seconds_F, dtype=np.float64)
     _check(frames_FE, seconds_F, answers_AE)
-    scores_FA = _unit(frames_FE) @ _unit(answers_AE).T
+    scores_FA = unit(frames_FE) @ unit(answers_AE).T
     scores_A = scores_FA.max(axis=0) - np.float32(USUAL_SHARE) * np.median(scores_FA, axis=0).astype(np.float32)
     answer = int(scores_A.argmax())
     return ZeroShot(answer, span_around_peak(scores_FA[:, answer], seconds_F), scores_A)
@@ -87,7 +87,8 @@ def _check(frames_FE: NDArray[np.float32], seconds_F: NDArray[np.float64], answe
         )
 
 
-def _unit(x_XE: NDArray[np.float32]) -> NDArray[np.float32]:
-    length_X1 = np.linalg.norm(x_XE, axis=-1, keepdims=True)
-    unit_XE: NDArray[np.float32] = x_XE / np.maximum(length_X1, 1e-12)
+def unit(x_XE: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return rows of length 1 along the last axis; a row of zeros stays one."""
+    wide_XE = x_XE.astype(np.float32, copy=False)
+    unit_XE: NDArray[np.float32] = wide_XE / np.maximum(np.linalg.norm(wide_XE, axis=-1, keepdims=True), 1e-12)
     return unit_XE

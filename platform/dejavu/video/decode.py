@@ -5,7 +5,7 @@ F frames of one piece, H and W pixels, P macroblocks a side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -96,6 +96,11 @@ def decode_all(
     pieces = list(decode(path, start=start, count=count, motion_binning=motion_binning))
     if not pieces:
         raise VideoError(f"{path.name}: got no frame from {start} on, expected at least one; check start and count")
+    return join(pieces)
+
+
+def join(pieces: Sequence[DecodedFrames]) -> DecodedFrames:
+    """Lay pieces, one or more, one after the other."""
     if len(pieces) == 1:
         return pieces[0]
     return DecodedFrames(

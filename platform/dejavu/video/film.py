@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -65,10 +65,7 @@ def open_film(path: Path) -> Iterator[Film]:
 def num_cut_off(path: Path, film: Film, end: int) -> int:
     """Return how many of the packets that the film's index or header names lie behind the end of the file.
 
-    Args:
-        path: Of the film.
-        film: The open film.
-        end: When the last packet was that could be read, by when it is decoded, in the film's time base.
+    The end is when the last packet was that could be read, by when it is decoded, in the film's time base.
     """
     num_bytes = path.stat().st_size
     behind = sum(entry.pos >= num_bytes for entry in film.stream.index_entries)
@@ -89,13 +86,8 @@ def missing_seconds(path: Path, film: Film, origin: Fraction | None, span: tuple
 
     Some containers count their duration from zero and others from the first picture; the longer one of both counts.
     Where one duration stands for all streams, the film may end before the sound does; then it is whole if any stream
-    reaches the end.
-
-    Args:
-        path: Of the film.
-        film: The open film.
-        origin: The container's start in seconds; None where it tells none.
-        span: First picture and end of the last one, in seconds from the container's start.
+    reaches the end. The span is of the first picture and the end of the last one, in seconds from the container's
+    start, which is `origin` where it tells one.
     """
     start, end = span
     seen_s = float(max(end + (origin or 0), end, end - start))
@@ -153,7 +145,8 @@ def display_matrix(frame: VideoFrame) -> Buffer | None:
         return attached(_with_named_alone(frame)).get(Type.DISPLAYMATRIX)
 
 
-def _with_named_alone(frame: VideoFrame) -> VideoFrame:
+def filter_graph(frame: VideoFrame, filters: Iterable[str]) -> Graph:
+    """Chain filters, each as FFmpeg writes it (`name=arguments`), for pictures that are laid out like this one."""
     graph = Graph()
     graph.threads = 1
     source = graph.add(
@@ -161,7 +154,11 @@ def _with_named_alone(frame: VideoFrame) -> VideoFrame:
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:pixel_aspect=1/1"
         f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
     )
-    drops = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNNAMED]
-    graph.link_nodes(source, *drops, graph.add("buffersink")).configure()
+    graph.link_nodes(source, *(graph.add(*one.split("=", 1)) for one in filters), graph.add("buffersink")).configure()
+    return graph
+
+
+def _with_named_alone(frame: VideoFrame) -> VideoFrame:
+    graph = filter_graph(frame, [f"sidedata=mode=delete:type={kind}" for kind in _UNNAMED])
     graph.vpush(frame)
     return graph.vpull()

@@ -7,115 +7,42 @@ motion search, no sound.
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, get_args
+from typing import IO
 
 import av
-import tyro
 
 from dejavu.records import to_ranges
 from dejavu.video.decode import decode
-from dejavu.video.sample import Leniency, Sampler
+from dejavu.video.sample import Sampler, TranscodeConfig
 from dejavu.video.source import VideoError, one_clear_line, open_video
 
 __all__ = ["Mp4Info", "TranscodeConfig", "VideoError", "probe", "transcode"]
 
-MAX_GAP_S = 60.0
-"""Unless another bound is given."""
-Damaged = Literal["refuse", "conceal"]
-_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _X264 = "bframes=3:b-adapt=0:scenecut=0:subme=0:me=dia:ref=2:cpu-independent=1"
 """Published, except the last: without it x264's macroblock tree gives other bytes from run to run at 224 pixels."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TranscodeConfig:
-    """What, besides the backbone's patches, decides the bytes of a transcoded video."""
-
-    fps: float = 2.0
-    """Frames per second, constant; at most 120."""
-    crf: float = 22.0
-    """x264's quality, 0 (lossless) to 51 (worst)."""
-    preset: str = "slow"
-    """x264's effort."""
-    key_frame_interval: int = 250
-    """Frames from one key frame to the next: what a far segment has to decode before it at most."""
-    max_gap_s: float = MAX_GAP_S
-    """Seconds between two pictures up to which the first is shown on; beyond, the clock is taken to have jumped."""
-    damaged: Annotated[Damaged, tyro.conf.arg(aliases=["--damaged"])] = "conceal"
-    """Whether a damaged video is refused, or used as the decoder mends it."""
-    max_damaged_share: Annotated[float, tyro.conf.arg(aliases=["--max-damaged-share"])] = 0.02
-    """Share of damaged or missing pictures, 0..1, above which a video is refused all the same."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fps <= 120:
-            raise ValueError(f"fps: got {self.fps}, expected more than 0 and at most 120; the published value is 2")
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf: got {self.crf}, expected 0..51; the published value is 22")
-        if self.preset not in _PRESETS:
-            raise ValueError(f"preset: got {self.preset!r}, expected one of {', '.join(_PRESETS)}; pass one of them")
-        if self.key_frame_interval < 1:
-            raise ValueError(f"key_frame_interval: got {self.key_frame_interval}, expected at least 1; pass 250")
-        if not 0 < self.max_gap_s < math.inf:
-            raise ValueError(f"max_gap_s: got {self.max_gap_s}, expected more than 0 s; 60 is the default")
-        if self.damaged not in get_args(Damaged):
-            raise ValueError(f"damaged: got {self.damaged!r}, expected refuse or conceal; pass one of them")
-        if not 0 <= self.max_damaged_share <= 1:
-            raise ValueError(f"max_damaged_share: got {self.max_damaged_share}, expected 0..1; 0.02 is the default")
-
-    @property
-    def rate(self) -> Fraction:
-        """Frames per second as the container stores them."""
-        return Fraction(self.fps).limit_denominator(1001)
-
-    @property
-    def leniency(self) -> Leniency:
-        """What is made good in a source."""
-        return Leniency(
-            max_gap_s=self.max_gap_s, conceals=self.damaged == "conceal", max_damaged_share=self.max_damaged_share
-        )
-
-    def shaping(self) -> dict[str, Any]:
-        """Return what decides the bytes of a video that can be used, for its identity.
-
-        Whether a damaged one can be used is asked whenever its record is read. A gap's bound goes without saying where
-        it is the default, so that stores from before it was a setting keep their names.
-        """
-        named = {name: value for name, value in asdict(self).items() if name not in ("damaged", "max_damaged_share")}
-        if self.max_gap_s == MAX_GAP_S:
-            del named["max_gap_s"]
-        return named
-
-
 @dataclass(frozen=True, slots=True)
 class Mp4Info:
-    """What lies in a transcoded mp4."""
+    """What lies in a transcoded mp4; its fields are those of records.Transcoded."""
 
     num_frames: int
     frame_px: int
     fps: float
     duration_s: float
     codec_metadata: bool
-    """False where decoding will give the fallback grid."""
     start_s: float = 0.0
-    """When the first frame is shown, from the source container's start."""
     num_damaged: int = 0
-    """Pictures of the source that were concealed."""
     num_missing: int = 0
-    """Pictures that the source declares behind its end."""
     damaged_share: float = 0.0
-    """Of both, among all pictures of the source."""
     concealed: str = ""
-    """Frames that show what was not recorded, such as `12-15,40`."""
     remarks: str = ""
-    """What a person should know of the source."""
 
 
 def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeConfig, view: float = 1.0) -> Mp4Info:
@@ -148,7 +75,7 @@ def transcode(source: Path, target: Path, *, frame_px: int, config: TranscodeCon
         with unfinished.open("xb") as file:
             sink = _Sink(file)
             with _said_plainly(source, sink):
-                sampler = Sampler(source, frame_px, config.rate, config.leniency, view)
+                sampler = Sampler(source, frame_px, config, view)
                 _encode(sampler, sink, config)
             file.flush()
             os.fsync(file.fileno())

@@ -104,16 +104,9 @@ class _BestTime:
 
 
 class Pictures:
-    """Decodes a film once, from its start; counts pictures and damage."""
+    """Decodes a film of which nothing was read, once; counts pictures and damage, which ends it unless it conceals."""
 
     def __init__(self, path: Path, film: Film, *, conceals: bool) -> None:
-        """Take a film that nothing was read of.
-
-        Args:
-            path: Of the file, for messages.
-            film: The open film.
-            conceals: Whether damage is only counted.
-        """
         self.path, self.film, self.conceals = path, film, conceals
         self.usual = 1 / Fraction(film.stream.average_rate or 25)
         self.num_pictures = 0

@@ -4,43 +4,85 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import av
 import numpy as np
+import tyro
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from dejavu.video.clock import Clock
-from dejavu.video.film import Film, display_matrix, missing_seconds, num_cut_off, open_film
+from dejavu.video.film import Film, display_matrix, filter_graph, missing_seconds, num_cut_off, open_film
 from dejavu.video.pictures import Picture, Pictures
 from dejavu.video.source import VideoError, one_clear_line
 
+MAX_GAP_S = 60.0
+"""Unless another bound is given."""
+Damaged = Literal["refuse", "conceal"]
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 MAX_DURATION_S = 48 * 3600
 """Beyond this a duration is taken for damage: it would be filled with repeated frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Leniency:
-    """What is made good in a video that is not as it should be."""
+class TranscodeConfig:
+    """What, besides the backbone's patches, decides the bytes of a transcoded video."""
 
-    max_gap_s: float
-    """The longest gap between two pictures that is filled; beyond it the clock has jumped."""
-    conceals: bool
-    """Whether damaged and missing pictures are used as the decoder leaves them."""
-    max_damaged_share: float
-    """Share of pictures, 0..1, up to which that is done."""
+    fps: float = 2.0
+    """Frames per second, constant; at most 120."""
+    crf: float = 22.0
+    """x264's quality, 0 (lossless) to 51 (worst)."""
+    preset: str = "slow"
+    """x264's effort."""
+    key_frame_interval: int = 250
+    """Frames from one key frame to the next: what a far segment has to decode before it at most."""
+    max_gap_s: float = MAX_GAP_S
+    """Seconds between two pictures up to which the first is shown on; beyond, the clock is taken to have jumped."""
+    damaged: Annotated[Damaged, tyro.conf.arg(aliases=["--damaged"])] = "conceal"
+    """Whether a damaged video is refused, or used as the decoder mends it."""
+    max_damaged_share: Annotated[float, tyro.conf.arg(aliases=["--max-damaged-share"])] = 0.02
+    """Share of damaged or missing pictures, 0..1, above which a video is refused all the same."""
 
-    def __str__(self) -> str:
-        """Return what is expected of a video's pictures."""
-        return f"at most {self.max_damaged_share:.3g} of them (--max-damaged-share)" if self.conceals else "none"
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 120:
+            raise ValueError(f"fps: got {self.fps}, expected more than 0 and at most 120; the published value is 2")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf: got {self.crf}, expected 0..51; the published value is 22")
+        if self.preset not in _PRESETS:
+            raise ValueError(f"preset: got {self.preset!r}, expected one of {', '.join(_PRESETS)}; pass one of them")
+        if self.key_frame_interval < 1:
+            raise ValueError(f"key_frame_interval: got {self.key_frame_interval}, expected at least 1; pass 250")
+        if not 0 < self.max_gap_s < math.inf:
+            raise ValueError(f"max_gap_s: got {self.max_gap_s}, expected more than 0 s; 60 is the default")
+        if self.damaged not in get_args(Damaged):
+            raise ValueError(f"damaged: got {self.damaged!r}, expected refuse or conceal; pass one of them")
+        if not 0 <= self.max_damaged_share <= 1:
+            raise ValueError(f"max_damaged_share: got {self.max_damaged_share}, expected 0..1; 0.02 is the default")
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second as the container stores them."""
+        return Fraction(self.fps).limit_denominator(1001)
 
     def bears(self, damaged_share: float) -> bool:
         """Tell whether a video of which this share of pictures is damaged or missing is used."""
-        return damaged_share <= (self.max_damaged_share if self.conceals else 0.0)
+        return damaged_share <= (self.max_damaged_share if self.damaged == "conceal" else 0.0)
+
+    def shaping(self) -> dict[str, Any]:
+        """Return what decides the bytes of a video that can be used, for its identity.
+
+        Whether a damaged one can be used is asked whenever its record is read. A gap's bound goes without saying where
+        it is the default, so that stores from before it was a setting keep their names.
+        """
+        named = {name: value for name, value in asdict(self).items() if name not in ("damaged", "max_damaged_share")}
+        if self.max_gap_s == MAX_GAP_S:
+            del named["max_gap_s"]
+        return named
 
 
 @dataclass(slots=True)
@@ -49,8 +91,7 @@ class Sampler:
 
     path: Path
     frame_px: int
-    rate: Fraction
-    leniency: Leniency
+    config: TranscodeConfig
     view: float = 1.0
     first: int = field(init=False, default=0)
     """Number of the first frame: those before it would show nothing, for pictures begin late."""
@@ -78,17 +119,18 @@ class Sampler:
         Raises:
             VideoError: The file is missing, too damaged, cut short or no video, or lasts absurdly long.
         """
+        rate = self.config.rate
         with open_film(self.path) as film, one_clear_line(self.path):
             if film.num_streams > 1:
                 stream, codec = film.stream, film.stream.codec_context
                 what = f"the one of {codec.width}x{codec.height} px, stream {stream.index}, is taken"
                 self.remarks.append(f"{film.num_streams} video streams: {what}")
-            pictures = Pictures(self.path, film, conceals=self.leniency.conceals)
+            pictures = Pictures(self.path, film, conceals=self.config.damaged == "conceal")
             origin = film.container.start_time
             clock = Clock(
                 None if origin is None else Fraction(origin, av.time_base),
                 pictures.usual,
-                Fraction(self.leniency.max_gap_s),
+                Fraction(self.config.max_gap_s),
             )
             shape = _Squarer(self.frame_px, self.view)
             shown: Picture | None = None
@@ -97,14 +139,14 @@ class Sampler:
                 assert picture is not None
                 time = clock.place(picture.told, picture.lasts, following.told if following else None)
                 if shown is None:
-                    start, self.first = time, _nearest(time * self.rate)
+                    start, self.first = time, _nearest(time * rate)
                 end = time + picture.lasts
                 if end - start > MAX_DURATION_S:
                     raise VideoError(
                         f"{self.path.name}: got pictures of {float(end - start):.0f} s, expected at most "
                         f"{MAX_DURATION_S} s; check the file's timestamps"
                     )
-                due = _nearest(time * self.rate) - self.first
+                due = _nearest(time * rate) - self.first
                 if shown is not None and shown.frame is not None and self.num_drawn < due:
                     yield from self._repeat(
                         shape(shown.frame), due, shown.is_sound and shown.num_lost == picture.num_lost
@@ -117,7 +159,7 @@ class Sampler:
                     f"{self.path.name}: got no picture that can be decoded{why}, expected at least one; check the file"
                 )
             self._judge(film, pictures, clock, (start, end + (pictures.num_lost - shown.num_lost) * pictures.usual))
-            num_frames = max(_nearest(end * self.rate) - self.first, 1)
+            num_frames = max(_nearest(end * rate) - self.first, 1)
             if self.num_drawn < num_frames:
                 yield from self._repeat(shape(shown.frame), num_frames, shown.is_sound)
 
@@ -137,12 +179,14 @@ class Sampler:
         self.num_missing = max(num_cut_off(self.path, film, pictures.end), math.ceil(missing_s / pictures.usual))
         num_pictures = pictures.num_pictures + self.num_missing
         self.damaged_share = (self.num_damaged + self.num_missing) / num_pictures
-        if not self.leniency.bears(self.damaged_share):
+        if not self.config.bears(self.damaged_share):
+            share = f"at most {self.config.max_damaged_share:.3g} of them (--max-damaged-share)"
+            borne = share if self.config.damaged == "conceal" else "none"
             missing = "; it seems cut short" if self.num_missing else ""
             reason = f" ({pictures.reason})" if pictures.reason else ""
             raise VideoError(
                 f"{self.path.name}: got {self.num_damaged} damaged{reason} and {self.num_missing} missing of "
-                f"{num_pictures} pictures{missing}, expected {self.leniency}; fetch the file again or leave it out"
+                f"{num_pictures} pictures{missing}, expected {borne}; fetch the file again or leave it out"
             )
         self.remarks += clock.remarks
 
@@ -168,23 +212,10 @@ class _Squarer:
         return self.graph.vpull()
 
     def _build(self, frame: VideoFrame, turn: tuple[str, ...]) -> Graph:
-        graph = Graph()
-        graph.threads = 1
-        source = graph.add(
-            "buffer",
-            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:pixel_aspect=1/1"
-            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
-        )
         shorter = min(frame.width, frame.height)
         side = max(round(self.view * shorter), min(shorter, 2))  # chroma has no half pixels
-        chain = [source, *(graph.add(*f.split("=")) for f in turn)]
-        chain.append(graph.add("crop", f"{side}:{side}"))
-        chain.append(graph.add("scale", f"{self.frame_px}:{self.frame_px}:flags=bicubic:out_range=limited"))
-        chain.append(graph.add("format", "yuv420p"))
-        chain.append(graph.add("buffersink"))
-        graph.link_nodes(*chain)
-        graph.configure()
-        return graph
+        scale = f"scale={self.frame_px}:{self.frame_px}:flags=bicubic:out_range=limited"
+        return filter_graph(frame, (*turn, f"crop={side}:{side}", scale, "format=yuv420p"))
 
 
 def _turning(frame: VideoFrame) -> tuple[str, ...]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from dejavu.storage.store import atomic
+from dejavu.storage.store_path import StorePath
 
-def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int, crf: int) -> int:
+
+def write_video(path: StorePath, frames: Iterator[NDArray[np.uint8]], fps: int, crf: int) -> int:
     """Write an MP4 that is either absent or whole.
 
     Args:
@@ -36,23 +36,16 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], fps: int, crf: 
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(f"frames of {path.name}: got {width}x{height} px, expected even sides; choose another size")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        num_frames = 0
-        with av.open(str(temporary), "w", format="mp4") as container:
-            # The same frames give the same bytes: one thread, and no assembly whose rounding depends on where rows lie.
-            options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
-            stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for rgb in chain([first], frames):
-                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-                frame.pts, frame.time_base = num_frames, Fraction(1, fps)
-                container.mux(stream.encode(frame))
-                num_frames += 1
-            container.mux(stream.encode(None))
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    num_frames = 0
+    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        # The same frames give the same bytes: one thread, and no assembly whose rounding depends on where rows lie.
+        options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for rgb in chain([first], frames):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = num_frames, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+            num_frames += 1
+        container.mux(stream.encode(None))
     return num_frames

@@ -48,12 +48,7 @@ def search_bytes(shape: VitShape, turns: Turns, num_frames: int, bytes_per_frame
     """Bound a search's memory beside the tower: frames, their embeddings, and one turn or one judged batch.
 
     It holds where freed tensors go back to the system (`training/large_blocks.py`). Of it, 46 to 83 % were measured.
-
-    Args:
-        shape: The tower's.
-        turns: Of a step.
-        num_frames: All that the search is given.
-        bytes_per_frame: Of each as it is given, before it is prepared.
+    Frames count as they are given, before they are prepared.
     """
     pixels_bytes = 2 * 4 * 3 * shape.image_px**2  # beside the frames as rows of patches
     turn = turns.kept_bytes + turns.num_frames * (LAYERS_IN_WORK * 4 * kept_values(shape) + pixels_bytes)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_models.baselines.frame_by_frame import FrameByFrame
-from reuse_models.baselines.merging import merge_into, take_tokens
+from reuse_models.baselines.merging import merge_into, reduced_work, take_tokens
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Method, Work
 from reuse_models.tower.shape import VitShape
@@ -137,35 +137,13 @@ def schedule_work(shape: VitShape, prune_kept: Sequence[int], merge_kept: Sequen
 
 
 def relaxed_work(shape: VitShape, pruned_l: Tensor, merged_l: Tensor) -> Work:
-    """Return the work of one frame from the tokens kept in each layer but the last; real numbers keep their gradient.
-
-    Args:
-        shape: Of the tower.
-        pruned_l: [L - 1], tokens kept after pruning.
-        merged_l: [L - 1], tokens kept after merging.
-    """
-    all_1 = pruned_l.new_full((1,), shape.num_tokens)
-    entering_L = torch.cat([all_1, merged_l])
-    last_1 = pruned_l.new_ones(1) if shape.has_cls else entering_L[-1:]
-    queries_L = torch.cat([entering_L[:-1], last_1])
-    pruned_L, merged_L = torch.cat([pruned_l, last_1]), torch.cat([merged_l, last_1])
-    # In the last layer importance is not asked for: its number is 0.
-    ranking_L = torch.cat([entering_L[:-1] * (1 if shape.has_cls else entering_L[:-1]), 0 * last_1])
-    one = torch.ones(1, 1, dtype=torch.int64)
-    return Work(
-        {
-            "patch_embedding": one * shape.num_patches,
-            "query": queries_L[None],
-            "key_value": entering_L[None],
-            "attention": (queries_L * entering_L)[None],
-            "importance": ranking_L[None],
-            "projection": pruned_L[None],
-            "similarity": ((pruned_L - merged_L) * (merged_L - shape.num_prefix))[None],
-            "mlp": merged_L[None],
-            "pooling": last_1[None],
-            "head": one,
-        }
-    )
+    """Return the work of one frame from the [L - 1] tokens kept after pruning, and after merging."""
+    work = reduced_work(shape, pruned_l, merged_l)
+    entering_l = work.parts["key_value"][0, :-1]
+    # In the last layer nothing is ranked or merged.
+    work.parts["importance"] = F.pad(entering_l * (1 if shape.has_cls else entering_l), (0, 1))[None]
+    work.parts["similarity"] = F.pad((pruned_l - merged_l) * (merged_l - shape.num_prefix), (0, 1))[None]
+    return work
 
 
 def fewest_kept(shape: VitShape) -> int:

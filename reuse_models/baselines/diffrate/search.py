@@ -9,7 +9,7 @@ A gradient cannot leave a layer that prunes a little for one that prunes nothing
 that others rely on, and the loss is paid once. So the search begins with the best of several schedules: the same rate
 in all layers, or nearly everything taken away in one.
 
-Memory has a bound that follows from shapes (`diffrate_memory.py`). The loss is a mean over frames, so that a step's
+Memory has a bound that follows from shapes (`memory.py`). The loss is a mean over frames, so that a step's
 frames go through in as many turns as `SearchConfig.kept_mib` takes and their gradients add up to the step's own.
 
 Shapes: F frames, B of them in a step, E embedding; l the L - 1 layers before the last.
@@ -251,12 +251,7 @@ def hold_cost(
 ) -> Tensor:
     """Return logits moved along a direction to where they cost the target, or as little above it as that reaches.
 
-    Args:
-        shape: Of the tower.
-        logits_2l: Where to begin.
-        along_2l: Not negative, so that FLOPs grow along it.
-        flops_share: The target; what is returned costs no more, if it can.
-        whole: Count whole tokens.
+    The direction is nowhere negative, so that FLOPs grow along it. `whole` counts whole tokens.
     """
     low, high = -REACH, REACH
     for _ in range(BISECTIONS):

@@ -72,13 +72,9 @@ class TokenFit:
 def fit_tokenizer(
     vit: Vit, steps: Iterator[Sequence[Pairs]], held_out: Sequence[Pairs], config: TokenFitConfig
 ) -> TokenFit:
-    """Train the map from a key frame's embedding to its token.
+    """Train the map from a key frame's embedding to its token, on the windows of each step, of which there is no end.
 
-    Args:
-        vit: The frozen tower.
-        steps: Windows of each step, endless.
-        held_out: Judge what training is worth; without any its end is kept.
-        config: How.
+    Held-out windows judge what training is worth; without any its end is kept.
 
     Raises:
         ValueError: The loss is no number.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.frame_skip import start_last
+from reuse_models.baselines.frame_skip import compute_or_repeat, every_nth, rows_shown, start_last
 from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, load_tokenizer
 from reuse_models.flops import dense_work
 from reuse_models.method import Chunk, Encoded, Method, Work
-from reuse_models.streams import FRAMES_PER_BATCH, Record, batches, check_chunk
+from reuse_models.streams import FRAMES_PER_BATCH, check_chunk
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
@@ -88,47 +89,27 @@ class ResidualVit:
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: KeyMemory) -> Encoded:
         check_chunk(chunk, self.vit, len(memory.num_seen))
-        record = Record(self.vit.shape, chunk, self.vit.position.device)
+        computed = every_nth(chunk, memory.num_seen, self.config.every)
+        # Frames that are no key frames show theirs at first, whose embedding is what theirs are made with.
+        record = compute_or_repeat(self.vit, chunk, computed, memory.key_BE)
+        record.reuse_RLN.zero_()
+        key_R, last_B = rows_shown(computed)
+        others = [row for row, is_key in enumerate(chain.from_iterable(computed)) if not is_key]
         frames = [frame_3HW for pixels_F3HW in chunk.pixels for frame_3HW in pixels_F3HW]
-        # Where each row's key frame is: a stream's last one, or behind those of all streams a row of this chunk.
-        key_R, last_B = self._find_keys(chunk, memory.num_seen)
-        num_streams = len(last_B)
-        keys = [row for row, key in enumerate(key_R) if key == num_streams + row]
-        for place, frames_X3HW in batches(chunk, keys, record.device):
-            record.embeddings_RE[keys[place]] = self.vit(frames_X3HW).float()
-        record.add_dense(dense_work(self.vit.shape), keys)
-        others = [row for row, key in enumerate(key_R) if key != num_streams + row]
-        known_XE = torch.cat([memory.key_BE, record.embeddings_RE])
         known = [*memory.key_B3HW, *frames]
         # As many tokens at once as of whole frames, up to where pixels take the room.
         at_once = FRAMES_PER_BATCH * min(self.vit.shape.num_patches // self.num_kept, MOST_BATCHES)
         for start in range(0, len(others), at_once):
             rows = others[start : start + at_once]
-            of_keys = [key_R[row] for row in rows]
             frames_X3HW = torch.stack([frames[row].to(memory.key_B3HW) for row in rows])
-            their_keys = [known[key].to(memory.key_B3HW) for key in of_keys]
+            their_keys = [known[key].to(memory.key_B3HW) for key in (key_R[row] for row in rows)]
             record.embeddings_RE[rows] = embed_some(
-                self.vit, self.tokenizer, frames_X3HW, their_keys, known_XE[of_keys], self.num_kept
+                self.vit, self.tokenizer, frames_X3HW, their_keys, record.embeddings_RE[rows], self.num_kept
             ).float()
         record.add_dense(self.work, others)
         for stream, key in enumerate(last_B):
             memory.key_B3HW[stream] = known[key]
-        memory.key_BE.copy_(known_XE[last_B])
         return record.encoded(memory)
-
-    def _find_keys(self, chunk: Chunk, num_seen: list[int]) -> tuple[list[int], list[int]]:
-        """Return the key frame of each row, and that with which each stream ends; count frames as seen."""
-        key_R: list[int] = []
-        last_B: list[int] = []
-        for stream, pixels_F3HW in enumerate(chunk.pixels):
-            key = stream
-            for number in range(num_seen[stream], num_seen[stream] + len(pixels_F3HW)):
-                if number % self.config.every == 0:
-                    key = chunk.num_streams + len(key_R)
-                key_R.append(key)
-            last_B.append(key)
-            num_seen[stream] += len(pixels_F3HW)
-        return key_R, last_B
 
 
 def num_kept(shape: VitShape, keep: float) -> int:
@@ -144,15 +125,9 @@ def embed_some(  # noqa: PLR0913, PLR0917  one frame's inputs
     key_XE: Tensor,
     kept: int,
 ) -> Tensor:
-    """Return embedding_XE of frames beside their key frames.
+    """Return embedding_XE of frames beside their key frames, whose dense embeddings are key_XE.
 
-    Args:
-        vit: The frozen tower.
-        tokenizer: Makes a token of the key frame's embedding; None for no such token.
-        frames_X3HW: The frames, normalised for the tower.
-        keys_X3HW: Their key frames.
-        key_XE: The dense embeddings of those.
-        kept: K, patches of each frame that are computed.
+    Of each frame K patches are `kept`, and a token of its key frame where there is a tokenizer.
     """
     patch_XK = most_changed(vit.shape, frames_X3HW, keys_X3HW, kept)
     h_XMD = vit.embed_patches(frames_X3HW, patch_XK)

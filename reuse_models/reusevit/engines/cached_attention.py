@@ -40,16 +40,7 @@ class CachedAttention:
             self._cls_hN = torch.empty_like(self._cls_scores_hN)
 
     def __call__(self, projected_KNC: Tensor, pre_proj_KND: Tensor, importance_KN: Tensor) -> bool:
-        """Attend in a block.
-
-        Args:
-            projected_KNC: q, k, v of all tokens.
-            pre_proj_KND: Where what attention gives goes, heads side by side.
-            importance_KN: Where importance goes.
-
-        Returns:
-            Whether importance took a product of its own.
-        """
+        """Write pre_proj and importance of a block from its q, k, v; return whether importance took a product."""
         q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
         out_KhNd = pre_proj_KND.unflatten(2, q_KhNd.shape[1::2]).transpose(1, 2)
         if prefers_products(q_KhNd):

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.anchors import BoundaryAnchors, cosine_from_norms, norms
+from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.anchors import Anchors, cosine_from_norms, norms
 from reuse_models.reusevit.engines.choice import ANCHOR, Choice, Seen, choose
 from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
 from reuse_models.reusevit.gate import FrameId
 from reuse_models.reusevit.reference import plan_of
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 RESTORE_ALL_FROM = 0.5
@@ -73,38 +73,21 @@ class PassResult:
     """Rows that each boundary's products were given beforehand, see fixed_capacity; none where they take what comes."""
 
 
-class Compacted:
-    """The engine: a tower and how reuse goes in it."""
-
-    def __init__(self, vit: Vit, policy: ReusePolicy) -> None:
-        self.vit, self.policy = vit, policy
-
-    def dense(self, anchors: tuple[BoundaryAnchors, ...], streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
-        """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
-        vit, last = self.vit, self.vit.shape.num_layers - 1
-        streams_S = torch.tensor(streams, device=vit.position.device)
-        h_SND = vit.embed(pixels_S3HW)
-        projected_SNC = vit.qkv(0, h_SND)
-        for layer in range(last):
-            pre_proj_SND = vit.attend(*vit.split_heads(projected_SNC))
-            h_SND = vit.close(layer, h_SND, pre_proj_SND)
-            at = anchors[layer]
-            projected_SNC = vit.key_value(layer + 1, h_SND) if at.h_BND is None else vit.qkv(layer + 1, h_SND)
-            at.pre_proj_BND[streams_S] = pre_proj_SND
-            at.norm_BN[streams_S] = norms(pre_proj_SND)
-            at.projected_BNC[streams_S] = projected_SNC
-            if at.h_BND is not None:
-                at.h_BND[streams_S] = h_SND
-        if not vit.shape.has_cls:
-            q_ShNd, k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
-            return vit.finish(q_ShNd, k_ShNd, v_ShNd, h_SND)
-        (q_Sh1d,) = vit.split_heads(vit.query(last, h_SND[:, :1]))
-        k_ShNd, v_ShNd = vit.split_heads(projected_SNC)
-        return vit.finish(q_Sh1d, k_ShNd, v_ShNd, h_SND[:, :1])
-
-    def group(self, anchors: tuple[BoundaryAnchors, ...], workspace: Workspace, groups: Pass) -> PassResult:
-        """Take the next group of each stream through the tower and move the anchors on."""
-        return _GroupRun(self.vit, self.policy, anchors, workspace, groups).run()
+def compute_dense(vit: Vit, anchors: Anchors, streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
+    """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
+    streams_S = torch.tensor(streams, device=vit.position.device)
+    h_SND = vit.embed(pixels_S3HW)
+    projected_SNC = vit.qkv(0, h_SND)
+    for layer, at in enumerate(anchors):
+        pre_proj_SND = vit.attend(*vit.split_heads(projected_SNC))
+        h_SND = vit.close(layer, h_SND, pre_proj_SND)
+        projected_SNC = vit.key_value(layer + 1, h_SND) if at.h_BND is None else vit.qkv(layer + 1, h_SND)
+        at.pre_proj_BND[streams_S] = pre_proj_SND
+        at.norm_BN[streams_S] = norms(pre_proj_SND)
+        at.projected_BNC[streams_S] = projected_SNC
+        if at.h_BND is not None:
+            at.h_BND[streams_S] = h_SND
+    return vit.finish(projected_SNC, h_SND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +138,6 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Input:
-    """The tower's input, of which all rows are stored."""
-
-    stored_h_XD: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class _Held:
     """What one boundary holds until the next has read it."""
 
@@ -181,17 +157,10 @@ class _Held:
     """Other reused rows, where few are; None where all rows are restored."""
 
 
-class _GroupRun:
+class CompactedRun:
     """One group of each stream on its way through the layers."""
 
-    def __init__(
-        self,
-        vit: Vit,
-        policy: ReusePolicy,
-        anchors: tuple[BoundaryAnchors, ...],
-        workspace: Workspace,
-        groups: Pass,
-    ) -> None:
+    def __init__(self, vit: Vit, policy: ReusePolicy, anchors: Anchors, workspace: Workspace, groups: Pass) -> None:
         self.vit, self.policy, self.anchors, self.workspace = vit, policy, anchors, workspace
         self.groups, self.plan = groups, plan_of(groups.sizes, vit.shape.num_tokens, vit.position.device)
         self.codec_FA = policy.addon.codec_net(self.groups.history_F4TPP).flatten(1)
@@ -205,13 +174,14 @@ class _GroupRun:
         token_N = torch.arange(self.num_tokens, device=device)
         # Row of each row's anchor among all streams' anchors.
         self.anchor_X = (self.stream_F[:, None] * self.num_tokens + token_N).flatten()
-        is_handed_F = torch.zeros(self.num_frames, dtype=torch.bool, device=device)
-        is_handed_F[list(self.plan.handed)] = True
-        self.is_handed_X = is_handed_F.repeat_interleave(self.num_tokens)
+        self.is_handed_X = torch.zeros(self.num_rows, dtype=torch.bool, device=device)
+        self.is_handed_X[self.plan.handed_rows_H] = True
         self.restored_Fb = torch.zeros(self.num_frames, self.last, dtype=torch.int64, device=device)
         self.weighed_Fb = torch.zeros_like(self.restored_Fb)
         # What is handed on is then a whole frame, restored rows and all.
         self.keeps_frames = policy.reference_state == "grouped"
+        # The tower's input; the first layer's q, k, v are computed when filling.
+        self.input_XD = workspace.stored(1, self.num_rows, self.width)
         self.blocks = list(self._blocks(workspace.block_frames))
         start_F = torch.tensor([block.start for block in self.blocks for _ in range(block.num_frames)], device=device)
         rows_X = torch.arange(self.num_rows, device=device)
@@ -241,13 +211,26 @@ class _GroupRun:
         return torch.index_select(anchors_BNC, 0, block.stream_K, out=out_KNC)
 
     def run(self) -> PassResult:
+        """Take the groups through the tower and move the anchors on."""
+        workspace, frames = self.workspace, slice(self.num_frames)
         tokens = (self.num_frames, self.last, self.num_tokens)
         reuse_FbN = torch.zeros(tokens, dtype=torch.bool, device=self.vit.position.device)
         compared_Fb = torch.full_like(self.restored_Fb, self.num_tokens)
-        held: _Input | _Held = self._enter()
+        for block in self.blocks:
+            pixels_K3HW = self.groups.pixels_F3HW[block.frames]
+            self.input_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(pixels_K3HW))
+        held: _Held | None = None
         for boundary in range(self.last):
             self._attend(boundary, held)
-            choice = self._choose(boundary)
+            seen = Seen(
+                self._pre_proj(boundary),
+                workspace.norm_FN[frames],
+                workspace.to_anchor_FN[frames],
+                workspace.importance_FN[frames],
+                self.codec_FA,
+                self.groups.frames,
+            )
+            choice = choose(boundary, seen, self.plan, self.policy.gate)
             before, held = held, self._compute(boundary, choice, held)
             self._move_on(before)
             reuse_FbN[:, boundary] = choice.reused_FN
@@ -257,25 +240,18 @@ class _GroupRun:
         executed_Fb = self.num_tokens - reuse_FbN.sum(-1)
         return PassResult(embeddings_FE, reuse_FbN, executed_Fb, self.restored_Fb, compared_Fb, self.weighed_Fb)
 
-    def _enter(self) -> _Input:
-        """Return the tower's input; the first layer's q, k, v are computed when filling."""
-        h_XD = self.workspace.stored(1, self.num_rows, self.width)
-        for block in self.blocks:
-            h_XD[block.rows(self.num_tokens)] = as_rows(self.vit.embed(self.groups.pixels_F3HW[block.frames]))
-        return _Input(h_XD)
-
     # Step 1: fill and attend. Threads share one interpreter, so that every call from here counts: what a block needs is
     # cut for all blocks at once.
 
-    def _filled(self, held: _Input | _Held) -> Iterator[tuple[_Block, Tensor]]:
+    def _filled(self, held: _Held | None) -> Iterator[tuple[_Block, Tensor]]:
         """Yield each block and its [K, N, C], input of the next attention, valid until the next is asked for."""
-        return self._projected(held) if isinstance(held, _Input) else self._restored(held)
+        return self._projected() if held is None else self._restored(held)
 
-    def _projected(self, held: _Input) -> Iterator[tuple[_Block, Tensor]]:
+    def _projected(self) -> Iterator[tuple[_Block, Tensor]]:
         first = self.vit.layer(0)
         for block in self.blocks:
             out_KNC, out_XC, _ = self.workspace.block(block.num_frames, 3)
-            normed_XD = self.vit.norm1(0, held.stored_h_XD[block.rows(self.num_tokens)])
+            normed_XD = self.vit.norm1(0, self.input_XD[block.rows(self.num_tokens)])
             torch.addmm(first.qkv_bias, normed_XD, first.qkv_weight.mT, out=out_XC)
             yield block, out_KNC
 
@@ -337,7 +313,7 @@ class _GroupRun:
         first = len(held.computed.rows_X) + slot * self.num_tokens
         return slice(first, first + self.num_tokens)
 
-    def _attend(self, boundary: int, held: _Input | _Held) -> None:
+    def _attend(self, boundary: int, held: _Held | None) -> None:
         """Run attention block by block and compare what it gives with the stream's anchor."""
         workspace, at = self.workspace, self.anchors[boundary]
         pre_proj_FND, hidden_XQ = self._pre_proj(boundary), self._hidden(boundary)
@@ -361,7 +337,7 @@ class _GroupRun:
             hidden_XQ.relu_()
             self.restored_Fb[:, boundary] += down_DQ.shape[1] * self.num_tokens
 
-    def _leave(self, held: _Input | _Held) -> Tensor:
+    def _leave(self, held: _Held | None) -> Tensor:
         """Return embeddings_FE: the last layer, for CLS alone where there is one."""
         vit = self.vit
         if not vit.shape.has_cls:
@@ -380,23 +356,9 @@ class _GroupRun:
             pre_proj_F1D[block.frames] = vit.attend(query_Fh1d[block.frames], k_KhNd, v_KhNd)
         return vit.head(vit.close(self.last, h_F1D, pre_proj_F1D))
 
-    # Step 2: choose.
-
-    def _choose(self, boundary: int) -> Choice:
-        workspace, frames = self.workspace, self.num_frames
-        seen = Seen(
-            self._pre_proj(boundary),
-            workspace.norm_FN[:frames],
-            workspace.to_anchor_FN[:frames],
-            workspace.importance_FN[:frames],
-            self.codec_FA,
-            self.groups.frames,
-        )
-        return choose(boundary, seen, self.plan, self.policy.gate)
-
     # Step 3: compute.
 
-    def _compute(self, boundary: int, choice: Choice, before: _Input | _Held) -> _Held:
+    def _compute(self, boundary: int, choice: Choice, before: _Held | None) -> _Held:
         """Put the computed rows through the layer, and prepare the restoration of the others."""
         vit, workspace = self.vit, self.workspace
         computed = _Rows.of(~choice.reused_FN)
@@ -415,10 +377,10 @@ class _GroupRun:
         for start in range(0, num_computed, ROWS_PER_PRODUCT):
             part = slice(start, min(start + ROWS_PER_PRODUCT, num_computed))
             rows_X = computed_X[part]
-            room = workspace.room(len(rows_X))
-            torch.index_select(pre_proj_XD, 0, rows_X, out=room.pre_proj_XD)
+            before_XD, own_pre_proj_XD, hidden_XM = workspace.room(len(rows_X))
+            torch.index_select(pre_proj_XD, 0, rows_X, out=own_pre_proj_XD)
             h_XD = stored_h_XD[part]
-            vit.close_into(boundary, self._h_of(before, rows_X, room.h_XD), room.pre_proj_XD, room.hidden_XM, h_XD)
+            vit.close_into(boundary, self._h_of(before, rows_X, before_XD), own_pre_proj_XD, hidden_XM, h_XD)
             torch.addmm(bias_C, vit.norm1(boundary + 1, h_XD), weight_CD.mT, out=stored_projected_XC[part])
         place_X = torch.full((self.num_rows,), ANCHOR, device=computed_X.device)
         place_X[computed_X] = torch.arange(num_computed, device=computed_X.device)
@@ -468,10 +430,10 @@ class _GroupRun:
             other_XD.index_copy_(0, inside, pre_proj_XD.index_select(0, source_X[inside]))
         return torch.sub(pre_proj_XD.index_select(0, rows_X), other_XD, out=other_XD)
 
-    def _h_of(self, held: _Input | _Held, rows_X: Tensor, out_XD: Tensor | None = None) -> Tensor:
+    def _h_of(self, held: _Held | None, rows_X: Tensor, out_XD: Tensor | None = None) -> Tensor:
         """Return the input h of the next layer for some rows: stored, or restored now."""
-        if isinstance(held, _Input):
-            return torch.index_select(held.stored_h_XD, 0, rows_X, out=out_XD)
+        if held is None:
+            return torch.index_select(self.input_XD, 0, rows_X, out=out_XD)
         place_X = held.place_X[rows_X]
         h_XD = torch.index_select(held.stored_h_XD, 0, place_X.clamp_min(0), out=out_XD)
         (lacking,) = (place_X == ANCHOR).nonzero(as_tuple=True)
@@ -492,9 +454,9 @@ class _GroupRun:
         self._add_ranks(held.boundary, lacking_X, 2 * self.rank)
         return h_XD.index_copy_(0, lacking, base_XD)
 
-    def _move_on(self, held: _Input | _Held) -> None:
+    def _move_on(self, held: _Held | None) -> None:
         """Hand each group's first computed frame, its last in display order, on as the anchor of its stream."""
-        if isinstance(held, _Input):
+        if held is None:
             return
         at = self.anchors[held.boundary]
         (stored_X,) = self.is_handed_X[held.computed.rows_X].nonzero(as_tuple=True)

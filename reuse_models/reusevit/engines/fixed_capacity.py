@@ -23,22 +23,22 @@ of all corrections side by side (h, q, k, v; before the last layer k, v), p part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.anchors import BoundaryAnchors, tensors_of
-from reuse_models.reusevit.engines.compacted import Pass, PassResult
+from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.anchors import Anchors, tensors_of
+from reuse_models.reusevit.engines.compacted import Pass
 from reuse_models.reusevit.engines.cuda_graphs import Fused
 from reuse_models.reusevit.engines.fixed_choice import Addresses, addresses, nearest_candidate, similarities
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places
 from reuse_models.reusevit.engines.workspace import as_rows
-from reuse_models.reusevit.gate import Features, FrameId
-from reuse_models.reusevit.reference import Plan, Wave, choose_sources, plan_of
+from reuse_models.reusevit.gate import Features
+from reuse_models.reusevit.reference import Plan, Wave, choose_sources
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 BLOCK_BYTES = 24 * 2**20
@@ -66,7 +66,6 @@ class FixedPlaces(Places):
         """Anchors as they were before a call that may have to be done again."""
 
     def tensors(self) -> list[Tensor]:
-        """Return all that is held, temporaries of recordings left out."""
         return [*super().tensors(), *self.saved]
 
 
@@ -84,37 +83,20 @@ class FixedCapacity(GivenRows[FixedPlaces]):
         self.own_head_hh = torch.eye(vit.shape.num_heads, device=device, dtype=vit.position.dtype)
 
     def new_places(self, num_streams: int, streams_per_pass: int) -> FixedPlaces:
-        """Return memory for `num_streams` streams, of which so many go together."""
         return FixedPlaces(self.vit, self.policy, min(num_streams, streams_per_pass), self.records)
 
-    def save(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
-        """Keep the anchors as they are, for `restore`."""
+    def save(self, anchors: Anchors, places: FixedPlaces) -> None:
         tensors = tensors_of(anchors)
         if not places.saved:
             with torch.inference_mode(False):
                 places.saved = [torch.empty_like(x) for x in tensors]
         places.recorded.run("save", partial(_copy, tensors, places.saved))
 
-    def keep(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, streams: Sequence[int]) -> None:
-        """Be told that something other than a pass is about to overwrite these streams' anchors: `save` kept them."""
-
-    def restore(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces) -> None:
-        """Undo what was done to the anchors since `save`."""
+    def restore(self, anchors: Anchors, places: FixedPlaces) -> None:
         _copy(places.saved, tensors_of(anchors))
 
-    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FixedPlaces, groups: Pass) -> PassResult:
-        """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
-        plan = plan_of(groups.sizes, self.vit.shape.num_tokens, self.vit.position.device)
-        given = self.capacities.rows(plan.anchor_FN.numel())
-        self.load(places, groups)
-        run = FixedRun(self, anchors, places, plan, groups.frames)
-        # Streams that end at different times make layouts that do not come again.
-        do = places.recorded.run if len(set(groups.sizes)) == 1 else _now
-        do((groups.sizes, "enter"), run.enter)
-        for boundary, num_given in enumerate(given):
-            do((groups.sizes, boundary, num_given), partial(run.layer, boundary, num_given))
-        do((groups.sizes, "leave"), run.leave)
-        return run.result(given)
+    def run(self, anchors: Anchors, places: FixedPlaces, plan: Plan, groups: Pass) -> FixedRun:
+        return FixedRun(self, anchors, places, plan, groups)
 
 
 class FixedRun(GivenRun[FixedPlaces]):
@@ -122,15 +104,8 @@ class FixedRun(GivenRun[FixedPlaces]):
 
     engine: FixedCapacity
 
-    def __init__(
-        self,
-        engine: FixedCapacity,
-        anchors: tuple[BoundaryAnchors, ...],
-        places: FixedPlaces,
-        plan: Plan,
-        frames: Sequence[FrameId],
-    ) -> None:
-        super().__init__(engine, anchors, places, plan, frames)
+    def __init__(self, engine: FixedCapacity, anchors: Anchors, places: FixedPlaces, plan: Plan, groups: Pass) -> None:
+        super().__init__(engine, anchors, places, plan, groups)
         self.num_anchors = plan.num_streams * self.num_tokens
         self.base_X = places.base_X[: self.num_rows]
         # The pool: anchors, and places of computed rows.
@@ -153,7 +128,6 @@ class FixedRun(GivenRun[FixedPlaces]):
         self.places.codec_FA[:num_frames].copy_(scores_FPP.flatten(1))
 
     def layer(self, boundary: int, num_given: int) -> None:
-        """Attention of layer `boundary`, the choice behind it, and what is computed up to the next attention."""
         pre_proj, importance = [], []
         for block in self.blocks:
             projected_KNC = self._filled(boundary - 1, block)
@@ -221,7 +195,8 @@ class FixedRun(GivenRun[FixedPlaces]):
             hidden_XQ = self._hidden(held)[:, -self.num_parts(held) * self.rank :]
             out_XC = self.filled_XC[: rows.stop - rows.start, :channels]
             torch.index_select(pool_XC, 0, self.base_X[rows], out=out_XC)
-            self._correct(out_XC, hidden_XQ[rows], self._ups(held))
+            ups_pDR = self.addon.restoration(held).up_4DR[-self.num_parts(held) :]
+            self._correct(out_XC, hidden_XQ[rows], ups_pDR)
         projected_KNC: Tensor = out_XC.unflatten(0, (-1, self.num_tokens))
         return projected_KNC
 
@@ -233,7 +208,6 @@ class FixedRun(GivenRun[FixedPlaces]):
             x_pXD.baddbmm_(hidden_XQ.unflatten(1, (parts, self.rank)).transpose(0, 1), ups_pDR.mT)
 
     def keys_weighed(self) -> int:
-        """Of each token: with how many queries `_importance` multiplies its key, a head of D numbers counting once."""
         shape = self.vit.shape
         if not shape.has_cls:
             return shape.num_tokens
@@ -313,17 +287,13 @@ class FixedRun(GivenRun[FixedPlaces]):
         if held < 0:
             return self.stored_h_XD.index_select(0, rows_X)
         h_XD = self._stored_h(self.base_X.index_select(0, rows_X))
-        self._correct(h_XD, self._hidden(held)[:, : self.rank].index_select(0, rows_X), self._up_h(held))
+        self._correct(
+            h_XD, self._hidden(held)[:, : self.rank].index_select(0, rows_X), self.addon.restoration(held).up_4DR[:1]
+        )
         return h_XD
 
     def _stored_h(self, base_X: Tensor) -> Tensor:
         return self.places.pool_h_XD.index_select(0, base_X)
-
-    def _ups(self, boundary: int) -> Tensor:
-        return self.addon.restoration(boundary).up_4DR[len(CORRECTED) - self.num_parts(boundary) :]
-
-    def _up_h(self, boundary: int) -> Tensor:
-        return self.addon.restoration(boundary).up_4DR[:1]
 
     def _hidden(self, boundary: int) -> Tensor:
         return self.places.hidden_XQ[: self.num_rows, : self.num_ranks(boundary)]
@@ -337,10 +307,6 @@ def hidden_units(own_XQ: Tensor, anchor_HQ: Tensor, source_X: Tensor) -> Tensor:
 def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
-
-
-def _now(_: Hashable, step: Callable[[], None]) -> None:
-    step()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -20,16 +20,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.anchors import BoundaryAnchors, start_anchors, tensors_of
+from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.anchors import Anchors, start_anchors, tensors_of
 from reuse_models.reusevit.engines import fused_kernels as kernels
-from reuse_models.reusevit.engines.compacted import Pass, PassResult
+from reuse_models.reusevit.engines.compacted import Pass
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places, put
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.frame_order import GROUPS, PREVIOUS
 from reuse_models.reusevit.gate import LEAST_CHANGE, Decision, ForcedGate, HardGate
-from reuse_models.reusevit.reference import Plan, plan_of
+from reuse_models.reusevit.reference import Plan
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -92,7 +92,6 @@ class FusedPlaces(Places):
         """Of what attention made; of the states behind it."""
 
     def tensors(self) -> list[Tensor]:
-        """Return all that is held, temporaries of recordings left out."""
         return [*super().tensors(), *tensors_of(self.saved)]
 
 
@@ -123,16 +122,15 @@ class FusedCapacity(GivenRows[FusedPlaces]):
     def new_places(self, num_streams: int, streams_per_pass: int) -> FusedPlaces:
         return FusedPlaces(self.vit, self.policy, num_streams, streams_per_pass, self.records)
 
-    def save(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces) -> None:
+    def save(self, anchors: Anchors, places: FusedPlaces) -> None:
         """From here on, keep what is overwritten, for `restore`."""
         places.seen_2bBN.zero_()
 
-    def restore(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces) -> None:
-        """Undo what was done to the anchors since `save`."""
+    def restore(self, anchors: Anchors, places: FusedPlaces) -> None:
         for current, saved, seen_BN in self._pairs(anchors, places):
             current.copy_(torch.where(_beside(seen_BN, current), saved, current))
 
-    def keep(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces, streams: Sequence[int]) -> None:
+    def keep(self, anchors: Anchors, places: FusedPlaces, streams: Sequence[int]) -> None:
         """Keep these streams' anchors, which something other than a pass is about to overwrite."""
         for current, saved, seen_BN in self._pairs(anchors, places):
             for stream in streams:
@@ -142,7 +140,7 @@ class FusedCapacity(GivenRows[FusedPlaces]):
             places.seen_2bBN[:, :, stream] = 1
 
     @staticmethod
-    def _pairs(anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _pairs(anchors: Anchors, places: FusedPlaces) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return what anchors hold, what is kept of it, and where anything is."""
         pairs = []
         for at, saved, of_pre_proj_BN, of_states_BN in zip(anchors, places.saved, *places.seen_2bBN, strict=True):
@@ -155,20 +153,15 @@ class FusedCapacity(GivenRows[FusedPlaces]):
                 pairs.append((at.h_BND, saved.h_BND, of_states_BN))
         return pairs
 
-    def group(self, anchors: tuple[BoundaryAnchors, ...], places: FusedPlaces, groups: Pass) -> PassResult:
-        """Take the next group, of one size, of each stream through the tower and move the anchors on."""
-        (size,) = set(groups.sizes)
-        plan = plan_of(groups.sizes, self.vit.shape.num_tokens, self.vit.position.device)
-        given = self.capacities.rows(plan.anchor_FN.numel())
-        self.load(places, groups)
-        put([stream for stream in groups.streams for _ in range(size)], places.stream_F)
-        run, do = FusedRun(self, anchors, places, plan, groups), places.recorded.run
-        key = (groups.sizes, run.all_streams)
-        do((key, "enter"), run.enter)
-        for boundary, num_given in enumerate(given):
-            do((key, boundary, num_given), partial(run.layer, boundary, num_given))
-        do((key, "leave"), run.leave)
-        return run.result(given)
+    def load(self, places: FusedPlaces, groups: Pass) -> None:
+        super().load(places, groups)
+        put(
+            [stream for stream, size in zip(groups.streams, groups.sizes, strict=True) for _ in range(size)],
+            places.stream_F,
+        )
+
+    def run(self, anchors: Anchors, places: FusedPlaces, plan: Plan, groups: Pass) -> FusedRun:
+        return FusedRun(self, anchors, places, plan, groups)
 
 
 class FusedRun(GivenRun[FusedPlaces]):
@@ -176,18 +169,12 @@ class FusedRun(GivenRun[FusedPlaces]):
 
     engine: FusedCapacity
 
-    def __init__(
-        self,
-        engine: FusedCapacity,
-        anchors: tuple[BoundaryAnchors, ...],
-        places: FusedPlaces,
-        plan: Plan,
-        groups: Pass,
-    ) -> None:
-        super().__init__(engine, anchors, places, plan, groups.frames)
+    def __init__(self, engine: FusedCapacity, anchors: Anchors, places: FusedPlaces, plan: Plan, groups: Pass) -> None:
+        super().__init__(engine, anchors, places, plan, groups)
         self.num_frames, self.size, rows = plan.num_frames, plan.sizes[0], self.num_rows
         # All streams in their order need no copy of their anchors.
         self.all_streams = groups.streams == tuple(range(len(anchors[0].norm_BN)))
+        self.key = (groups.sizes, self.all_streams)
         self.stored_h_XD, self.stored_XC = places.stored_h_XD[:rows], places.stored_XC[:rows]
         self.pre_proj_XD = places.pre_proj_XD[:rows]
         self.tiles = query_tiles(self.vit.shape.num_patches)
@@ -207,7 +194,6 @@ class FusedRun(GivenRun[FusedPlaces]):
         self.engine.together()
 
     def layer(self, boundary: int, num_given: int) -> None:
-        """Attention of layer `boundary`, the choice behind it, and what is computed up to the next attention."""
         at, rank = self.anchors[boundary], self.rank
         self._attend(boundary - 1)
         units = self.num_ranks(boundary)
@@ -261,10 +247,8 @@ class FusedRun(GivenRun[FusedPlaces]):
         ups_4DR = self.addon.restoration(max(held, 0)).up_4DR
         # Of q, k, v, or of k, v alone; of h, q, k, v before them.
         hidden_XQ, ups_pDR = places.hidden_XQ[:, behind_q * rank :], ups_4DR[2 - behind_q :]
-        ahead, strides = (
-            _ahead(at.projected_BNC, self.stored_XC),
-            (self.stored_XC.stride(0), at.projected_BNC.stride(1)),
-        )
+        ahead = _ahead(at.projected_BNC, self.stored_XC)
+        strides = (self.stored_XC.stride(0), at.projected_BNC.stride(1))
         key_value_XC = self.stored_XC[:, behind_q * width :]
         if held >= 0:
             columns = min(FILL_COLUMNS, _power(width))
@@ -358,12 +342,8 @@ class FusedRun(GivenRun[FusedPlaces]):
         torch.addmm(h_CD, hidden_CM, layer.fc2_weight.mT, out=out_CD)
         self._norm(out_CD, layer.fc2_bias, following.norm1_weight, following.norm1_bias, normed_CD)
         channels = self.num_parts(boundary) * self.width
-        torch.addmm(
-            following.qkv_bias[-channels:],
-            normed_CD,
-            following.qkv_weight[-channels:].mT,
-            out=self.stored_XC[:num_given, :channels],
-        )
+        weight_CD, bias_C = following.qkv_weight[-channels:], following.qkv_bias[-channels:]
+        torch.addmm(bias_C, normed_CD, weight_CD.mT, out=self.stored_XC[:num_given, :channels])
 
     def _norm(self, x_CD: Tensor, bias_D: Tensor, weight_D: Tensor, norm_bias_D: Tensor, out_CD: Tensor) -> None:
         kernels.norm_kernel[(len(x_CD),)](

@@ -11,23 +11,24 @@ Q ranks of all corrections side by side (h, q, k, v; before the last layer k, v)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.anchors import BoundaryAnchors, start_anchors
+from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.anchors import Anchors, start_anchors
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS
 from reuse_models.reusevit.engines.capacities import Capacities
 from reuse_models.reusevit.engines.compacted import Pass, PassResult
 from reuse_models.reusevit.engines.cuda_graphs import Recorded
 from reuse_models.reusevit.frame_order import GROUP_SIZE
-from reuse_models.reusevit.gate import ForcedGate, FrameId, HardGate
-from reuse_models.reusevit.reference import Plan
+from reuse_models.reusevit.gate import ForcedGate, HardGate
+from reuse_models.reusevit.reference import Plan, plan_of
 from reuse_models.reusevit.restore import CORRECTED
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 
@@ -77,29 +78,42 @@ class GivenRows(ABC, Generic[P]):
         if isinstance(policy.gate, ForcedGate) and policy.gate.choice == "random":
             self.masks_RbA = policy.gate.masks_RbA.to(device)
         self.work_of: dict[tuple[int, ...], KnownWork] = {}
-        self._free: dict[int, list[tuple[tuple[BoundaryAnchors, ...], P]]] = {}
+        self._free: dict[int, list[tuple[Anchors, P]]] = {}
 
     @abstractmethod
     def new_places(self, num_streams: int, streams_per_pass: int) -> P:
         """Return memory for `num_streams` streams, of which so many go together."""
 
     @abstractmethod
-    def save(self, anchors: tuple[BoundaryAnchors, ...], places: P) -> None:
+    def save(self, anchors: Anchors, places: P) -> None:
         """Keep the anchors as they are, for `restore`."""
 
-    @abstractmethod
-    def keep(self, anchors: tuple[BoundaryAnchors, ...], places: P, streams: Sequence[int]) -> None:
+    def keep(self, anchors: Anchors, places: P, streams: Sequence[int]) -> None:
         """Be told that something other than a pass is about to overwrite these streams' anchors."""
 
     @abstractmethod
-    def restore(self, anchors: tuple[BoundaryAnchors, ...], places: P) -> None:
+    def restore(self, anchors: Anchors, places: P) -> None:
         """Undo what was done to the anchors since `save`."""
 
     @abstractmethod
-    def group(self, anchors: tuple[BoundaryAnchors, ...], places: P, groups: Pass) -> PassResult:
-        """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
+    def run(self, anchors: Anchors, places: P, plan: Plan, groups: Pass) -> GivenRun[P]:
+        """Return the steps of a pass."""
 
-    def take(self, num_streams: int, streams_per_pass: int) -> tuple[tuple[BoundaryAnchors, ...], P]:
+    def group(self, anchors: Anchors, places: P, groups: Pass) -> PassResult:
+        """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
+        plan = plan_of(groups.sizes, self.vit.shape.num_tokens, self.vit.position.device)
+        given = self.capacities.rows(plan.anchor_FN.numel())
+        self.load(places, groups)
+        run = self.run(anchors, places, plan, groups)
+        # Streams that end at different times make layouts that do not come again.
+        do = places.recorded.run if len(set(groups.sizes)) == 1 else _now
+        do((run.key, "enter"), run.enter)
+        for boundary, num_given in enumerate(given):
+            do((run.key, boundary, num_given), partial(run.layer, boundary, num_given))
+        do((run.key, "leave"), run.leave)
+        return run.result(given)
+
+    def take(self, num_streams: int, streams_per_pass: int) -> tuple[Anchors, P]:
         """Return anchors and places for `num_streams` streams: given back ones, since recordings know their address."""
         free = self._free.get(num_streams)
         if free:
@@ -108,7 +122,7 @@ class GivenRows(ABC, Generic[P]):
             anchors = start_anchors(self.vit, num_streams)
             return anchors, self.new_places(num_streams, streams_per_pass)
 
-    def give_back(self, anchors: tuple[BoundaryAnchors, ...], places: P) -> None:
+    def give_back(self, anchors: Anchors, places: P) -> None:
         """Take back what no stream uses any more."""
         self._free.setdefault(len(anchors[0].norm_BN), []).append((anchors, places))
 
@@ -149,15 +163,10 @@ class KnownWork:
 class GivenRun(ABC, Generic[P]):
     """One group of each stream on its way through the layers: views of fixed memory, and the steps."""
 
-    def __init__(
-        self,
-        engine: GivenRows[P],
-        anchors: tuple[BoundaryAnchors, ...],
-        places: P,
-        plan: Plan,
-        frames: Sequence[FrameId],
-    ) -> None:
-        self.engine, self.anchors, self.places, self.plan, self.frames = engine, anchors, places, plan, frames
+    def __init__(self, engine: GivenRows[P], anchors: Anchors, places: P, plan: Plan, groups: Pass) -> None:
+        self.engine, self.anchors, self.places, self.plan, self.frames = engine, anchors, places, plan, groups.frames
+        self.key: Hashable = groups.sizes
+        """What recordings of its steps are known by."""
         self.vit, self.addon, self.reference_state = engine.vit, engine.policy.addon, engine.policy.reference_state
         shape = self.vit.shape
         self.num_tokens, self.width, self.last = shape.num_tokens, shape.width, shape.num_layers - 1
@@ -240,6 +249,10 @@ def put(values: Sequence[int], out_X: Tensor) -> None:
     """Write a few numbers to a device without waiting for it."""
     on_host_X = torch.tensor(values, dtype=out_X.dtype, pin_memory=out_X.is_cuda)
     out_X[: len(values)].copy_(on_host_X, non_blocking=True)
+
+
+def _now(_: Hashable, step: Callable[[], None]) -> None:
+    step()
 
 
 def _with_padding(computed_Fb: Tensor, given: tuple[int, ...]) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from reuse_models.reusevit.addon import ReusePolicy
 from reuse_models.reusevit.engines.mixing import mix
 from reuse_models.reusevit.engines.token_memory import State, Trace, choose_reference
 from reuse_models.reusevit.frame_order import FrameStep, check_steps
 from reuse_models.reusevit.gate import Features
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 
 RECOMPUTED_SHARE = 1 / 3
@@ -54,13 +54,9 @@ class Clips:
 
 
 def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, *, keep_last: bool = False) -> MaskedOutput:
-    """Run clips through the tower with reuse.
+    """Run clips through the tower with reuse; gradients flow through it, not into it.
 
-    Args:
-        vit: The frozen tower; gradients flow through it, not into it.
-        policy: The add-on, the gate (soft for training) and the reference state.
-        clips: Frames, codec scores and their order.
-        keep_last: Whether the last layer runs for all tokens, and its output is kept.
+    With `keep_last` the last layer runs for all tokens, and its output is kept.
 
     Raises:
         ValueError: The order refers to frames not computed, or frames do not fit order or tower.
@@ -76,34 +72,32 @@ def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, *, keep_last: bo
 
     # What leads the order and refers to nothing depends on no trained weight: it records nothing for gradients.
     num_dense = next((index for index, step in enumerate(clips.steps) if step.candidates), num_frames)
-    parts = [pixels[: num_dense * num_clips], pixels[num_dense * num_clips :]]
-    records = (False, torch.is_grad_enabled())
-    states = [_enter(vit, part) if len(part) else None for part in parts]
+    parts = ((pixels[: num_dense * num_clips], False), (pixels[num_dense * num_clips :], torch.is_grad_enabled()))
+    states = [_enter(vit, part) for part, _ in parts if len(part)]
+    records = [recording for part, recording in parts if len(part)]
     gates: list[Tensor] = []
     for boundary in range(last):
         frames: list[_Computed] = []
         for state, recording in zip(states, records, strict=True):
-            if state is not None:
-                with torch.set_grad_enabled(recording):
-                    frames += _layer(vit, boundary, state, num_clips)
+            with torch.set_grad_enabled(recording):
+                frames += _layer(vit, boundary, state, num_clips)
         used_F, g_FCA = _mix(policy, boundary, frames, codec_FCA, clips.steps)
         if boundary == last - 1:
             second_last = torch.cat([one.state.h_CAD for one in frames])
         del frames, state  # not needed beside what joins below: less at the peak
-        states = [_joined(half) for half in (used_F[:num_dense], used_F[num_dense:])]
+        states = [_joined(half) for half in (used_F[:num_dense], used_F[num_dense:]) if half]
         del used_F
         gates.append(g_FCA)
 
-    whole = _whole(states)
+    whole = _joined(states)
     h_XND, qkv_XNC = whole.h_CAD, whole.qkv_CAC
-    q_XhNd, k_XhNd, v_XhNd = vit.split_heads(qkv_XNC)
     last_CFND = None
     if keep_last:
-        last_XND = vit.close(last, h_XND, vit.attend(q_XhNd, k_XhNd, v_XhNd))
+        last_XND = vit.close(last, h_XND, vit.attend(*vit.split_heads(qkv_XNC)))
         embeddings_XE = vit.head(last_XND)
         last_CFND = _frames(last_XND, num_frames).transpose(0, 1)
     else:
-        embeddings_XE = vit.finish(q_XhNd, k_XhNd, v_XhNd, h_XND)
+        embeddings_XE = vit.finish(qkv_XNC, h_XND)
     reuse_CFbA = torch.stack(gates).permute(2, 1, 0, 3)
     return MaskedOutput(
         embeddings_CFE=_frames(embeddings_XE, num_frames).transpose(0, 1),
@@ -146,18 +140,9 @@ def _layer(vit: Vit, index: int, state: State, num_clips: int) -> list[_Computed
     return [_Computed(pre_proj, importance, State(h, qkv)) for pre_proj, importance, h, qkv in frames]
 
 
-def _joined(states: Sequence[State]) -> State | None:
-    """Put frames back together, frame after frame; None for no frame."""
-    if not states:
-        return None
+def _joined(states: Sequence[State]) -> State:
+    """Put frames back together, frame after frame."""
     return State(torch.cat([state.h_CAD for state in states]), torch.cat([state.qkv_CAC for state in states]))
-
-
-def _whole(states: Sequence[State | None]) -> State:
-    """Put dense frames and the others together."""
-    whole = _joined([state for state in states if state is not None])
-    assert whole is not None
-    return whole
 
 
 def _mix(

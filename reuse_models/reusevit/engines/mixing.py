@@ -17,7 +17,7 @@ Source: docs/methods.md; the gradients are those of the plain formula, to roundi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,20 +122,13 @@ class _Mixture(torch.autograd.Function):
         return None, g_grad_CN, *own_and_reference, down_grad_QD, up_grad_4DR
 
 
-class _Sides(NamedTuple):
-    """Gradients of the two sides of a mixture."""
-
-    own: Tensor | None
-    reference: Tensor | None
-
-
-def _sides(grad_CND: Tensor | None, change_CND: Tensor, g_CN1: Tensor, g_grad_CN: Tensor) -> _Sides:
+def _sides(grad_CND: Tensor | None, change_CND: Tensor, g_CN1: Tensor, g_grad_CN: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of own and reference, given that of own + g (reference - own); add to that of g."""
     if grad_CND is None:
-        return _Sides(None, None)
+        return None, None
     g_grad_CN += (grad_CND * change_CND).sum(-1)
     reference_CND = grad_CND * g_CN1
-    return _Sides(grad_CND - reference_CND, reference_CND)
+    return grad_CND - reference_CND, reference_CND
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

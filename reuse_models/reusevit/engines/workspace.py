@@ -6,8 +6,6 @@ projection, Q ranks of the corrections of q, k, v side by side, X rows (frame ·
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -20,15 +18,6 @@ ROWS_PER_PRODUCT = 1024
 """Tokens that go through a layer's products at once: enough for full speed, few enough for buffers to stay warm."""
 BLOCK_BYTES = 2**21
 """About a core's own cache: the q, k, v of a block are restored, attended to and forgotten within it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """For the rows of one product; M is the MLP's width."""
-
-    h_XD: Tensor
-    pre_proj_XD: Tensor
-    hidden_XM: Tensor
 
 
 class Workspace:
@@ -52,7 +41,7 @@ class Workspace:
         self.pre_proj_2FND = [like.new_empty(*tokens, shape.width) for _ in range(2)]
         self.hidden_2XQ = [like.new_empty(num_frames * shape.num_tokens, num_ranks) for _ in range(2)]
         rows = min(ROWS_PER_PRODUCT, num_frames * shape.num_tokens)
-        self._room = Room(*(like.new_empty(rows, channels) for channels in (shape.width, shape.width, shape.fc1_width)))
+        self._room = [like.new_empty(rows, channels) for channels in (shape.width, shape.width, shape.fc1_width)]
         self._stored: dict[tuple[int, int], Tensor] = {}
         self.expects_reuse = [True] * (shape.num_layers - 1)
         """By boundary: most tokens were reused last time, so that it pays to prepare all of them."""
@@ -68,10 +57,9 @@ class Workspace:
             self._views[num_frames, parts] = views
         return views
 
-    def room(self, num_rows: int) -> Room:
-        """Return room for a product of up to ROWS_PER_PRODUCT rows."""
-        room = self._room
-        return Room(room.h_XD[:num_rows], room.pre_proj_XD[:num_rows], room.hidden_XM[:num_rows])
+    def room(self, num_rows: int) -> list[Tensor]:
+        """Return room for h, pre_proj and the MLP's hidden units of a product of up to ROWS_PER_PRODUCT rows."""
+        return [x[:num_rows] for x in self._room]
 
     def stored(self, turn: int, num_rows: int, channels: int) -> Tensor:
         """Return an uninitialised [num_rows, channels], valid until the turn after the next."""
@@ -84,20 +72,8 @@ class Workspace:
     @property
     def num_bytes(self) -> int:
         """Bytes held."""
-        tensors = [
-            self.block_KNC,
-            self.difference_KND,
-            *self.pre_proj_2FND,
-            self.norm_FN,
-            self.difference_norm_FN,
-            self.to_anchor_FN,
-            self.importance_FN,
-            *self.hidden_2XQ,
-            self._room.h_XD,
-            self._room.pre_proj_XD,
-            self._room.hidden_XM,
-            *self._stored.values(),
-        ]
+        tensors = [x for x in vars(self).values() if isinstance(x, Tensor)]
+        tensors += [*self.pre_proj_2FND, *self.hidden_2XQ, *self._room, *self._stored.values()]
         return sum(x.untyped_storage().nbytes() for x in tensors)
 
 

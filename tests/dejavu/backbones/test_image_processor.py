@@ -121,7 +121,8 @@ def test_a_transcoded_video_shows_what_dinov2s_processor_sees(tmp_path: Path) ->
     with av.open(str(tmp_path / "wide.mp4")) as container:
         whole = next(container.decode(video=0)).to_ndarray(format="rgb24")
     theirs = BitImageProcessorPil(**DINOV2)(whole)["pixel_values"][0]
-    preprocess = Preprocess.from_config(224, json.loads(BitImageProcessorPil(**DINOV2).to_json_string()), "dinov2")
+    config = json.loads(BitImageProcessorPil(**DINOV2).to_json_string())
+    preprocess = Preprocess(224, read_image_processor(config, "dinov2"))
     apart = {}
     for view in (preprocess.view, 1.0):
         transcode(tmp_path / "wide.mp4", tmp_path / "out.mp4", frame_px=256, config=TranscodeConfig(crf=4), view=view)
@@ -133,7 +134,7 @@ def test_a_transcoded_video_shows_what_dinov2s_processor_sees(tmp_path: Path) ->
 
 def test_dinov3_scales_real_numbers_bilinearly(frames: list[NDArray[np.uint8]]) -> None:
     """Its processor needs torchvision: each channel as Pillow's floating-point bilinear is the same arithmetic."""
-    preprocess = Preprocess.from_config(224, DINOV3, "dinov3_vit")
+    preprocess = Preprocess(224, read_image_processor(DINOV3, "dinov3_vit"))
     for square in frames:
         channels = [
             np.asarray(Image.fromarray(square[..., c].astype(np.float32)).resize((224, 224), Image.Resampling.BILINEAR))
@@ -153,8 +154,7 @@ def test_what_dinov2s_own_config_says_is_what_its_family_does() -> None:
         own = read_image_processor(None, model_type)
         assert own == read_image_processor(config, model_type)
         assert (own.view, own.side_px) == (224 / 256, 224)
-        assert default_image_px(config, model_type, 518) == 224
-        assert default_image_px(None, model_type, 518) == 224
+        assert default_image_px(own, model_type, 518) == 224
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_what_dinov2s_own_config_says_is_what_its_family_does() -> None:
 def test_a_tower_without_processor_has_its_familys(
     model_type: str, config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = Preprocess.from_config(224, None, model_type)
+    own = read_image_processor(None, model_type)
     assert [record.getMessage() for record in caplog.records] == [
         f"image processor: none beside a {model_type}; its family's own is taken"
     ]
     said = read_image_processor(config, model_type)
-    assert said.side_px == 224 == default_image_px(None, model_type, 224)
-    assert own.processor in (said, ImageProcessor(**{**fields(said), "side_px": None}))
+    assert said.side_px == 224 == default_image_px(own, model_type, 224)
+    assert own in (said, ImageProcessor(**{**fields(said), "side_px": None}))
     assert len(caplog.records) == 1
 
 
@@ -251,10 +251,10 @@ def test_an_unknown_model_type_is_refused() -> None:
 
 
 def test_pictures_that_the_tower_does_not_take_are_refused() -> None:
-    config = json.loads(CLIPImageProcessorPil().to_json_string())
+    said = read_image_processor(json.loads(CLIPImageProcessorPil().to_json_string()), "clip")
     with pytest.raises(ValueError, match="got pictures of 224 px, expected the tower's 336"):
-        default_image_px(config, "clip", 336)
-    assert default_image_px({"image_mean": [0.5] * 3}, "clip", 336) == 336
+        default_image_px(said, "clip", 336)
+    assert default_image_px(read_image_processor({"image_mean": [0.5] * 3}, "clip"), "clip", 336) == 336
 
 
 def test_odd_configs_are_read_or_refused_and_nothing_else() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dejavu.backbones.image_processor import CLIP_MEAN, CLIP_STD
+from dejavu.backbones.image_processor import CLIP_MEAN, CLIP_STD, read_image_processor
 from dejavu.backbones.preprocess import Preprocess
 
 
@@ -49,11 +49,11 @@ def test_no_frames_give_no_pixels() -> None:
 
 
 def test_mean_and_std_are_the_configs() -> None:
-    half = Preprocess.from_config(32, {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}, "clip")
+    half = Preprocess(32, read_image_processor({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}, "clip"))
     white = half(np.full((1, 32, 32, 3), 255, np.uint8))
     assert white.unique().tolist() == pytest.approx([1.0])
-    assert Preprocess.from_config(32, None, "clip") == Preprocess(32)
-    raw = Preprocess.from_config(32, {"do_normalize": False}, "clip")
+    assert Preprocess(32, read_image_processor(None, "clip")) == Preprocess(32)
+    raw = Preprocess(32, read_image_processor({"do_normalize": False}, "clip"))
     assert raw(np.full((1, 32, 32, 3), 51, np.uint8)).unique().tolist() == pytest.approx([0.2])
 
 

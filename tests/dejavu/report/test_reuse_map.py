@@ -29,15 +29,17 @@ def test_pictures_classes_and_reuse_stand_side_by_side(tmp_path: Path) -> None:
     reuse_FLN = np.zeros((12, 3, 17), dtype=bool)
     class_FPP = np.full((12, 4, 4), 6.0)
     plot_reuse_map(rgb_FHWC, reuse_FLN, tmp_path / "with.png", class_FPP=class_FPP)
-    plot_reuse_map(rgb_FHWC, reuse_FLN, tmp_path / "without.png", num_columns=2)
-    both, alone = imread(tmp_path / "with.png"), imread(tmp_path / "without.png")
-    assert both.shape[0] > alone.shape[0]  # one row more
-    assert both.shape[1] > alone.shape[1]  # more columns
+    plot_reuse_map(rgb_FHWC, reuse_FLN, tmp_path / "narrow.png", class_FPP=class_FPP, num_columns=2)
+    both, narrow = imread(tmp_path / "with.png"), imread(tmp_path / "narrow.png")
+    assert both.shape[0] == narrow.shape[0]
+    assert both.shape[1] > narrow.shape[1]  # more columns
     reds = (both[..., :3] == (1.0, 0.0, 0.0)).all(axis=-1).mean()
     oranges = (np.abs(both[..., :3] - (224 / 255, 128 / 255, 58 / 255)) < 0.01).all(axis=-1).mean()
     assert oranges == pytest.approx(2 * reds, rel=0.1)  # intra everywhere, red in half of each picture
 
 
-def test_maps_of_other_frames_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got 2 frames, 3 maps"):
-        plot_reuse_map(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((3, 1, 4), dtype=bool), tmp_path / "x.png")
+@pytest.mark.parametrize(("num_maps", "num_classes"), [(3, 2), (2, 3)])
+def test_maps_of_other_frames_are_refused(tmp_path: Path, num_maps: int, num_classes: int) -> None:
+    rgb_FHWC, reuse_FLN = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((num_maps, 1, 4), dtype=bool)
+    with pytest.raises(ValueError, match=f"got 2 frames, {num_maps} maps"):
+        plot_reuse_map(rgb_FHWC, reuse_FLN, tmp_path / "x.png", class_FPP=np.ones((num_classes, 2, 2)))

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from dejavu.retrieval import contact_sheet
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
-def test_pictures_stand_in_reading_order(tmp_path: Path) -> None:
+def test_pictures_stand_in_reading_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contact_sheet, "NUM_COLUMNS", 2)
     tiles = [Tile(np.full((16, 16, 3), colour, np.uint8), "1.  $x_1^", "a $ b") for colour in COLOURS]
-    draw_contact_sheet(tiles, tmp_path / "sheet.png", title="query", num_columns=2)
+    draw_contact_sheet(tiles, tmp_path / "sheet.png", title="query")
     sheet_HW3 = imread(tmp_path / "sheet.png")[..., :3]
     middles = []
     for colour in COLOURS:

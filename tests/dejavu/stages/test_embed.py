@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import pytest
 
 from dejavu.cluster.cluster import Pool
 from dejavu.embedding.batch import Batch, DecodedBatch, EmbedConfig, EmbedContext, Segment
-from dejavu.embedding.reader import DecodeRow
+from dejavu.embedding.encode import EncodedSegment
 from dejavu.observability.events import keep_log
 from dejavu.records import Failure
 from dejavu.stages import embed
-from dejavu.stages.embed import Kernels, embed_batches
+from dejavu.stages.embed import EncodeRow, Kernels, embed_batches
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
@@ -59,27 +59,38 @@ def decode(segments: Sequence[Segment], _: EmbedContext) -> DecodedBatch:
     return DecodedBatch(kept, (frames,) * len(kept), failures)
 
 
-class Encoder:
-    def __init__(self, _: EmbedContext) -> None: ...
+class Encoder(EncodeRow):
+    def __init__(self, embedding: EmbedContext) -> None:
+        self.embedding = embedding
 
-    def encode(self, settings: Sequence[Setting], decoded: DecodedBatch) -> None:
-        assert len(settings) == 1
+    def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
         assert len(decoded.frames) == len(decoded.segments)
+        zeros = np.zeros((2, 4), np.float32)
+        return [EncodedSegment(zeros, zeros[:, 0], np.zeros(2)) for _ in decoded.segments]
 
 
-def plainly(batches: Sequence[Batch], embedding: EmbedContext, _: Pool, kernels: Kernels) -> Iterator[Any]:
-    """Lay the kernels over the batches without a cluster."""
-    decoder, encoder = DecodeRow(embedding, kernels.decode), embed.EncodeRow(embedding, kernels)
-    for batch in batches:
-        row = decoder(batch.to_row())
-        encoded = encoder({name: np.array([value]) for name, value in row.items()})
-        yield {name: column[0] for name, column in encoded.items()}
+class Plainly:
+    """Stands in for a data set of Ray's: kernels are laid over its rows without a cluster."""
+
+    def __init__(self, rows: Iterable[Any], **_: int) -> None:
+        self.rows = rows
+
+    def map(self, kernel: Callable[[Any], Any], **_: float) -> Plainly:
+        return Plainly(map(kernel, self.rows))
+
+    def map_batches(self, kernel: type[EncodeRow], *, fn_constructor_args: tuple[EmbedContext], **_: Any) -> Plainly:
+        encoder = kernel(*fn_constructor_args)
+        encoded = (encoder({name: np.array([value]) for name, value in row.items()}) for row in self.rows)
+        return Plainly({name: column[0] for name, column in row.items()} for row in encoded)
+
+    def iter_rows(self) -> Iterable[Any]:
+        return self.rows
 
 
 def test_a_clips_way_and_the_stages_progress_are_logged(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "_run", plainly)
+    monkeypatch.setattr(embed.ray.data, "from_items", Plainly)
     monkeypatch.setattr(embed, "configure", lambda **_: None)
     config = EmbedConfig()
     methods = [OriginalConfig(), EventfulConfig(refreshed_tokens=8)]
@@ -108,6 +119,8 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
         ("encode ends", "eventful"),
     ]
     assert [line["num_frames"] for line in told if line["event"] == "encode ends"] == [4, 4, 2, 2]
+    whole = {one.unit_id for batch in batches for one in batch.segments if one.clip_id != "torn"}
+    assert [set(embedding.store.done(setting.setting_id)) for setting in settings] == [whole, whole]
     assert [line["reason"] for line in told if line.get("clip_id") == "torn"] == ["VideoError: torn"]
 
 

@@ -12,7 +12,6 @@ from dejavu.stages.frontier import Evidence, Journal, compare, describe, draw_fr
 from dejavu.stages.measure import Timing
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import name_setting
-from dejavu.tasks.fidelity import Fidelity
 from dejavu.tasks.neighbours import Agreement
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.original import OriginalConfig
@@ -89,7 +88,7 @@ def kept(config: MethodConfig, gflops: float, *shares: tuple[float, ...]) -> Set
     mean = sum(map(sum, shares)) / sum(map(len, shares))
     return SettingScore(
         name_setting(config, "tower", EmbedConfig().shaping()), len(shares), 4, 0.5, gflops,
-        Fidelity(4, 0.9, 0.8, 0.8), None, agreement=Agreement(mean, by_clip),
+        0.9, None, agreement=Agreement(mean, by_clip),
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def test_a_fit_reads_clips_and_teachers_and_says_what_it_is_worth(
         known = [one for one in clips if one.clip_id != "no teacher"]
         return {one.clip_id: SimpleNamespace(embeddings_FE=np.ones((one.num_frames, 128), np.float32)) for one in known}
 
-    monkeypatch.setattr(stage, "read_embeddings", read)
+    monkeypatch.setattr("dejavu.embedding.windows.read_embeddings", read)
     train = [clip(embedding, "a", 20), clip(embedding, "no teacher", 20)]
     gone = replace(clip(embedding, "b", 20), path="mp4/gone.mp4")
     outcome = stage._fit([*train, gone], [clip(embedding, "c", 14)], original(backbone, embedding), embedding, FEW)

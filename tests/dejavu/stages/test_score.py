@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from dejavu.stages.score import EvalSet, build_class_eval_set, score_settings
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.tasks import neighbours
-from dejavu.tasks.class_readers import READERS, ClassReaders, Pooled
+from dejavu.tasks.class_readers import ClassReaders, Pooled, Reader
 from reuse_models.baselines.frame_skip import FrameSkipConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
@@ -57,13 +57,14 @@ def write(embedding: EmbedContext, setting: Setting, clips: Sequence[Transcoded]
 def write_vectors(
     embedding: EmbedContext, setting: Setting, clip: Transcoded, vectors_FE: NDArray[np.float64], rate: float = 0.0
 ) -> None:
+    num_frames = len(vectors_FE)
     table = pa.table(
         {
-            "content_id": [clip.content_id] * NUM_FRAMES,
-            "frame": pa.array(range(NUM_FRAMES), pa.int32()),
-            "seconds": pa.array([frame / 2 for frame in range(NUM_FRAMES)]),
-            "reuse_rate": pa.array(np.full(NUM_FRAMES, rate, np.float32)),
-            "flops": pa.array(np.full(NUM_FRAMES, 1e9)),
+            "content_id": [clip.content_id] * num_frames,
+            "frame": pa.array(range(num_frames), pa.int32()),
+            "seconds": pa.array([frame / 2 for frame in range(num_frames)]),
+            "reuse_rate": pa.array(np.full(num_frames, rate, np.float32)),
+            "flops": pa.array(np.full(num_frames, 1e9)),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors_FE.astype(np.float16).ravel()), WIDTH),
         }
     )
@@ -109,9 +110,21 @@ def test_a_part_of_one_setting_is_in_memory_beside_original(
     assert "1 questions about clips that failed are left out" in capsys.readouterr().out
     assert [one.num_clips for one in scores] == [2, 2, 2, 2]
     assert [one.reuse_rate for one in scores] == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-6)
-    assert [one.fidelity.mean for one in scores] == pytest.approx(np.cos([0, 0.1, 0.2, 0.3]), abs=1e-3)
+    assert [one.cosine_to_dense for one in scores] == pytest.approx(np.cos([0, 0.1, 0.2, 0.3]), abs=1e-3)
     assert [[row.clip_id for row in one.rows] for one in scores] == [["b", "c"]] * 4
     assert [one.accuracy for one in scores] == [1, 1, 1, 1]
+
+
+def test_every_frame_weighs_the_same(embedding: EmbedContext) -> None:
+    original, other = name_setting(OriginalConfig(), "tower", {}), name_setting(FrameSkipConfig(every=2), "tower", {})
+    clips = (replace(CLIPS[0], num_frames=1), replace(CLIPS[1], num_frames=3))
+    for clip, cosines in zip(clips, ([1.0], [0.5, 0.5, 0.8]), strict=True):
+        dense_FE = np.tile(np.eye(WIDTH)[0], (clip.num_frames, 1))
+        ours_FE = np.array([[cosine, np.sqrt(1 - cosine**2), 0] for cosine in cosines])
+        write_vectors(embedding, original, clip, dense_FE)
+        write_vectors(embedding, other, clip, ours_FE)
+    (found,) = score_settings([other], original, EvalSet(clips, (), {}), embedding)
+    assert (found.num_frames, found.cosine_to_dense) == (4, pytest.approx(0.7, abs=1e-3))
 
 
 def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: EmbedContext) -> None:
@@ -130,7 +143,7 @@ def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: EmbedC
     readers = ClassReaders(axes_CE, np.zeros(2, np.float32), Pooled(axes_CE, np.arange(2)), axes_CE[::-1])
     scores = score_settings([original, other], original, build_class_eval_set(CLIPS, questions, readers), embedding)
     assert [one.accuracy for one in scores] == pytest.approx([2 / 3, 1 / 3])
-    found = {reader: [one.by_reader[reader].accuracy for one in scores] for reader in READERS}
+    found = {reader: [one.by_reader[reader].accuracy for one in scores] for reader in get_args(Reader)}
     assert found["nearest"] == found["linear_probe"] == pytest.approx([2 / 3, 1 / 3])
     assert found["zero_shot"] == pytest.approx([1 / 3, 2 / 3])  # its names are the wrong way round
     assert [row.correct for row in scores[0].rows] == [True, True, False]

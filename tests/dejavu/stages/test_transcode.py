@@ -81,7 +81,7 @@ def test_a_record_of_more_damage_than_is_borne_does_not_count(tmp_path: Path) ->
     store, clips = Store(tmp_path / "store"), [Clip(clip_id="a", path=str(tmp_path / "a"), split="test")]
 
     def encode(source: Path, target: Path, config: TranscodeConfig, **_: object) -> Mp4Info:
-        if not config.leniency.bears(0.015):
+        if not config.bears(0.015):
             raise ValueError("a: got 0.015, expected less; leave it out")
         target.write_bytes(source.read_bytes())
         return Mp4Info(

@@ -104,11 +104,10 @@ def test_what_is_mapped_keeps_its_order(away: UPath, tmp_path: Path) -> None:
 
 
 def test_ray_gets_a_file_system_of_an_address_alone(away: UPath, tmp_path: Path) -> None:
-    assert ray_storage(tmp_path).path == str(tmp_path)
-    assert ray_storage(tmp_path).filesystem is None
+    assert ray_storage(tmp_path) == (str(tmp_path), None)
     (away / "file").write_text("x")
-    there = ray_storage(away)
-    assert there.filesystem.open_input_file(f"{there.path}/file").read() == b"x"
+    path, filesystem = ray_storage(away)
+    assert filesystem.open_input_file(f"{path}/file").read() == b"x"
 
 
 def test_a_client_that_answers_in_its_own_way_is_storage_too() -> None:

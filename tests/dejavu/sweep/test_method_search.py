@@ -12,7 +12,6 @@ from ray.tune.search import Searcher
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import name_setting
 from dejavu.sweep.method_search import MethodSearch
-from dejavu.tasks.fidelity import Fidelity
 from reuse_models.method import MethodConfig
 from reuse_models.tower.shape import VitShape
 from tests.tune_spaces.towers import fake_tower
@@ -32,7 +31,7 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
         num_frames=1,
         reuse_rate=0.0,
         gflops_per_frame=gflops,
-        fidelity=Fidelity(num_frames=1, mean=cosine, min=cosine, p5=cosine),
+        cosine_to_dense=cosine,
         task=None,
     )
 

@@ -26,7 +26,6 @@ from dejavu.sweep.study import (
     some_of,
     write_chosen,
 )
-from dejavu.tasks.fidelity import Fidelity
 from dejavu.video.decode import DecodedFrames
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.diffrate.method import DiffRateConfig
@@ -46,14 +45,13 @@ def name(config: MethodConfig) -> Setting:
 
 
 def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
-    fidelity = Fidelity(num_frames=1, mean=cosine, min=cosine, p5=cosine)
     return SettingScore(
         setting=name(config),
         num_clips=1,
         num_frames=1,
         reuse_rate=0.0,
         gflops_per_frame=gflops,
-        fidelity=fidelity,
+        cosine_to_dense=cosine,
         task=None,
     )
 

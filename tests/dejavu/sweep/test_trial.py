@@ -10,7 +10,6 @@ from dejavu.records import AnswerScore, Question, Transcoded
 from dejavu.stages.score import EvalSet, SettingScore
 from dejavu.storage.setting import Setting
 from dejavu.sweep.trial import GridBaseline, cut_eval_set, quality, validation_metrics
-from dejavu.tasks.fidelity import Fidelity
 from dejavu.tasks.neighbours import Agreement
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
@@ -24,7 +23,7 @@ def score(config: MethodConfig, gflops: float, cosine: float) -> SettingScore:
         num_frames=1,
         reuse_rate=0.0,
         gflops_per_frame=gflops,
-        fidelity=Fidelity(num_frames=1, mean=cosine, min=cosine, p5=cosine),
+        cosine_to_dense=cosine,
         task=None,
     )
 
@@ -33,7 +32,7 @@ def test_settings_are_chosen_by_neighbours_where_nobody_has_answered() -> None:
     near = replace(score(CmcConfig(threshold=1.0), 1.0, 0.99), agreement=Agreement(0.4, {"a": (0.3, 0.5)}))
     assert quality(near) == 0.4
     assert validation_metrics(near)["agreement"] == 0.4
-    answered = replace(near, answers=AnswerScore(num_questions=2, num_clips=1, accuracy=0.5, rows=()))
+    answered = replace(near, answers=AnswerScore(accuracy=0.5, rows=()))
     assert quality(answered) == 0.5
     assert answered.answers is not None
     assert quality(replace(answered, by_reader={"linear_probe": answered.answers})) == 0.4  # classes: few answers

@@ -5,7 +5,6 @@ from pathlib import Path
 from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.sweep.tried import Tried, read_tried, tried_runs, write_tried
-from dejavu.tasks.fidelity import Fidelity
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.method import MethodConfig
@@ -36,7 +35,7 @@ def test_no_metric_of_validation_or_of_part_of_it_is_called_as_one_of_test() -> 
         num_frames=1,
         reuse_rate=0.5,
         gflops_per_frame=2.0,
-        fidelity=Fidelity(num_frames=1, mean=0.9, min=0.9, p5=0.9),
+        cosine_to_dense=0.9,
         task=None,
     )
     stopped = Tried(STOPPED, {"quality": 0.4, "clips_share": 0.25})

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dejavu.tasks.posthoc_span import PosthocConfig, combined_span, gaussian_span, posthoc_span
+from dejavu.tasks import posthoc_span as spans
+from dejavu.tasks.posthoc_span import combined_span, gaussian_span, posthoc_span
 
 
 def peak_at(frame: int, num_frames: int, **others: float) -> list[float]:
@@ -29,12 +30,12 @@ def test_neighbours_above_the_faded_mean_join_the_peak() -> None:
     assert posthoc_span(peak_at(10, 32, at_7=0.9, at_13=0.9), EVERY_SECOND) == (7.0, 13.0)
 
 
-def test_attention_fades_to_one_half_at_ten_seconds() -> None:
+def test_attention_fades_to_one_half_at_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     # scores 1, s, s of three frames at 0, 10 and 0: pass where s / 2 >= threshold * (1 + s) / 3
-    config = PosthocConfig(threshold=0.5)
+    monkeypatch.setattr(spans, "THRESHOLD", 0.5)
     just_passes = 0.5001
-    assert posthoc_span([0.0, 1.0, just_passes], [0.0, 1.0, 11.0], config) == (1.0, 11.0)
-    assert posthoc_span([0.0, 1.0, just_passes - 0.001], [0.0, 1.0, 11.0], config) == (1.0, 1.0)
+    assert posthoc_span([0.0, 1.0, just_passes], [0.0, 1.0, 11.0]) == (1.0, 11.0)
+    assert posthoc_span([0.0, 1.0, just_passes - 0.001], [0.0, 1.0, 11.0]) == (1.0, 1.0)
 
 
 def test_failing_frames_near_the_peak_are_stepped_over_and_far_ones_end_the_walk() -> None:
@@ -67,8 +68,3 @@ def test_combined_is_the_intersection_or_else_the_posthoc_span() -> None:
     assert combined_span((0.0, 10.0), (5.0, 20.0)) == (5.0, 10.0)
     assert combined_span((0.0, 5.0), (5.0, 20.0)) == (5.0, 5.0)
     assert combined_span((0.0, 4.9), (5.0, 20.0)) == (5.0, 20.0)
-
-
-def test_a_threshold_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected positive"):
-        PosthocConfig(threshold=0.0)

@@ -30,7 +30,8 @@ def test_equal_contents_are_stored_once_and_no_clip_is_lost(tmp_path: Path, monk
     setting, embedding = overhead.name_settings(1)[0], EmbedContext("none", store, EmbedConfig())
     waiter = overhead.Waiter(embedding)
     for batch in plan(transcoded, [setting], embedding):
-        waiter.encode(batch.settings, overhead.decode_nothing(batch.segments, embedding))
+        (setting,) = batch.settings
+        waiter.encode(setting, overhead.decode_nothing(batch.segments, embedding))
     assert plan(transcoded, [setting], embedding) == []
     assert len(store.done(setting.setting_id)) == 36
     assert set(read_embeddings(embedding, setting, transcoded)) == {clip.clip_id for clip in clips}

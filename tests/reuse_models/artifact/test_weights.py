@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reuse_models.artifact.weights import VARIANTS, Variant, addon_from_state, load_published, read_checkpoint
+from reuse_models.artifact.weights import VARIANTS, Variant, addon_from_state, read_checkpoint
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -41,7 +41,7 @@ def checkpoint(tmp_path: Path, state: dict[str, Tensor]) -> Path:
 def test_a_checkpoint_gives_the_weights_of_the_golden_state(
     checkpoint: Path, state: dict[str, Tensor], golden_vit: Vit, variant: Variant
 ) -> None:
-    read = load_published(checkpoint, golden_vit.shape, variant)
+    read = addon_from_state(read_checkpoint(checkpoint), golden_vit.shape, variant)
     expected = addon_from_state(state, golden_vit.shape, variant)
     for name, weight in expected.state_dict().items():
         assert torch.equal(read.state_dict()[name], weight)

@@ -53,13 +53,7 @@ def see_clip(embeddings_FE: NDArray[np.float32], seconds_F: NDArray[np.float64],
 def embed_candidates(
     questions: Sequence[Question], embed: Callable[[Sequence[str]], torch.Tensor], prompt: str
 ) -> dict[str, NDArray[np.float32]]:
-    """Embed the candidates of all questions, each different text once: question id -> [A, S].
-
-    Args:
-        questions: Those to be answered.
-        embed: Texts to vectors.
-        prompt: How question and answer become a text.
-    """
+    """Embed the candidates of all questions, each different text once: question id -> [A, S]."""
     texts = {
         question.question_id: [prompt.format(question=question.text, answer=answer) for answer in question.answers]
         for question in questions
@@ -95,7 +89,7 @@ def answer_questions(
     """
     device = next(head.parameters()).device
     found: dict[SpanKind, list[Prediction]] = {kind: [] for kind in SPAN_KINDS}
-    for _, group in _alike(questions, sentences):
+    for group in _alike(questions, sentences):
         features_BNE = torch.from_numpy(np.stack([clips[question.clip_id].features_NE for question in group]))
         sentences_BAS = torch.from_numpy(np.stack([sentences[question.question_id] for question in group]))
         grounded = head(features_BNE.to(device), sentences_BAS.to(device))
@@ -122,15 +116,13 @@ def _spans(question: Question, fraction: Span, attention: Sequence[float], clip:
     return {"gauss": gauss_s, "posthoc": posthoc_s, "combined": combined_span(gauss_s, posthoc_s)}
 
 
-def _alike(
-    questions: Sequence[Question], sentences: Mapping[str, NDArray[np.float32]]
-) -> list[tuple[int, list[Question]]]:
+def _alike(questions: Sequence[Question], sentences: Mapping[str, NDArray[np.float32]]) -> list[list[Question]]:
     """Group questions with equally many candidates, a batch at a time."""
     by_count: dict[int, list[Question]] = {}
     for question in questions:
         by_count.setdefault(len(sentences[question.question_id]), []).append(question)
     return [
-        (count, some[start : start + QUESTIONS_AT_ONCE])
-        for count, some in sorted(by_count.items())
+        some[start : start + QUESTIONS_AT_ONCE]
+        for _, some in sorted(by_count.items())
         for start in range(0, len(some), QUESTIONS_AT_ONCE)
     ]

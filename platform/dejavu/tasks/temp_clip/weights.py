@@ -155,11 +155,8 @@ def _note(path: Path) -> dict[str, Any]:
 def save_temp_clip(head: TempClip, text: Mapping[str, Tensor], text_encoder: str, path: Path) -> None:
     """Write the weights to `path` (.safetensors) under their published names, and a JSON beside it.
 
-    Args:
-        head: The head.
-        text: The text encoder's weights where it was trained with it, else empty.
-        text_encoder: What it began from, as `load_sentences` takes it.
-        path: A file name that ends in .safetensors.
+    Those of the text encoder are given where it was trained with the head; what it began from is said as
+    `load_sentences` takes it.
     """
     own = head.state_dict()
     weights = {POSITIONS: own.pop("positions_FD")}

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk
-from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape
+from reuse_models.reusevit.engines.compacted import Pass
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity, FixedRun
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, Gate, HardGate
 from reuse_models.reusevit.method import INFERENCES, Inference, ReuseVit, ReuseVitConfig
 from reuse_models.reusevit.reference import plan_of
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops
@@ -220,7 +220,9 @@ def test_steps_have_shapes_that_no_value_decides(reference_state: EngineState) -
         vit, addon = Vit(SHAPE), Addon(addon_shape(SHAPE))
     engine = FixedCapacity(vit, ReusePolicy(addon, HardGate(addon.decisions), reference_state))
     plan = plan_of((4, 3), SHAPE.num_tokens, meta)
-    run = FixedRun(engine, *engine.take(2, 2), plan, [])
+    anchors, places = engine.take(2, 2)
+    groups = Pass((0, 1), (4, 3), places.pixels_F3HW, places.history_F4TPP, [])
+    run = FixedRun(engine, anchors, places, plan, groups)
     with torch.no_grad():
         run.enter()
         for boundary in range(SHAPE.num_layers - 1):

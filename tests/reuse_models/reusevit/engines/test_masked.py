@@ -10,12 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reuse_models.artifact.weights import Variant, addon_from_state
-from reuse_models.reusevit.addon import Addon, addon_shape
+from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape
 from reuse_models.reusevit.codec_net import codec_history
 from reuse_models.reusevit.engines.masked import Clips, MaskedOutput, masked_forward
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN, FrameStep, schedule
 from reuse_models.reusevit.gate import HardGate
-from reuse_models.reusevit.reuse_policy import ReusePolicy
 from reuse_models.tower.vit import Vit
 from reuse_models.training.loss import LossConfig, Teacher, reuse_loss
 
