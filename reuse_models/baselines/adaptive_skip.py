@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -43,25 +44,21 @@ class AdaptiveSkipConfig:
         return f"t={self.threshold:g}"
 
     def build(self, vit: Vit) -> Method:
-        return Skip(vit, nothing_computed, self.find_moved)
-
-    def find_moved(self, chunk: Chunk, computed_B3TT: Tensor) -> list[list[bool]]:
-        """Return, per stream and frame, whether it is to be computed."""
-        return find_moved(chunk.pixels, computed_B3TT, self.threshold)
+        return Skip(vit, nothing_computed, partial(find_moved, threshold=self.threshold))
 
 
 def nothing_computed(num_streams: int) -> Tensor:
-    """Return [B, 3, T, T], the thumbnails of streams of which nothing has been computed, on the CPU, as all of them."""
+    """Return [B, 3, T, T], the thumbnails of streams that have no computed frame, on the CPU, where it is decided."""
     return torch.full((num_streams, 3, THUMBNAIL_PX, THUMBNAIL_PX), torch.nan)
 
 
-def find_moved(pixels: Sequence[Tensor], computed_B3TT: Tensor, threshold: float) -> list[list[bool]]:
+def find_moved(chunk: Chunk, computed_B3TT: Tensor, threshold: float) -> list[list[bool]]:
     """Return, per stream and frame, whether it has moved a threshold away from the last one that had.
 
     The threshold is a mean absolute difference of pixels; each stream's last such thumbnail is replaced in place.
     """
     found = []
-    for stream, pixels_F3HW in enumerate(pixels):
+    for stream, pixels_F3HW in enumerate(chunk.pixels):
         of_stream = []
         for thumbnail_3TT in thumbnails(pixels_F3HW):
             # Not "at least t": a distance that is not a number, such as a first frame's, must be computed.

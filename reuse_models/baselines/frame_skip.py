@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,19 +39,22 @@ class FrameSkipConfig:
         return f"every={self.every}{' interpolated' if self.interpolate else ''}"
 
     def build(self, vit: Vit) -> Method:
-        method = Skip(vit, lambda num_streams: [0] * num_streams, partial(every_nth, every=self.every))
+        method = Skip(vit, none_seen, partial(every_nth, every=self.every))
         return Interpolated(method) if self.interpolate else method
 
 
+S = TypeVar("S")
+
+
 @dataclass(slots=True)
-class SkipMemory:
+class SkipMemory(Generic[S]):
     """Per stream: what decides on its next frames, and the embedding that stands for the present one."""
 
-    seen: Any
+    seen: S
     last_BE: Tensor
 
 
-class Skip:
+class Skip(Generic[S]):
     """Dense frames where `decide` says so, each of which stands for those that follow.
 
     Args:
@@ -61,17 +64,22 @@ class Skip:
     """
 
     def __init__(
-        self, vit: Vit, start_seen: Callable[[int], Any], decide: Callable[[Chunk, Any], list[list[bool]]]
+        self, vit: Vit, start_seen: Callable[[int], S], decide: Callable[[Chunk, S], list[list[bool]]]
     ) -> None:
         self.vit, self.start_seen, self.decide = vit, start_seen, decide
 
-    def start(self, num_streams: int) -> SkipMemory:
+    def start(self, num_streams: int) -> SkipMemory[S]:
         return SkipMemory(self.start_seen(num_streams), start_last(self.vit, num_streams))
 
     @torch.no_grad()
-    def encode(self, chunk: Chunk, memory: SkipMemory) -> Encoded:
+    def encode(self, chunk: Chunk, memory: SkipMemory[S]) -> Encoded:
         check_chunk(chunk, self.vit, len(memory.last_BE))
         return compute_or_repeat(self.vit, chunk, self.decide(chunk, memory.seen), memory.last_BE).encoded(memory)
+
+
+def none_seen(num_streams: int) -> list[int]:
+    """Return the number of frames seen of each of so many new streams."""
+    return [0] * num_streams
 
 
 def every_nth(chunk: Chunk, num_seen: list[int], every: int) -> list[list[bool]]:

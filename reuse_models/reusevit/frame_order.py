@@ -106,7 +106,7 @@ def check_steps(steps: Sequence[FrameStep]) -> None:
     """Refuse an order in which a frame refers to one that was not computed before it.
 
     Raises:
-        ValueError: A reference is missing or later.
+        ValueError: A reference is missing or later, a frame comes twice, or a kind is outside 0..2.
     """
     computed: set[int] = set()
     for step in steps:
@@ -116,4 +116,8 @@ def check_steps(steps: Sequence[FrameStep]) -> None:
                 f"frame {step.frame}: got a reference to frame {missing[0]}, expected one of the frames computed "
                 f"before it ({sorted(computed)}); put the reference first"
             )
+        if step.frame in computed:
+            raise ValueError(f"frame {step.frame}: got it twice, expected each frame once; drop one of them")
+        if not 0 <= step.kind < NUM_KINDS:
+            raise ValueError(f"frame {step.frame}: got kind {step.kind}, expected 0..2; give one of them")
         computed.add(step.frame)

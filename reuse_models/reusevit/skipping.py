@@ -48,7 +48,7 @@ class Skipping:
     def encode(self, chunk: Chunk, memory: SkippingMemory) -> Encoded:
         """Embed the next frames: those that the method inside holds back keep the ones behind them waiting."""
         check_chunk(chunk, self.vit, len(memory.waiting))
-        moved = find_moved(chunk.pixels, memory.computed_B3TT, self.threshold)
+        moved = find_moved(chunk, memory.computed_B3TT, self.threshold)
         for waiting, of_stream in zip(memory.waiting, moved, strict=True):
             waiting.extend(of_stream)
         at = [[frame for frame, one in enumerate(of_stream) if one] for of_stream in moved]

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-SHAPE = replace(KNOWN_SHAPES["openai/clip-vit-large-patch14"], num_layers=2, embed_dim=64)
+SHAPE = replace(KNOWN_SHAPES["openai/clip-vit-large-patch14"], num_layers=3, embed_dim=64)
 """257 tokens of width 1024 in 16 heads; the text tower is as narrow as the common space."""
 SAMPLED: dict[Split, tuple[int, ...]] = {"train": (2, 13), "val": (1, 13), "test": (1, 2, 5, 18)}
 """Frames of each clip after sampling at 2 a second. Of the test clips, one alone goes beyond the first chunk of 16."""

@@ -75,12 +75,12 @@ def leads(ours: Scored, others: Iterable[Scored], *, seed: int = 0) -> list[Lead
 
 def write_leads_csv(path: StorePath, rows: Iterable[Lead]) -> None:
     """Write equal_flops.csv, whole or not at all."""
-    cells = (
-        (row.method, row.setting, row.gflops_per_frame, row.baseline, found.mean, found.low, found.high)
-        for row in rows
-        for found in [row.difference]
-    )
-    write_csv(path, COLUMNS, cells)
+    write_csv(path, COLUMNS, map(_cells, rows))
+
+
+def _cells(row: Lead) -> tuple[object, ...]:
+    found = row.difference
+    return row.method, row.setting, row.gflops_per_frame, row.baseline, found.mean, found.low, found.high
 
 
 def values_at(gflops_per_frame: float, settings: Sequence[Scored]) -> dict[Item, float]:

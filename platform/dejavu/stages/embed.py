@@ -67,7 +67,7 @@ class EncodeRow:
             done.num_frames = sum(segment.num_frames for segment in decoded.segments)
 
     def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
-        """Put the frames through the setting's method."""
+        """Put the frames through the setting's method; `encode_batch` shapes results, whose code names them."""
         if setting.setting_id not in self.methods:
             self.methods[setting.setting_id] = setting.config.build(self.backbone.vit)
         method, chunk_frames = self.methods[setting.setting_id], self.embedding.config.chunk_frames

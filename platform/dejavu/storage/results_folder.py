@@ -56,7 +56,8 @@ def _default_folder(recipe: str) -> Path:
 def read_config(results: StorePath) -> dict[str, Any]:
     """Return the configuration of a run's results folder; nothing where there is none."""
     path = results / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if is_file(path) else {}
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if is_file(path) else None
+    return found or {}
 
 
 def in_submitted_job() -> bool:

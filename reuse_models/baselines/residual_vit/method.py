@@ -92,7 +92,7 @@ class ResidualVit:
         computed = every_nth(chunk, memory.num_seen, self.config.every)
         # Frames that are no key frames show theirs at first, whose embedding is what theirs are made with.
         record = compute_or_repeat(self.vit, chunk, computed, memory.key_BE)
-        record.reuse_RLN.zero_()
+        record.reuse_RLN.zero_()  # none of them is left out
         key_R, last_B = rows_shown(computed)
         others = [row for row, is_key in enumerate(chain.from_iterable(computed)) if not is_key]
         frames = [frame_3HW for pixels_F3HW in chunk.pixels for frame_3HW in pixels_F3HW]

@@ -222,6 +222,7 @@ class CompactedRun:
         held: _Held | None = None
         for boundary in range(self.last):
             self._attend(boundary, held)
+            # Step 2: choose.
             seen = Seen(
                 self._pre_proj(boundary),
                 workspace.norm_FN[frames],

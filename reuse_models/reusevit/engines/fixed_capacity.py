@@ -95,7 +95,7 @@ class FixedCapacity(GivenRows[FixedPlaces]):
     def restore(self, anchors: Anchors, places: FixedPlaces) -> None:
         _copy(places.saved, tensors_of(anchors))
 
-    def run(self, anchors: Anchors, places: FixedPlaces, plan: Plan, groups: Pass) -> FixedRun:
+    def steps(self, anchors: Anchors, places: FixedPlaces, plan: Plan, groups: Pass) -> FixedRun:
         return FixedRun(self, anchors, places, plan, groups)
 
 

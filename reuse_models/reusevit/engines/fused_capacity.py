@@ -160,7 +160,7 @@ class FusedCapacity(GivenRows[FusedPlaces]):
             places.stream_F,
         )
 
-    def run(self, anchors: Anchors, places: FusedPlaces, plan: Plan, groups: Pass) -> FusedRun:
+    def steps(self, anchors: Anchors, places: FusedPlaces, plan: Plan, groups: Pass) -> FusedRun:
         return FusedRun(self, anchors, places, plan, groups)
 
 

@@ -96,15 +96,16 @@ class GivenRows(ABC, Generic[P]):
         """Undo what was done to the anchors since `save`."""
 
     @abstractmethod
-    def run(self, anchors: Anchors, places: P, plan: Plan, groups: Pass) -> GivenRun[P]:
+    def steps(self, anchors: Anchors, places: P, plan: Plan, groups: Pass) -> GivenRun[P]:
         """Return the steps of a pass."""
 
     def group(self, anchors: Anchors, places: P, groups: Pass) -> PassResult:
         """Take the next group of each stream through the tower and move the anchors on; see `were_enough`."""
+        assert len(set(groups.sizes)) == 1 or not self.one_size
         plan = plan_of(groups.sizes, self.vit.shape.num_tokens, self.vit.position.device)
         given = self.capacities.rows(plan.anchor_FN.numel())
         self.load(places, groups)
-        run = self.run(anchors, places, plan, groups)
+        run = self.steps(anchors, places, plan, groups)
         # Streams that end at different times make layouts that do not come again.
         do = places.recorded.run if len(set(groups.sizes)) == 1 else _now
         do((run.key, "enter"), run.enter)

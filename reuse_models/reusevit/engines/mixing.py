@@ -122,7 +122,9 @@ class _Mixture(torch.autograd.Function):
         return None, g_grad_CN, *own_and_reference, down_grad_QD, up_grad_4DR
 
 
-def _sides(grad_CND: Tensor | None, change_CND: Tensor, g_CN1: Tensor, g_grad_CN: Tensor) -> tuple[Tensor | None, ...]:
+def _sides(
+    grad_CND: Tensor | None, change_CND: Tensor, g_CN1: Tensor, g_grad_CN: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of own and reference, given that of own + g (reference - own); add to that of g."""
     if grad_CND is None:
         return None, None
