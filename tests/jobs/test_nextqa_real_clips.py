@@ -33,7 +33,7 @@ Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = replace(KNOWN_SHAPES["openai/clip-vit-large-patch14"], num_layers=3, embed_dim=64)
 """257 tokens of width 1024 in 16 heads; the text tower is as narrow as the common space."""
-SAMPLED: dict[Split, tuple[int, ...]] = {"train": (2, 13), "val": (1, 13), "test": (1, 2, 5, 18)}
+SAMPLED: dict[Split, tuple[int, ...]] = {"train": (2, 13, 14), "val": (1, 13), "test": (1, 2, 5, 18)}
 """Frames of each clip after sampling at 2 a second. Of the test clips, one alone goes beyond the first chunk of 16."""
 DRAWN = FootageConfig(width_px=160, height_px=120, fps=10)
 
