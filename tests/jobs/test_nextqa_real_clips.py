@@ -33,7 +33,7 @@ Pipeline = Callable[..., "subprocess.CompletedProcess[str]"]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = replace(KNOWN_SHAPES["openai/clip-vit-large-patch14"], num_layers=3, embed_dim=64)
 """257 tokens of width 1024 in 16 heads; the text tower is as narrow as the common space."""
-SAMPLED: dict[Split, tuple[int, ...]] = {"train": (2, 13, 14), "val": (1, 13), "test": (1, 2, 5, 18)}
+SAMPLED: dict[Split, tuple[int, ...]] = {"train": (2, 13, 18), "val": (1, 14), "test": (1, 2, 3, 5, 18)}
 """Frames of each clip after sampling at 2 a second. Of the test clips, one alone goes beyond the first chunk of 16."""
 DRAWN = FootageConfig(width_px=160, height_px=120, fps=10)
 
@@ -85,7 +85,7 @@ def run(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Run:
     annotate(root, clips)
     write_weights(SHAPE, WORDS, root / "backbone")
     config = rehearse.RehearseConfig(backbone=str(root / "backbone"), results=root / "results")
-    inputs = {"--videos": root / "videos", "--annotations": root / "annotations", "--backbone": config.backbone}
+    inputs = rehearse.Inputs(root / "videos", root / "annotations", config.backbone)
     done = pipeline(*rehearse.pipeline_words(config, inputs, ["--train.warm-up.num-pairs", "1024"]))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Run(root / "results" / "run", root / "backbone", done.stdout)
