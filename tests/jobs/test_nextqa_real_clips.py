@@ -85,7 +85,7 @@ def run(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Run:
     annotate(root, clips)
     write_weights(SHAPE, WORDS, root / "backbone")
     config = rehearse.RehearseConfig(backbone=str(root / "backbone"), results=root / "results")
-    inputs = rehearse.Inputs(root / "videos", root / "annotations", config.backbone)
+    inputs = {"--videos": root / "videos", "--annotations": root / "annotations", "--backbone": config.backbone}
     done = pipeline(*rehearse.pipeline_words(config, inputs, ["--train.warm-up.num-pairs", "1024"]))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Run(root / "results" / "run", root / "backbone", done.stdout)
