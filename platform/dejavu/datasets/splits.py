@@ -67,9 +67,9 @@ def split_folder(
 
 
 def split_parts(parts: Mapping[str, Mapping[str, Clip]], group_by: GroupBy = "auto") -> Splitting:
-    """Divide each part of some videos by itself, as classes are, so that each is in every split.
+    """Divide each part of some videos by itself, as classes are, so that each of three groups or more is in each split.
 
-    A part of fewer than three groups is not. Clips go by their paths.
+    A part maps clips' paths to clips.
     """
     split_of: dict[str, Split] = {}
     num_groups = 0
@@ -86,7 +86,8 @@ def split_parts(parts: Mapping[str, Mapping[str, Clip]], group_by: GroupBy = "au
 def add_training(tested: Sequence[Clip], teaching: Mapping[str, Clip], group_by: GroupBy = "auto") -> Splitting:
     """Let videos of another folder teach and choose, and all of the first one's be tested.
 
-    Those of the first that lie in its train/ or val/ are left out; ids of the other's get `train-on.` before them.
+    `teaching` maps paths in the other folder to clips, whose ids get `train-on.` before them; clips of the first folder
+    that lie in its train/ or val/ are left out.
     """
     names, how = _groups(teaching, group_by)
     shares: dict[Split, float] = {"train": SHARES["train"], "val": SHARES["val"]}

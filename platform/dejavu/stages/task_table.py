@@ -22,7 +22,7 @@ def write_task_scores(path: StorePath, scores: Sequence[SettingScore]) -> None:
     """
     rows = [_row(score, span, task) for score in scores for span, task in _tasks(score).items()]
     if rows:
-        write_csv(path, COLUMNS, ([row.get(column) for column in COLUMNS] for row in rows))
+        write_csv(path, COLUMNS, rows)
 
 
 def _tasks(score: SettingScore) -> Mapping[str, TaskScore]:
@@ -31,7 +31,7 @@ def _tasks(score: SettingScore) -> Mapping[str, TaskScore]:
     return {"zero_shot": score.task} if score.task else {}
 
 
-def _row(score: SettingScore, span: str, task: TaskScore) -> dict[str, object]:
-    values = {name: getattr(task, name) for name in METRICS}
-    by_type = {f"acc_qa_{kind}": accuracy for kind, accuracy in task.by_type.items()}
-    return {"method": score.setting.method, "setting": score.setting.label, "span": span, **values, **by_type}
+def _row(score: SettingScore, span: str, task: TaskScore) -> list[object]:
+    values = (getattr(task, name) for name in METRICS)
+    by_type = (task.by_type.get(kind) for kind in TYPE_GROUPS)
+    return [score.setting.method, score.setting.label, span, *values, *by_type]
