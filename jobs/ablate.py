@@ -1,12 +1,12 @@
-"""Which ideas of ReuseViT pay? `python jobs/ablate.py [--list] [--out results/ablation]`.
+"""Measure which ideas of ReuseViT pay off: `python jobs/ablate.py [--list] [--out results/ablation]`.
 
-Fits every variant under every seed by the plain loop, uses it on validation clips of the synthetic world, and writes
-the table into ablations.md of the results folder. A result is one JSON file; what is there already is not done again.
+Fits every variant with every seed in the plain loop, applies it to validation clips of the synthetic world, and writes
+a table to ablations.md in the results folder. Each result is one JSON file; existing ones are not computed again.
 
     python jobs/ablate.py --videos DIR --backbone DIR --fps 2 --steps 0 --out results/ablation_own
 
-asks the same of your own videos, divided as `jobs/pipeline.py folder` divides them, by cosine and neighbours'
-agreement. 0 steps leave an add-on as it begins: warmed up on training clips, brought to its rate on validation clips.
+does the same for your own videos, split as in `jobs/pipeline.py folder`, by cosine and agreement of neighbours. With 0
+steps, an add-on stays as it starts: warmed up on training clips, brought to its rate on validation clips.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -41,29 +41,25 @@ class Options:
     """What is measured, and where it goes."""
 
     variants: tuple[str, ...] = ()
-    """Rows of the table; all unless given."""
+    """Variants to fit, which are the table's rows. If empty, all."""
     seeds: tuple[int, ...] = tuple(range(NUM_SEEDS))
-    """Fits of each variant."""
+    """Random seeds; each variant is fitted once with each."""
     steps: int = 432
-    """Of a fit; on the embedded backbone so many take less than a minute of an idle core."""
+    """Number of steps per fit; on the embedded backbone, the default takes less than a minute on an idle core."""
     videos: Path | None = None
-    """A folder of your own videos, instead of the synthetic world."""
+    """Folder of your own videos, used instead of the synthetic world."""
     backbone: str = "embedded"
-    """As jobs/pipeline.py takes it; with --videos alone."""
+    """Backbone as in jobs/pipeline.py; only with --videos."""
     fps: float = 2.0
-    """Frames a second of --videos that are looked at."""
-    seconds: float = float("inf")
-    """Begin nothing new after so long: the same command goes on later."""
+    """Frames per second taken from --videos."""
     out: Path = Path("results/ablation")
     """Results folder."""
-    world: Path | None = None
-    """A demo world drawn before, only read; drawn in the results folder unless given."""
     document: Path | None = None
-    """Where the table goes, between its marks: ablations.md in the results folder unless given."""
+    """Document that gets the table between its marks. If not given, ablations.md in the results folder."""
     list: bool = False
     """Print the variants and end."""
     table: bool = False
-    """Write the table of what is there and end."""
+    """Write the table from existing results and end."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.variants if name not in VARIANTS]:
@@ -106,9 +102,6 @@ def measure_lacking(options: Options) -> None:
         result = options.out / "results" / f"{trial.result_id(world.data_id)}.json"
         if result.is_file():
             continue
-        if time.monotonic() - began > options.seconds:
-            print("time is up; the same command goes on from here", flush=True)
-            return
         weights = options.out / "addons" / f"{trial.fit_id(world.data_id)}.safetensors"
         fit_seconds = 0.0 if weights.is_file() else fit_addon(trial, world, backbone, weights)
         points = measure(trial, world, backbone, eval_set, weights)
@@ -128,7 +121,7 @@ def open_data(options: Options, backbone: Backbone) -> tuple[World, EvalSet | No
     if options.videos is not None:
         return open_videos(options.out, options.videos, options.fps, backbone), None
     experiment = RECIPES["demo"][1]
-    world = open_world(options.out, options.world, experiment.synthetic, backbone)
+    world = open_world(options.out, experiment.synthetic, backbone)
     embed = partial(embed_texts, backbone=backbone, store=Store.open(options.out / "store"))
     clips = [clip.clip for clip in world.validation]
     return world, build_eval_set(clips, world.questions, embed, experiment.prompt)

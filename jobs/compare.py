@@ -14,16 +14,17 @@ from pathlib import Path
 import tyro
 
 from dejavu.report.comparison import (
-    Difference,
+    COMPARED,
     Run,
     common_quality,
-    differences,
     from_original_of,
+    pairs,
     plot_comparison,
     two_towers,
-    write_differences_csv,
+    write_pairs_csv,
 )
-from dejavu.report.frontier import words_of
+from dejavu.records import ParetoPoint
+from dejavu.report.frontier import Quality, words_of
 from dejavu.storage.given_path import GivenPath
 from dejavu.report.style import styles_of
 from dejavu.report.pareto_csv import read_pareto_csv
@@ -43,9 +44,9 @@ class Compare:
     second: tyro.conf.Positional[GivenPath]
     """pareto.csv of run B."""
     out: Path
-    """The PNG to write; the table goes beside it as CSV."""
+    """PNG file to write; the table goes next to it as CSV."""
     names: tuple[str, str] | None = None
-    """What the runs are called; their folders' names unless given."""
+    """Names of the runs. If not given, the names of their folders."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,13 +69,13 @@ def run(job: Compare) -> None:
     if two_towers(first, second):
         second = from_original_of(first, second)
         print(f"two towers: gains of {second.name} are counted from the Original of {first.name}")
-    found = differences(first, second, quality)
+    found = pairs(first, second)
     plot_comparison(first, second, quality, job.out)
     table = job.out.with_suffix(".csv")
-    write_differences_csv(table, found)
+    write_pairs_csv(table, found, quality)
     print(f"A: {first.name}, {len(first.points)} settings; B: {second.name}, {len(second.points)} settings")
     print(f"{len(found)} settings in both, {words_of([*first.points, *second.points], quality).name} of each:\n")
-    print("\n".join(lines(found, scale=1 if quality == "cosine_to_dense" else 100)))
+    print("\n".join(lines(found, quality)))
     print(f"\nplot   {job.out}\ntable  {table}")
 
 
@@ -84,23 +85,22 @@ def run_names(first: StorePath, second: StorePath) -> tuple[str, str]:
     return (names[0], names[1]) if names[0] != names[1] else (str(first), str(second))
 
 
-def lines(found: list[Difference], *, scale: float) -> list[str]:
+def lines(found: list[tuple[ParetoPoint, ParetoPoint]], quality: Quality) -> list[str]:
     """Return the table as lines of text: B's value beside A's, and B minus A or B over A."""
     heads = ("method", "setting", "quality A", "B", "B−A", "FLOPs A", "B", "speed A", "B", "ms A", "B", "A/B")
     rows: list[tuple[str, ...]] = [heads]
-    for one in found:
-        change = None if one.quality_a is None or one.quality_b is None else one.quality_b - one.quality_a
-        pace = one.ms_per_frame_a / one.ms_per_frame_b if one.ms_per_frame_a and one.ms_per_frame_b else None
+    scale = 1 if quality == "cosine_to_dense" else 100
+    for a, b in found:
+        qualities = getattr(a, quality), getattr(b, quality)
+        pace = a.ms_per_frame / b.ms_per_frame if a.ms_per_frame and b.ms_per_frame else None
         rows.append(
             (
-                styles_of([one.method])[one.method].name,
-                one.setting,
-                _text(one.quality_a, scale, 2),
-                _text(one.quality_b, scale, 2),
-                _text(change, scale, 2, "+"),
-                *(_text(value, 1, 2) for value in (one.flops_reduction_a, one.flops_reduction_b)),
-                *(_text(value, 1, 2) for value in (one.speedup_a, one.speedup_b)),
-                *(_text(value, 1, 2) for value in (one.ms_per_frame_a, one.ms_per_frame_b, pace)),
+                styles_of([a.method])[a.method].name,
+                a.setting,
+                *(_text(value, scale, 2) for value in qualities),
+                _text(qualities[1] - qualities[0], scale, 2, "+"),
+                *(_text(getattr(one, name), 1, 2) for name in COMPARED for one in (a, b)),
+                _text(pace, 1, 2),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]

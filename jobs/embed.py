@@ -1,4 +1,4 @@
-"""Videos to embeddings: `python jobs/embed.py --videos DIR --out OUT --setting "frame_skip every=2"`.
+"""Embed videos: `python jobs/embed.py --videos DIR --out OUT --setting "frame_skip every=2"`.
 
 One pass over the videos, nothing of them kept; what is embedded already is not done again. `--like RESULTS` embeds as
 that run did, so that a setting of its pareto.csv, trained ReuseViT among them, runs on other videos. OUT gets
@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from dejavu.report.frontier import MAX_LOSS, original_quality, quality_of
 from dejavu.report.headline import faster_at_a_loss, headlines, per_cent
 from dejavu.report.pareto_csv import read_pareto_csv
 from dejavu.retrieval.collect import StoredSetting
-from dejavu.stages.embed_videos import Source, embed_videos
+from dejavu.stages.transcode_embed import Source, embed_videos, usual_batch_frames
 from dejavu.storage.failed import write_failures_csv
 from dejavu.storage.one_line import exit_status
 from dejavu.storage.store_path import StorePath, is_file, store_path
@@ -158,13 +158,15 @@ def fastest(results: StorePath, allowed_loss: float | None) -> tuple[str, str]:
 def run(arguments: argparse.Namespace) -> int:
     """Embed, write the table, say how fast it went; return the exit status."""
     named = clips_by_name(arguments.videos)
+    clips = tuple(named.values())
     what = plan(arguments)
     cluster.connect()
     pool = cluster.actor_pool(None, None)
-    embedding, pool = shrink_to_memory(what.backbone, [what.setting], what.embedding, pool)
+    usual_frames = usual_batch_frames(clips, what.transcode.fps, what.embedding.config)
+    embedding, pool = shrink_to_memory(what.backbone, [what.setting], what.embedding, pool, usual_frames)
     source = Source(what.transcode, what.backbone.frame_px, what.backbone.preprocess.view)
     started = time.monotonic()
-    result = embed_videos(tuple(named.values()), what.setting, embedding, source, pool)
+    result = embed_videos(clips, what.setting, embedding, source, pool)
     spent = time.monotonic() - started
     names = {clip.clip_id: name for name, clip in named.items()}
     rows = write_table(what.out / TABLE, names, result.clips, what)
@@ -186,23 +188,17 @@ def write_table(target: StorePath, names: Mapping[str, str], clips: Mapping[str,
     width = what.backbone.vit.shape.embed_dim
     schema = pa.schema({"video": pa.string(), "seconds": pa.float64(), "embedding": pa.list_(pa.float32(), width)})
     with atomic(target) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        for part in _parts(names, clips, what):
-            writer.write_table(part.cast(schema))
-            rows += len(part)
-    return rows
-
-
-def _parts(names: Mapping[str, str], clips: Mapping[str, Transcoded], what: Plan) -> Iterator[pa.Table]:
-    for clip_id in sorted(clips, key=lambda one: names[one]):
-        found = read_embeddings(what.embedding, what.setting, [clips[clip_id]])[clip_id]
-        flat = np.ascontiguousarray(found.embeddings_FE, np.float32).reshape(-1)
-        yield pa.table(
-            {
+        for clip_id in sorted(clips, key=lambda one: names[one]):
+            found = read_embeddings(what.embedding, what.setting, [clips[clip_id]])[clip_id]
+            flat = np.ascontiguousarray(found.embeddings_FE, np.float32).reshape(-1)
+            columns = {
                 "video": pa.array([names[clip_id]] * len(found.seconds_F)),
                 "seconds": pa.array(found.seconds_F),
                 "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), found.embeddings_FE.shape[1]),
             }
-        )
+            writer.write_table(pa.table(columns).cast(schema))
+            rows += len(found.seconds_F)
+    return rows
 
 
 def _plain(value: Any) -> Any:
@@ -213,25 +209,25 @@ def _plain(value: Any) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Embed; say in one line what ended it early; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--videos", type=store_path, required=True, help="folder of videos, searched with its folders")
+    parser.add_argument("--videos", type=store_path, required=True, help="folder of videos, including its subfolders")
     parser.add_argument(
-        "--out", type=store_path, required=True, help="where the embeddings go; the same again to go on"
+        "--out", type=store_path, required=True, help="folder for the embeddings; pass it again to resume or add videos"
     )
     parser.add_argument(
         "--setting",
-        help="method and fields, or a setting as in pareto.csv; unless given, the fastest by the clock of --like "
-        "within --allowed-loss, else original",
+        help="method with its fields, or a setting as in pareto.csv; default: with --like, the fastest setting of that "
+        "run by wall-clock time within --allowed-loss, otherwise original",
     )
-    parser.add_argument("--allowed-loss", type=float, help="share of Original's quality; that of --like unless given")
-    parser.add_argument("--like", type=store_path, help="results folder whose backbone, rate and settings are taken")
-    parser.add_argument("--backbone", help="embedded unless given, or that of --like")
-    parser.add_argument("--image-px", type=int, help="side of the frames that the tower sees")
+    parser.add_argument("--allowed-loss", type=float, help="share of Original's quality to lose; default: --like's")
+    parser.add_argument("--like", type=store_path, help="results folder whose backbone, rate and settings are used")
+    parser.add_argument("--backbone", help="backbone; default: that of --like, otherwise embedded")
+    parser.add_argument("--image-px", type=int, help="side in pixels of the tower's input frames")
     parser.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
-        help="auto, which is measured, unless given, or that of --like",
+        help="precision of the tower; default: that of --like, otherwise auto, which measures the faster one",
     )
-    parser.add_argument("--fps", type=float, help="frames a second; 2 unless given, or that of --like")
+    parser.add_argument("--fps", type=float, help="frames per second; default: that of --like, otherwise 2")
     return exit_status(lambda: run(parser.parse_args(arguments)))
 
 

@@ -32,7 +32,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTo
 from dejavu.backbones.image_processor import CLIP_MEAN, CLIP_STD
 from dejavu.backbones.words import word_tokenizer
 from dejavu.synthetic.labelled_frames import BACKGROUND, CELL_PX, UNCLEAR, LabelledFrames, labelled_frames
-from dejavu.synthetic.world import COLOURS, KINDS, SHAPES, Kind
+from dejavu.synthetic.world import COLOURS, KINDS, SHAPES
 
 TRAIN_STREAM = 1
 """Frames come from the seeds (seed, TRAIN_STREAM, step); no validation or test video is drawn from these."""
@@ -57,10 +57,10 @@ WINDOW = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MakeBackboneConfig:
-    """Sizes and budget of the embedded backbone."""
+    """Train the embedded backbone on frames of the synthetic world and write it as a Hugging Face directory."""
 
     out: Path
-    """Folder to write."""
+    """Directory to write."""
     seed: int = 0
     image_px: int = 128
     patch_px: int = 16
@@ -68,14 +68,12 @@ class MakeBackboneConfig:
     num_layers: int = 6
     num_heads: int = 4
     text_layers: int = 2
-    patch_weights: Path | None = None
-    """Where the model is kept after phase 1; read from there if it exists, to repeat phase 2 alone."""
     patch_steps: int = 2500
-    """Steps of phase 1."""
+    """Number of steps of phase 1, the image tower alone."""
     word_steps: int = 200
-    """Steps of the text tower alone, between the phases."""
+    """Number of steps of the text tower alone, between the phases."""
     joint_steps: int = 1200
-    """Steps of phase 2."""
+    """Number of steps of phase 2, both towers together."""
     batch_frames: int = 32
     learning_rate: float = 1e-3
     num_threads: int = 2
@@ -93,9 +91,8 @@ class Phrases:
 
 def phrases() -> Phrases:
     """List one phrase for each kind, each colour and each shape."""
-    said: list[tuple[str, Kind | None]] = [(kind.phrase, kind) for kind in KINDS]
-    texts = [text for text, _ in said]
-    columns = [[kind == named for kind in KINDS] for _, named in said]
+    texts = [kind.phrase for kind in KINDS]
+    columns = [[kind == named for kind in KINDS] for named in KINDS]
     for colour in COLOURS:
         texts.append(f"something {colour}")
         columns.append([kind.colour == colour for kind in KINDS])
@@ -215,13 +212,9 @@ def keep_objects(patch_kind_BN: Tensor, kept: int, generator: torch.Generator) -
 
 
 def enter_tower(model: CLIPModel, pixels_B3HW: Tensor, kept_BM: Tensor | None, place_BM: Tensor) -> Tensor:
-    """Return the input of the first layer, CLS and the kept patches.
+    """Return the input of the first layer: CLS, and of frames or windows of frames the kept patches, None for all.
 
-    Args:
-        model: Its image tower runs.
-        pixels_B3HW: Frames or windows of frames.
-        kept_BM: Patches of `pixels` to compute; None for all.
-        place_BM: Where they lie in the whole frame.
+    `place_BM` is where these lie in the whole frame.
     """
     tower: Any = model.vision_model
     embed = tower.embeddings
@@ -464,13 +457,7 @@ def main(config: MakeBackboneConfig) -> None:
     model = make_model(config, tokenizer)
     started = time.perf_counter()
     trainer = Trainer(config, model, tokenizer, torch.Generator().manual_seed(config.seed))
-    kept = config.patch_weights
-    if kept is not None and kept.is_file():
-        model.vision_model.load_state_dict(torch.load(kept, weights_only=True))
-    else:
-        trainer.learn_patches()
-        if kept is not None:
-            torch.save(model.vision_model.state_dict(), kept)
+    trainer.learn_patches()
     trainer.learn_words()
     trainer.learn_phrases()
     seconds = time.perf_counter() - started

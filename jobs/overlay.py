@@ -51,19 +51,19 @@ NEEDED = ("method", "setting", "split", "num_clips", "flops_reduction")
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """Show frame by frame what a setting recomputes of a video."""
+    """Show, frame by frame, which patches of a video a setting recomputes."""
 
     video: tyro.conf.Positional[Path]
-    """Any video that FFmpeg reads."""
+    """Video in any format that FFmpeg reads."""
     results: GivenPath
-    """Results folder of a pipeline run: its backbone, its way of transcoding and its settings are used."""
+    """Results folder of a pipeline run, whose backbone, transcode options and settings are used."""
     out: Path
-    """The MP4 to write."""
+    """MP4 file to write."""
     setting: str | None = None
-    """A setting as pareto.csv names it, such as `every=2`, or with its method, such as `cmc t=7.32`; unless given,
-    ReuseViT's largest reduction of FLOPs within 2 % of Original."""
+    """Setting as in pareto.csv, such as `every=2`, or with its method, such as `cmc t=7.32`. If not given, ReuseViT's
+    setting with the largest reduction of FLOPs within the run's allowed loss (2 % unless it says otherwise)."""
     fps: float | None = None
-    """Frames per second that are looked at and shown; those of the run unless given."""
+    """Frames per second to process and show. If not given, those of the run."""
 
 
 def main(arguments: list[str] | None = None) -> int:

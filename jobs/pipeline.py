@@ -8,9 +8,10 @@ import _bootstrap  # noqa: F401  first: makes the packages importable
 import sys
 
 if __name__ == "__main__" and "--status" in sys.argv:  # answered before what takes seconds to import
-    import status
+    from dejavu.observability.status import tell
+    from dejavu.storage.one_line import exit_status
 
-    sys.exit(status.main(sys.argv[1:]))
+    sys.exit(exit_status(lambda: tell(sys.argv[1:])))
 
 import signal
 
@@ -33,11 +34,11 @@ def run(job: Job) -> None:
     experiment = job.experiment
     job.say(f"dataset {job.dataset.name}: {len(job.dataset.clips)} clips, {len(job.dataset.questions)} questions")
     transcode(job)
-    if experiment.trains:
+    if experiment.fits("reusevit"):
         fit_addons(job)
-    if experiment.searches:
+    if experiment.fits("diffrate"):
         fit_schedules(job)
-    if experiment.fits_token:
+    if experiment.fits("residualvit"):
         fit_token(job)
     if not job.runs("sweep", "embed", "measure", "score"):
         return

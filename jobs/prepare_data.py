@@ -1,6 +1,6 @@
-"""Check a download before anything runs: `python jobs/prepare_data.py nextqa --check DIR`.
+"""Check downloaded data before a run: `python jobs/prepare_data.py nextqa --check DIR`.
 
-Reads annotations and file sizes, decodes nothing, writes nothing. Ends with status 0 where the pipeline can run.
+Reads annotations and file sizes; decodes and writes nothing. The exit status is 0 if the pipeline can run.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from dejavu.datasets.next_qa_check import Layout, SplitCheck, check_next_qa, find_layout
+from dejavu.datasets.next_qa_check import SplitCheck, check_next_qa, find_layout
 from dejavu.storage.one_line import exit_status
 
 SHOWN_IDS = 10
@@ -26,20 +26,20 @@ class NextQa:
     """NExT-QA's videos with NExT-GQA's annotation files; docs/nextqa.md says where to get them."""
 
     check: Path
-    """The folder that both were unpacked into."""
+    """Folder into which videos and annotations were unpacked."""
     videos: Path | None = None
-    """Folder of the videos, where it is not below that one."""
+    """Folder of the videos, if it is not below --check."""
     annotations: Path | None = None
-    """Folder of the annotation files, where it is not below that one."""
+    """Folder of the annotation files, if it is not below --check."""
 
 
 def run(job: NextQa) -> int:
     """Print what there is and what to do next; return the exit status."""
-    layout = find_layout(job.check, videos=job.videos, annotations=job.annotations)
-    print(f"videos:      {layout.videos}")
-    print(f"annotations: {layout.annotations}\n")
-    trainable = (layout.annotations / "train.csv").exists()
-    splits = check_next_qa(layout, ("train", "val", "test") if trainable else ("val", "test"))
+    videos, annotations = find_layout(job.check, job.videos, job.annotations)
+    print(f"videos:      {videos}")
+    print(f"annotations: {annotations}\n")
+    trainable = (annotations / "train.csv").exists()
+    splits = check_next_qa(videos, annotations, ("train", "val", "test") if trainable else ("val", "test"))
     print("split  videos    here  missing  empty  questions  without a span")
     for split in splits:
         print(
@@ -53,7 +53,7 @@ def run(job: NextQa) -> int:
         name(f"{split.split}: missing, left out for all methods alike", split.missing)
         name(f"{split.split}: empty, each a failed clip", split.empty)
         name(f"{split.split}: without frame times, no post-hoc span", split.without_frame_times)
-    return verdict(layout, splits)
+    return verdict(videos, annotations, splits)
 
 
 def name(what: str, clip_ids: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ def name(what: str, clip_ids: Sequence[str]) -> None:
         print(f"{what}: {', '.join(clip_ids[:SHOWN_IDS])}{more}\n")
 
 
-def verdict(layout: Layout, splits: Sequence[SplitCheck]) -> int:
+def verdict(videos: Path, annotations: Path, splits: Sequence[SplitCheck]) -> int:
     """Say whether the pipeline can run, and how; return the exit status."""
     here = {split.split: split.num_usable for split in splits}
     if not here["test"]:
@@ -82,8 +82,8 @@ def verdict(layout: Layout, splits: Sequence[SplitCheck]) -> int:
     gigabytes = sum(split.num_bytes for split in scored) / 1e9
     print(f"Ready: {gigabytes:.2f} GB of video to score, about {num_frames:,.0f} frames at {EMBEDDED_FPS} a second.\n")
     print(
-        f"  python jobs/pipeline.py nextqa --videos {shlex.quote(str(layout.videos))} "
-        f"--annotations {shlex.quote(str(layout.annotations))} --backbone openai/clip-vit-large-patch14"
+        f"  python jobs/pipeline.py nextqa --videos {shlex.quote(str(videos))} "
+        f"--annotations {shlex.quote(str(annotations))} --backbone openai/clip-vit-large-patch14"
     )
     return 0
 

@@ -1,10 +1,10 @@
 """Rehearse a whole `nextqa` run on this machine: `python jobs/rehearse.py --backbone openai/clip-vit-large-patch14`.
 
-Random weights of that very size, videos and annotations in NExT-QA's formats that it draws, and the recipe with every
-stage on a handful of clips and settings. It prints what each stage took, and what the whole data set would take on
-machines like this one with the recipe's defaults; `rehearsal.json` in the results folder holds the same.
+It generates random weights of the same size, and videos and annotations in NExT-QA's formats, and runs every stage of
+the recipe on a few clips and settings. It prints what each stage took, and what the whole data set would take with the
+recipe's defaults on machines like this one; `rehearsal.json` in the results folder contains the same.
 
-Words after `--` go to the pipeline: `python jobs/rehearse.py --backbone DIR -- --train.fit.clips-per-step 1`.
+Arguments after `--` go to the pipeline: `python jobs/rehearse.py --backbone DIR -- --train.fit.clips-per-step 1`.
 """
 
 import _bootstrap  # first: makes the packages importable
@@ -70,45 +70,41 @@ SPARE_BYTES = 2 * 10**9
 """Beside the weights: videos, checkpoints of add-ons, what Ray keeps."""
 
 
-class RehearsalError(OneLineError):
-    """The rehearsal cannot begin or broke off; one line says why and what to do."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RehearseConfig:
     """What is rehearsed."""
 
     backbone: str
-    """A published tower whose size is known here, for random weights; or a directory written by save_pretrained."""
+    """Backbone: a published tower of known size, for random weights, or a directory written by save_pretrained."""
     results: Path = Path("results/rehearsal")
-    """A new folder: inputs in `inputs`, the run in `run`."""
+    """New or empty folder; gets the inputs in `inputs` and the run in `run`."""
     clips: FootageConfig = field(default_factory=FootageConfig)
     machines: tuple[int, ...] = (1, 4, 16)
-    """Numbers of machines like this one for which the whole run is computed."""
-    num_cpus: Annotated[int | None, tyro.conf.arg(help="CPUs of the cluster; all unless given.")] = None
+    """Numbers of machines like this one for which the whole run is estimated."""
+    num_cpus: Annotated[int | None, tyro.conf.arg(help="Number of CPUs of the cluster. If not given, all.")] = None
 
 
 def check(config: RehearseConfig) -> VitShape:
     """Refuse what cannot be rehearsed before anything is made; return the tower's shape.
 
     Raises:
-        RehearsalError: The folder holds something, the disk is too full, or nothing is known of the backbone.
+        OneLineError: The folder holds something, the disk is too full, or nothing is known of the backbone.
         BackboneError: The directory holds no tower that can be loaded.
         ValueError: The tower has no words.
     """
     if config.results.exists() and (not config.results.is_dir() or any(config.results.iterdir())):
-        raise RehearsalError(
+        raise OneLineError(
             f"--results: got {config.results}, which holds something, expected a new folder, since what is there "
             "already is not done again; remove it or name another"
         )
     if not config.machines or min(config.machines) < 1 or (config.num_cpus or 1) < 1:
-        raise RehearsalError(f"--machines, --num-cpus: got {config}, expected numbers of 1 or more; raise them")
+        raise OneLineError(f"--machines, --num-cpus: got {config}, expected numbers of 1 or more; raise them")
     shape = find_shape(config.backbone)
     there = next(one for one in (config.results.absolute(), *config.results.absolute().parents) if one.exists())
     free = shutil.disk_usage(there).free
     needed = SPARE_BYTES + (num_bytes(shape) if config.backbone in KNOWN_SHAPES else 0)
     if free < needed:
-        raise RehearsalError(
+        raise OneLineError(
             f"--results: got {free / 1e9:.1f} GB free in {there}, expected {needed / 1e9:.1f} GB; "
             "name a folder on another disk"
         )
@@ -119,20 +115,20 @@ def find_shape(backbone: str) -> VitShape:
     """Return the shape of a directory's tower, or of a published one.
 
     Raises:
-        RehearsalError: It is neither, or the directory has no text tower.
+        OneLineError: It is neither, or the directory has no text tower.
         BackboneError: The directory's tower does not load.
         ValueError: A published tower without text tower.
     """
     if backbone == EMBEDDED or Path(backbone).is_dir():
         loaded = load_backbone(backbone)
         if loaded.text is None:
-            raise RehearsalError(
+            raise OneLineError(
                 f"--backbone: got {backbone} without text tower or tokenizer, expected both, since NExT-QA asks in "
                 "words; save the whole model and its tokenizer there"
             )
         return loaded.vit.shape
     if backbone not in KNOWN_SHAPES:
-        raise RehearsalError(
+        raise OneLineError(
             f"--backbone: got {backbone}, which is no directory, expected one of {', '.join(KNOWN_SHAPES)}, or a "
             "directory written by save_pretrained; check the name"
         )
@@ -162,7 +158,7 @@ def run(words: Sequence[str], results: Path, num_cpus: int) -> Spent:
     """Run the pipeline on a cluster of its own, watching; return what its stages took.
 
     Raises:
-        RehearsalError: It ended with an error.
+        OneLineError: It ended with an error.
     """
     with submit.cluster(num_cpus) as started:
         variables = {"RAY_ADDRESS": started.address, "HF_HUB_OFFLINE": "1"}
@@ -181,7 +177,7 @@ def run(words: Sequence[str], results: Path, num_cpus: int) -> Spent:
             samples = watch.stop()
         end = time.time()
     if status:
-        raise RehearsalError(
+        raise OneLineError(
             f"pipeline: got exit status {status} after {end - begin:.0f} s, expected 0; its last line above says why"
         )
     return spent(read_events(results / LOGS), samples, begin, end)

@@ -1,7 +1,7 @@
-"""Text to the best moments of a stored collection: `python jobs/search.py "a red circle leaves" --store DIR`.
+"""Find moments in a stored collection by text: `python jobs/search.py "a red circle leaves" --store DIR`.
 
-One line per hit: video, seconds, score. With `--videos DIR`, new videos are transcoded and embedded first; what is in
-the store already is not touched. See docs/search.md.
+Prints one line per hit: video, seconds, score. With `--videos DIR`, new videos are transcoded and embedded first; what
+is already in the store is left untouched. See docs/search.md.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -22,12 +22,12 @@ from dejavu.cluster.no_error import without_advice
 from dejavu.backbones.load import EMBEDDED, Backbone, load_backbone
 from dejavu.backbones.locate import DRAWINGS_ALONE, locate
 from dejavu.retrieval.contact_sheet import Tile, draw_contact_sheet
-from dejavu.datasets.video_folder import load_video_folder, passed_over
+from dejavu.datasets.video_folder import clips_by_name, passed_over
 from dejavu.experiment import RECIPES
 from dejavu.storage.one_line import exit_status
 from dejavu.storage.results_folder import read_config
 from dejavu.storage.store_path import StorePath, is_file, is_folder, listed, store_path
-from dejavu.records import Failure, Transcoded
+from dejavu.records import Failure
 from dejavu.retrieval.search import Frames, Moment, MomentConfig, find_moments
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
@@ -47,10 +47,6 @@ from reuse_models.baselines.original import OriginalConfig
 from reuse_models.registry import config_from_dict
 
 
-class SearchError(ValueError):
-    """The search cannot be made; one line says why and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Collection:
     """A results folder, or one that is about to become one, and how its clips are cut and embedded."""
@@ -61,11 +57,6 @@ class Collection:
     transcode: TranscodeConfig
     embed: EmbedConfig
     image_px: int | None
-
-    @property
-    def embedding(self) -> EmbedContext:
-        """What the embed stage takes."""
-        return EmbedContext(self.backbone, self.store, self.embed, self.image_px)
 
 
 def say(text: str) -> None:
@@ -78,16 +69,16 @@ def open_collection(folder: StorePath, backbone: str | None, videos: StorePath |
     """Open a results folder (or the `store` inside it) as its own config.yaml says; begin one where videos are given.
 
     Raises:
-        SearchError: There is no store and no videos to begin one with.
+        ValueError: There is no store and no videos to begin one with.
     """
     results = folder.parent if folder.name == "store" and is_folder(folder / "embeddings") else folder
     if not is_folder(results / "store" / "embeddings"):
         if videos is None:
-            raise SearchError(
+            raise ValueError(
                 f"--store: got {folder} without store/embeddings, expected a results folder; run a pipeline with "
                 "--results there, or give --videos to begin a collection"
             )
-        load_video_folder(videos)  # before anything is written
+        clips_by_name(videos)  # before anything is written
         store = Store.open(results / "store")
         if not is_file(results / "config.yaml"):
             if (backbone or EMBEDDED) == EMBEDDED:
@@ -119,14 +110,14 @@ def check_backbone(collection: Collection, backbone: Backbone) -> None:
     """Refuse a backbone that the store's embeddings were not made with.
 
     Raises:
-        SearchError: They were made with another.
+        ValueError: They were made with another.
     """
     made_with = {str(note["backbone_identity"]): note["backbone"] for note in collection.store.described().values()}
     if not made_with and (config := read_config(collection.results)):
         name = config.get("backbone", EMBEDDED)
         made_with = {backbone.identity if name == backbone.name else locate(name).identity(collection.image_px): name}
     if made_with and backbone.identity not in made_with:
-        raise SearchError(
+        raise ValueError(
             f"--backbone: got {backbone.name}, expected {' or '.join(sorted(set(made_with.values())))}, with which the "
             "embeddings of this store were made; leave it out, or use another --store"
         )
@@ -157,8 +148,7 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
     """Read a setting: a method (`original`), its setting as pareto.csv has it, or the fields of its config.
 
     Raises:
-        SearchError: A method alone has several settings stored.
-        ValueError: Method or field is unknown.
+        ValueError: Method or field is unknown, or a method alone has several settings stored.
     """
     method, *rest = words.split() or [""]
     fitting = [one for one in stored if one.name == " ".join(words.split())]
@@ -166,13 +156,13 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
         fitting = [one for one in stored if one.setting.method == method]
     if len({one.name for one in fitting}) > 1:
         names = ", ".join(repr(name) for name in sorted({one.name for one in fitting}))
-        raise SearchError(f"--setting: got {words!r}, expected one of {names}; name one of them")
+        raise ValueError(f"--setting: got {words!r}, expected one of {names}; name one of them")
     if fitting:
         return fitting[0].setting.config
     if method == OriginalConfig.method and rest == ["dense"]:
         rest = []
     if lacking := [word for word in rest if "=" not in word]:
-        raise SearchError(
+        raise ValueError(
             f"--setting: got {lacking[0]!r} in {words!r}, expected field=value; give a method and its fields, such as "
             "'eventful refreshed_tokens=16'"
         )
@@ -183,7 +173,7 @@ def choose_setting(words: str, stored: Sequence[StoredSetting]) -> MethodConfig:
 # ---------------------------------------------------------------------------------------------------- new videos
 def add_videos(videos: StorePath, collection: Collection, settings: Sequence[Setting]) -> None:
     """Transcode and embed what the store lacks under every one of these settings, with the first of them."""
-    clips = load_video_folder(videos).clips
+    clips = tuple(clips_by_name(videos).values())
     backbone = load_backbone(collection.backbone, collection.image_px)
     px, view = backbone.frame_px, backbone.preprocess.view
     known = transcode_clips(clips, collection.store, collection.transcode, px, view=view, make=None).clips
@@ -192,11 +182,17 @@ def add_videos(videos: StorePath, collection: Collection, settings: Sequence[Set
         cluster.connect()
         made = transcode_clips(clips, collection.store, collection.transcode, px, view=view)
         known, failures = made.clips, [*made.failures]
-    lacking = [clip for clip in known.values() if not is_embedded(clip, collection, settings)]
+    done = {unit for setting in settings for unit in collection.store.done(setting.setting_id)}
+    lacking = [
+        clip
+        for clip in known.values()
+        if any(segment.unit_id not in done for segment in cut([clip], collection.embed.segment_frames))
+    ]
     if lacking:
         cluster.connect()
         pool = cluster.actor_pool(None, None)
-        embedding, pool = shrink_to_memory(backbone, settings[:1], collection.embedding, pool)
+        embedding = EmbedContext(collection.backbone, collection.store, collection.embed, collection.image_px)
+        embedding, pool = shrink_to_memory(backbone, settings[:1], embedding, pool)
         failures += embed_clips(lacking, settings[:1], embedding, pool, "search").failures
     if failures:
         write_failures_csv(collection.store, collection.results / "failures.csv")
@@ -211,22 +207,16 @@ def add_videos(videos: StorePath, collection: Collection, settings: Sequence[Set
         say(f"  {line}")
 
 
-def is_embedded(clip: Transcoded, collection: Collection, settings: Sequence[Setting]) -> bool:
-    """Whether all of a clip is there under these settings together."""
-    done = {unit for setting in settings for unit in collection.store.done(setting.setting_id)}
-    return all(segment.unit_id in done for segment in cut([clip], collection.embed.segment_frames))
-
-
 # ---------------------------------------------------------------------------------------------------- the search
 def search(arguments: argparse.Namespace) -> None:
     """Find and print the best moments, having embedded new videos where asked to.
 
     Raises:
-        SearchError: The query is empty, or the store lacks what is asked for.
+        ValueError: The query is empty, or the store lacks what is asked for.
     """
     query = arguments.query.strip()
     if not query:
-        raise SearchError("query: got nothing, expected words; say what is to be seen, such as 'a red circle'")
+        raise ValueError("query: got nothing, expected words; say what is to be seen, such as 'a red circle'")
     config = MomentConfig(top=arguments.top, merge_s=arguments.merge_s, usual_share=arguments.usual_share)
     collection = open_collection(arguments.store, arguments.backbone, arguments.videos)
     backbone = load_backbone(collection.backbone, collection.image_px)
@@ -241,7 +231,7 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.videos is not None:
         add_videos(arguments.videos, collection, settings)
     elif not any(collection.store.done(setting.setting_id) for setting in settings):
-        raise SearchError(
+        raise ValueError(
             f"--setting: got {arguments.setting!r}, expected one that is embedded in {collection.results}: "
             f"{list_names(stored, collection.store)}; name one of them, or give --videos to embed with it"
         )
@@ -319,32 +309,32 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python jobs/search.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("query", help="what is to be seen, in words")
+    parser.add_argument("query", help="text that describes what to find")
     parser.add_argument(
-        "--store", type=store_path, required=True, help="a results folder; begun with --videos if not there"
+        "--store", type=store_path, required=True, help="results folder to search; with --videos, created if absent"
     )
-    parser.add_argument("--top", type=int, default=10, help="hits wanted (default 10)")
-    parser.add_argument("--setting", default="original", help="method, and its setting if it has several stored")
-    parser.add_argument("--videos", type=store_path, help="folder of videos: new ones are embedded first")
-    parser.add_argument("--backbone", help="as the pipeline takes it; the store's own unless given")
-    parser.add_argument("--merge-s", type=float, default=5.0, help="hits of one video so close are one (default 5 s)")
+    parser.add_argument("--top", type=int, default=10, help="maximum number of hits (default 10)")
+    parser.add_argument("--setting", default="original", help="stored method, with its setting if it has several")
+    parser.add_argument("--videos", type=store_path, help="folder of videos; new ones are embedded first")
+    parser.add_argument("--backbone", help="backbone as in the pipeline; default: the store's")
+    parser.add_argument("--merge-s", type=float, default=5.0, help="seconds within which hits are merged (default 5)")
     parser.add_argument(
         "--usual-share",
         type=float,
         default=USUAL_SHARE,
-        help="share of a video's median cosine taken off its frames' (default %(default)s; 0: plain cosine)",
+        help="share of a video's median cosine subtracted from its frames' (default %(default)s; 0: plain cosine)",
     )
     parser.add_argument(
-        "--index", action="store_true", help=f"use an index below {INDEX_FROM_FRAMES:,} frames too; see docs/search.md"
+        "--index", action="store_true", help=f"also use an index below {INDEX_FROM_FRAMES:,} frames; see docs/search.md"
     )
     parser.add_argument(
         "--gone",
         choices=("keep", "drop"),
         default="keep",
-        help="whether videos that were removed since are found, and said to be gone (default), or left out",
+        help="what to do with videos removed since: find them and mark them as gone (default), or leave them out",
     )
-    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw the hits' frames")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the hits with their spans and frames")
+    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="image of the hits' frames to write")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the hits with their spans and frames")
     return parser.parse_args(words)
 
 

@@ -1,9 +1,9 @@
-"""Search DiffRate's schedules for any backbone on a folder of videos, without a cluster and without labels.
+"""Search DiffRate's schedules for any backbone on a folder of videos, without a cluster or labels.
 
     python jobs/search_schedules.py --backbone DIR --videos DIR --out schedules --schedules.shares 0.505 0.627
 
-Writes one JSON for each share of the dense FLOPs; the pipeline tries them with
-`--sweep.diffrate-schedules schedules/0.505.json ...`. In a pipeline with training clips the train stage does the same.
+Writes one JSON file for each share of the dense FLOPs; the pipeline tries them with
+`--sweep.diffrate-schedules schedules/0.505.json ...`. With training clips, the pipeline's train stage does the same.
 """
 
 import _bootstrap  # noqa: F401  first: makes the packages importable
@@ -11,20 +11,19 @@ import _bootstrap  # noqa: F401  first: makes the packages importable
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import tyro
 
 from dejavu.backbones.load import EMBEDDED, load_backbone
-from dejavu.datasets.video_folder import load_video_folder
+from dejavu.datasets.video_folder import clips_by_name
 from dejavu.embedding.batch import EmbedConfig, EmbedContext
 from dejavu.stages.search_schedules import FRAMES_PER_CLIP, SchedulesConfig, gather_frames
 from dejavu.stages.transcode import one_after_the_other, transcode_clips
 from dejavu.storage.one_line import exit_status
 from dejavu.storage.store import Store, write_json
 from dejavu.video.mp4 import TranscodeConfig
-from reuse_models.baselines.diffrate.schedule import schedule_json
 from reuse_models.baselines.diffrate.search import search_schedule
 
 
@@ -33,13 +32,13 @@ class SearchSchedulesConfig:
     """What is searched, and where it goes."""
 
     videos: Path
-    """Folder of videos in any format; a few frames of some of them are read."""
+    """Folder of videos in any format; only a few frames of some videos are read."""
     out: Path
-    """Folder of the schedules."""
+    """Folder for the schedules."""
     backbone: str = EMBEDDED
-    """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
+    """Backbone: `embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
     image_px: int | None = None
-    """Side in pixels of the frames that the tower sees; its image processor's unless given."""
+    """Side of the tower's input frames in pixels. If not given, the size of the backbone's image processor."""
     schedules: SchedulesConfig = field(default_factory=SchedulesConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
 
@@ -53,7 +52,7 @@ def search(config: SearchSchedulesConfig) -> None:
         OSError: The folder of videos is not there, or that of the schedules cannot be written.
     """
     backbone = load_backbone(config.backbone, config.image_px, device="auto")
-    clips = load_video_folder(config.videos).clips
+    clips = tuple(clips_by_name(config.videos).values())
     with tempfile.TemporaryDirectory() as folder:
         embedding = EmbedContext(config.backbone, Store(Path(folder)), EmbedConfig(), config.image_px)
         # As many videos as frames are wanted of, spread over the folder.
@@ -69,7 +68,7 @@ def search(config: SearchSchedulesConfig) -> None:
         start = time.monotonic()
         found = search_schedule(backbone.vit, frames_FHW3, share, config.schedules.search, backbone.preprocess)
         path = config.out / f"{share:g}.json"
-        write_json(path, schedule_json(found.schedule))
+        write_json(path, asdict(found.schedule))
         print(
             f"{path}: costs {found.schedule.achieved_share:.4f} of dense, cosine to it {found.cosine:.4f}, of the same "
             f"rate in every layer {found.uniform_cosine:.4f}, {time.monotonic() - start:.1f} s",

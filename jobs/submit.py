@@ -282,10 +282,8 @@ def _is_ray_start(pid: int) -> bool:
 
 
 def _token_lies_in(process: psutil.Process, folder: Path) -> bool:
-    with contextlib.suppress(psutil.Error):
-        token = process.environ().get("RAY_AUTH_TOKEN_PATH", "")
-        return process.pid != os.getpid() and Path(token).is_relative_to(folder)
-    return False
+    token = process.environ().get("RAY_AUTH_TOKEN_PATH", "")
+    return process.pid != os.getpid() and Path(token).is_relative_to(folder)
 
 
 if __name__ == "__main__":

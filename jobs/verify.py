@@ -1,4 +1,4 @@
-"""Prove this installation: compare every method with the published artifact's numbers, and fast paths with plain ones.
+"""Verify this installation: compare every method with the published artifact's numbers, and fast paths with plain ones.
 
     python jobs/verify.py --golden DIR [--annotations DIR] [--json OUT]
 
@@ -25,11 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run all comparisons; return 0 if something was checked and nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--golden", type=Path, help="folder of golden numbers")
-    what.add_argument("--fast-paths", action="store_true", help="compare fast paths with plain ones alone")
-    annotated = "NExT-GQA annotation files (default: GOLDEN/../data/nextgqa)"
+    what.add_argument("--golden", type=Path, help="folder of golden numbers to compare with")
+    what.add_argument("--fast-paths", action="store_true", help="only compare fast paths with plain ones")
+    annotated = "folder of NExT-GQA annotation files (default: GOLDEN/../data/nextgqa)"
     parser.add_argument("--annotations", type=Path, help=annotated)
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="JSON file for the rows")
     options = parser.parse_args(arguments)
     if options.fast_paths:
         return _report(attempt("fast paths", "(random tower)", compare_fast_paths), options.json)
@@ -125,16 +125,14 @@ def _codec_of(path: Path) -> Iterable[Row]:
 
 
 def _nextgqa(golden: Golden, annotations: Path) -> Iterable[Row]:
-    file = "nextgqa_expected.json"
-    predictions, expected = golden.path("nextgqa_predictions.json"), golden.path(file)
+    predictions, expected = golden.path("nextgqa_predictions.json"), golden.path("nextgqa_expected.json")
     if not annotations.is_dir():
         raise AbsentError(f"no annotations in {annotations}; pass --annotations")
     try:
         from dejavu.verify.nextgqa import check_nextgqa
     except ModuleNotFoundError as error:
         raise AbsentError(f"{error.name} is not installed") from error
-    for row in check_nextgqa(predictions, expected, annotations):
-        yield judge(row.name, file, row.largest_error, row.tolerance)
+    return check_nextgqa(predictions, expected, annotations)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,7 @@ class Encoder:
     """Call it on videos. For one without an end, give `method` chunk after chunk yourself (`reuse_models.method`)."""
 
     def __init__(self, model: PreTrainedModel, config: MethodConfig, image_px: int | None = None) -> None:
-        """Copy the model's vision tower and build the method on it; see `reuse_models.apply`.
-
-        Raises:
-            ValueError: As `reuse_models.apply` says.
-        """
+        """Copy the model's vision tower and build the method on it; `reuse_models.apply` says what is refused."""
         if isinstance(config, ReuseVitConfig) and config.weights is None and config.forced_rate is None:
             raise ValueError(
                 "reusevit: got no weights, expected those of a fit, since untrained decisions mean nothing; give "

@@ -149,9 +149,7 @@ def each_core(run: Callable[[int, Sequence[int]], None], num_streams: int, devic
     # An operator's number of threads belongs to the thread that calls it; the number it is set to last is also what
     # later threads begin with, so that the caller's is set again.
     with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(run, part, share) for part, share in enumerate(shares)]
         try:
-            for future in futures:
-                future.result()
+            list(pool.map(run, range(parts), shares))
         finally:
             torch.set_num_threads(cores)

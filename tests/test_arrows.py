@@ -28,7 +28,7 @@ LEVELS = [
     ("jobs",),
 ]
 HOMES = {
-    "ray": ("dejavu.cluster", "dejavu.observability", "dejavu.report", "dejavu.stages", "dejavu.sweep", "jobs"),
+    "ray": ("dejavu.cluster", "dejavu.observability", "dejavu.stages", "dejavu.sweep", "jobs"),
     "mlflow": ("dejavu.observability",),
     "av": ("dejavu.video", "jobs.plain_loop"),  # the latter stands for a script without our code
     "triton": ("reuse_models.reusevit.engines",),

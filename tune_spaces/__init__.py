@@ -1,1 +1,1 @@
-"""What a sweep tries: one file per method, keyed by the field names of that method's config."""
+"""What a sweep tries of each method, by the field names of its config."""

@@ -9,9 +9,9 @@ from typing import Any
 
 
 def report_of(module: str, call: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Have a benchmark's function called in a process of its own; return what it prints as JSON."""
+    """Have a benchmark's function called in a process of its own; return what it returns, as JSON gives it back."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import {module} as b; b.{call}"],
+        [sys.executable, "-c", f"import json, {module} as b; print(json.dumps(b.{call}))"],
         env=environment,
         cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,

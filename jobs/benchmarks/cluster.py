@@ -53,13 +53,13 @@ SPANS = "spans"
 
 
 def main(
-    clips: Annotated[int, tyro.conf.arg(help="Clips, each embedded under two settings.")] = 1000,
-    frames: Annotated[int, tyro.conf.arg(help="Frames of each clip.")] = 24,
-    nodes: Annotated[int, tyro.conf.arg(help="Raylets, all on this machine.")] = 4,
-    rounds: Annotated[int, tyro.conf.arg(help="Times that the two are run, one after the other.")] = 3,
-    json_path: Annotated[Path | None, tyro.conf.arg(name="json", help="Where the figures go too.")] = None,
+    clips: Annotated[int, tyro.conf.arg(help="Number of clips, each embedded in two settings.")] = 1000,
+    frames: Annotated[int, tyro.conf.arg(help="Number of frames per clip.")] = 24,
+    nodes: Annotated[int, tyro.conf.arg(help="Number of raylets, all on this machine.")] = 4,
+    rounds: Annotated[int, tyro.conf.arg(help="Number of times that both run, one after the other.")] = 3,
+    json_path: Annotated[Path | None, tyro.conf.arg(name="json", help="JSON file that also gets the figures.")] = None,
 ) -> None:
-    """Run the two in turn, each in a process of its own, and print one table."""
+    """Run a plain loop and a cluster in turn, each in a process of its own, and print one table."""
     call = partial(report_of, "cluster", environment=dict(os.environ) | ONE_THREAD)
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -105,8 +105,8 @@ def compare(one: Path, other: Path) -> tuple[int, int]:
     return len(shards), sum(equal)
 
 
-def report_plain(folder: str, name: str, share: int, num_shares: int) -> None:
-    """Embed every `num_shares`-th batch in this process; print what that took as JSON."""
+def report_plain(folder: str, name: str, share: int, num_shares: int) -> dict[str, float]:
+    """Embed every `num_shares`-th batch in this process; return what that took."""
     clips, settings, embedding = work(Path(folder), name)
     encoder = embed.EncodeRow(embedding)
     before = time.process_time()
@@ -117,11 +117,11 @@ def report_plain(folder: str, name: str, share: int, num_shares: int) -> None:
     spent = time.process_time() - before
     if num_shares == 1:
         check(clips, settings, embedding)
-    print(json.dumps({"plain_s": spent}))
+    return {"plain_s": spent}
 
 
-def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> None:
-    """Embed everything on the cluster, whose other nodes are started first; print what that took as JSON."""
+def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> dict[str, float]:
+    """Embed everything on the cluster, whose other nodes are started first; return what that took."""
     # Workers do not see this file: what they need of it travels with the work.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     embed.DecodeRow = _Decode  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> Non
         batches, kernels = plan(clips, settings, embedding), embed.Kernels(encoder=_Encode)
         list(embed.embed_batches(batches, embedding, cluster.actor_pool(None, None), kernels))
     check(clips, settings, embedding)
-    print(json.dumps(watch.spent()))
+    return watch.spent()
 
 
 def work(folder: Path, name: str) -> tuple[list[Transcoded], list[Setting], EmbedContext]:

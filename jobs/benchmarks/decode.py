@@ -1,6 +1,6 @@
 """Time one-pass reading (RGB frames + codec grid) against a plain decode of the same file to RGB frames.
 
-One thread, CPU time, the two alternating in one run.
+Uses one thread, measures CPU time, and alternates between the two in one run.
 Run: `python jobs/benchmarks/decode.py [--num-frames 400] [--frame-px 256] [--rounds 15]`.
 """
 
@@ -24,17 +24,10 @@ def measure(path: Path, num_frames: int, rounds: int) -> tuple[list[float], list
     Raises:
         ValueError: A reader gave another number of frames.
     """
-
-    def read_plain() -> int:
-        return sum(1 for _ in decode_plain(path))
-
-    def read_one_pass() -> int:
-        return sum(len(piece.seconds_F) for piece in decode(path))
-
     plain, one_pass = [], []
     for _ in range(rounds):
-        plain.append(_cpu_ms(read_plain, num_frames))
-        one_pass.append(_cpu_ms(read_one_pass, num_frames))
+        plain.append(_cpu_ms(lambda: sum(1 for _ in decode_plain(path)), num_frames))
+        one_pass.append(_cpu_ms(lambda: sum(len(piece.seconds_F) for piece in decode(path)), num_frames))
     return plain, one_pass
 
 
@@ -51,19 +44,13 @@ def _cpu_ms(read: Callable[[], int], num_frames: int) -> float:
 def main() -> None:
     """Make a video, measure, print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-frames", type=int, default=400)
-    parser.add_argument("--frame-px", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--video", type=Path, help="a transcoded mp4 to read instead of a made one")
+    parser.add_argument("--num-frames", type=int, default=400, help="number of frames of the video")
+    parser.add_argument("--frame-px", type=int, default=256, help="side of a frame in pixels")
+    parser.add_argument("--rounds", type=int, default=15, help="number of rounds")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "texture.mp4"
-        num_frames = arguments.num_frames
-        if arguments.video:
-            path = arguments.video
-            num_frames = sum(1 for _ in decode_plain(path))
-        else:
-            write_moving_texture(path, num_frames, arguments.frame_px)
+        path, num_frames = Path(folder) / "texture.mp4", arguments.num_frames
+        write_moving_texture(path, num_frames, arguments.frame_px)
         plain, one_pass = measure(path, num_frames, arguments.rounds)
     ratios = [ours / theirs for ours, theirs in zip(one_pass, plain, strict=True)]
     print(f"{num_frames} frames, CPU ms per frame, median of {arguments.rounds} alternating rounds")

@@ -1,4 +1,4 @@
-"""Measure from video files to embeddings: a loop as users write it beside `jobs/embed.py`, dense and with reuse.
+"""Time the way from video files to embeddings: a plain user loop against `jobs/embed.py`, dense and with reuse.
 
     python jobs/benchmarks/end_to_end.py --videos DIR --backbone openai/clip-vit-base-patch16 --json rows.json
 
@@ -142,12 +142,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--repeat", type=int, default=1, help="copies of each video for jobs/embed.py")
-    parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="a known size, or a directory")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
-    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="for jobs/embed.py")
+    parser.add_argument("--repeat", type=int, default=1, help="number of copies of each video for jobs/embed.py")
+    parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="known name, or a directory")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames per second")
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="settings for jobs/embed.py")
     parser.add_argument("--decoders", nargs="*", choices=DECODERS, default=list(DECODERS), help="of the plain loop")
-    parser.add_argument("--json", type=Path, default=None, help="write the rows here")
+    parser.add_argument("--json", type=Path, default=None, help="JSON file for the rows")
     return parser.parse_args(arguments)
 
 
@@ -203,11 +203,6 @@ def _loop(decoder: str, options: argparse.Namespace, backbone: str, dtype: str) 
 
 
 def _embed(words: str, options: argparse.Namespace, backbone: str, out: Path) -> Row:
-    """Run the job on a cluster of its own.
-
-    Raises:
-        RuntimeError: It failed.
-    """
     with submit.cluster() as cluster:
         environment = submit.environment(cluster.token) | {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(HERE.parent / "embed.py"), "--setting", words, "--videos", str(options.copies)]

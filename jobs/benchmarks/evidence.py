@@ -52,17 +52,17 @@ class VideoSet:
         recipe, _, rest = text.partition(":")
         fps, _, folder = rest.partition(":")
         try:
-            found = cls(recipe, float(fps), Path(folder))
+            rate = float(fps)
         except ValueError:
-            found = cls("", 0.0, Path(folder))
-        if found.recipe not in RECIPES or not found.fps > 0 or not folder:
+            rate = 0.0
+        if recipe not in RECIPES or not rate > 0 or not folder:
             raise ValueError(
                 f"--sets: got {text!r}, expected {' or '.join(RECIPES)}, frames a second and a folder, such as "
                 "folder:2:videos; check the three parts"
             )
-        if not found.videos.is_dir():
-            raise ValueError(f"--sets: got {found.videos}, which is no folder; check the path")
-        return found
+        if not Path(folder).is_dir():
+            raise ValueError(f"--sets: got {Path(folder)}, which is no folder; check the path")
+        return cls(recipe, rate, Path(folder))
 
     @property
     def name(self) -> str:
@@ -72,16 +72,16 @@ class VideoSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Run every method on some sets of videos and write one page."""
+    """Run every method on several sets of videos and write one page."""
 
     sets: tuple[str, ...]
-    """RECIPE:FRAMES_PER_SECOND:VIDEOS each; folders of different names."""
+    """Sets, each as RECIPE:FRAMES_PER_SECOND:VIDEOS; their folders need different names."""
     backbone: str
-    """As jobs/pipeline.py takes it."""
+    """Backbone as in jobs/pipeline.py."""
     out: Path
-    """Results folders, one a set, and the page."""
+    """Folder for the page and for one results folder per set."""
     options: str = ""
-    """Further options of jobs/pipeline.py, in one word: `"--options=--measure.num-rounds 3"`."""
+    """Further options for jobs/pipeline.py, as one argument: `"--options=--measure.num-rounds 3"`."""
 
 
 def command_of(one: VideoSet, job: Evidence) -> list[str]:

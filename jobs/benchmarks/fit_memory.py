@@ -1,8 +1,8 @@
 """Compare the memory of a training worker with its formula: `python jobs/benchmarks/fit_memory.py --backbone NAME`.
 
-Does in this process what a worker does, on random weights and windows: warm-up, a step in parts, validation, and a bias
-tried on whole clips. Prints the peak of the process in each phase, beside what `reuse_models/training/memory.py` says.
-Linux only.
+Does a worker's work in this process, on random weights and windows: warm-up, a step in parts, validation, and trying a
+bias on whole clips. Prints the peak of the process in each phase next to the value from
+`reuse_models/training/memory.py`. Linux only.
 """
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
@@ -39,12 +39,13 @@ class Options:
     """What is run."""
 
     backbone: str = "openai/clip-vit-base-patch16"
-    """A known shape; weights are random."""
+    """Name of a backbone of known shape; its weights are random."""
     targets: tuple[float, ...] = (0.9, 0.8)
+    """Target reuse rates, 0..1; one add-on is fitted for each."""
     parts: int = 2
-    """Of a step: so many times the windows that are run at once."""
+    """Number of parts in a step; each has as many windows as run at once."""
     limit_gib: float = 6.0
-    """What a worker may take, which decides how many windows are run at once."""
+    """Maximum memory of a worker in GiB; decides how many windows run at once."""
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     threads: int = 1
 

@@ -6,7 +6,6 @@ set size (shared memory counted once) of the driver and all processes of that cl
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -33,8 +32,8 @@ from reuse_models.baselines.original import OriginalConfig
 
 
 def main(
-    videos: Annotated[tuple[int, ...], tyro.conf.arg(help="Numbers of clips, each embedded by itself.")] = (50, 500),
-    num_frames: Annotated[int, tyro.conf.arg(help="Frames of each clip.")] = 24,
+    videos: Annotated[tuple[int, ...], tyro.conf.arg(help="Numbers of clips; each is measured alone.")] = (50, 500),
+    num_frames: Annotated[int, tyro.conf.arg(help="Number of frames per clip.")] = 24,
 ) -> None:
     """Measure each number of clips in a process and a cluster of its own, and print one table."""
     print(f"{'clips':>6} {'frames':>8} {'seconds':>8} {'peak MiB':>9}")
@@ -45,8 +44,8 @@ def main(
         print(f"{count:6} {count * num_frames:8} {row['seconds']:8.1f} {row['peak_mib']:9.0f}", flush=True)
 
 
-def report(num_clips: int, num_frames: int, cluster_pid: int) -> None:
-    """Embed so many clips under two settings, watching memory; print what was seen as JSON."""
+def report(num_clips: int, num_frames: int, cluster_pid: int) -> dict[str, float]:
+    """Embed so many clips under two settings, watching memory; return what was seen."""
     head, peak_bytes = psutil.Process(cluster_pid), 0
 
     def look() -> None:
@@ -68,7 +67,7 @@ def report(num_clips: int, num_frames: int, cluster_pid: int) -> None:
             seconds = time.monotonic() - started
     if result.num_clips != num_clips:
         raise RuntimeError(f"embedding: got {result.num_clips} clips, expected {num_clips}; see {result.failures[:1]}")
-    print(json.dumps({"seconds": seconds, "peak_mib": peak_bytes / 2**20}))
+    return {"seconds": seconds, "peak_mib": peak_bytes / 2**20}
 
 
 def draw(store: Store, index: int, num_frames: int, frame_px: int) -> Transcoded:

@@ -1,8 +1,8 @@
-"""What the platform itself costs, without decoding and encoding: `python jobs/benchmarks/overhead.py [--json OUT]`.
+"""Measure what the platform costs without decoding and encoding: `python jobs/benchmarks/overhead.py [--json OUT]`.
 
-Sends manifests of synthetic clips through transcode and embed with kernels that do nothing, on a cluster of its own,
-plans a million rows against a store that holds half of what they need, and scores stored frames. Memory is the driver's
-peak. One file, since its kernels and manifests serve nothing else.
+Sends manifests of synthetic clips through transcode and embed with kernels that do nothing, on its own cluster, plans a
+million rows against a store that has half of what they need, and scores stored frames. Memory is the driver's peak. One
+file, since its kernels and manifests serve nothing else.
 """
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import tyro
+from numpy.typing import NDArray
 
 import submit
 from apart import report_of, status_bytes
@@ -81,6 +82,12 @@ def decode_nothing(segments: Sequence[Segment], _embedding: EmbedContext) -> Dec
     return DecodedBatch(tuple(segments), frames, ())
 
 
+def encoded_as(embeddings_FE: NDArray[np.float32]) -> EncodedSegment:
+    """Return embeddings as if encoding them had computed nothing."""
+    num_frames = len(embeddings_FE)
+    return EncodedSegment(embeddings_FE, np.zeros(num_frames, np.float32), np.zeros(num_frames))
+
+
 class Waiter(EncodeRow):
     """An actor that only waits, and writes shards of zeros where they belong."""
 
@@ -93,22 +100,15 @@ class Waiter(EncodeRow):
     def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
         """Wait; return nothing but zeros."""
         time.sleep(self.wait_s * len(decoded.segments))
-        return [
-            EncodedSegment(
-                np.zeros((segment.num_frames, WIDTH), np.float32),
-                np.zeros(segment.num_frames, np.float32),
-                np.zeros(segment.num_frames),
-            )
-            for segment in decoded.segments
-        ]
+        return [encoded_as(np.zeros((segment.num_frames, WIDTH), np.float32)) for segment in decoded.segments]
 
 
 NOTHING = Kernels(decode_nothing, Waiter)
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
-def report_load(num_clips: int) -> None:
-    """Send one manifest through both stages, again, and back; print what was seen as JSON, seconds of wall clock.
+def report_load(num_clips: int) -> dict[str, Any]:
+    """Send one manifest through both stages, again, and back; return what was seen, seconds of wall clock.
 
     `again_s` is both stages once more, with nothing to do; `driver_cpu_s` the driver's own processor time in both;
     `before_mib` the resident memory of a driver that has connected and done nothing.
@@ -137,7 +137,7 @@ def report_load(num_clips: int) -> None:
         num_contents = len(store.done(setting.setting_id))
     expect("clips transcoded and read back", (len(transcoded), num_read), (num_clips, num_clips))
     expect("failures and clips of the second run", (len(failures), again.num_made, embedded.num_clips), (0, 0, 0))
-    row = {
+    return {
         "num_clips": num_clips,
         "num_contents": num_contents,
         "transcode_s": transcode_s,
@@ -147,11 +147,10 @@ def report_load(num_clips: int) -> None:
         "peak_mib": peak,
         "before_mib": before_mib,
     }
-    print(json.dumps(row))
 
 
-def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> None:
-    """Embed clips with so many actors that wait, `wait_ms` for each clip; print what was seen as JSON.
+def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> dict[str, Any]:
+    """Embed clips with so many actors that wait, `wait_ms` for each clip; return what was seen.
 
     `share` is of what as many workers would reach that did nothing but wait.
     """
@@ -168,18 +167,17 @@ def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> None:
         list(embed_batches(batches, embedding, pool, kernels))
         seconds = time.perf_counter() - start
     num_made = sum(len(batch.segments) for batch in batches)
-    row = {
+    return {
         "num_workers": num_workers,
         "num_clips": num_made,
         "wait_ms": wait_ms,
         "clips_per_s": num_made / seconds,
         "share": num_made * wait_ms / 1e3 / num_workers / seconds,
     }
-    print(json.dumps(row))
 
 
-def report_planning(folder: str, num_rows: int, index_s: float) -> None:
-    """Plan a manifest in a process that does nothing else; print what was seen as JSON.
+def report_planning(folder: str, num_rows: int, index_s: float) -> dict[str, Any]:
+    """Plan a manifest in a process that does nothing else; return what was seen.
 
     The store holds all of it under one setting, half under another, none under a third. `index_s` is the first look at
     the shards, which opens every footer and writes the index; `plan_cpu_s` what planning takes of the processor.
@@ -192,7 +190,7 @@ def report_planning(folder: str, num_rows: int, index_s: float) -> None:
     num_contents = len({clip.content_id for clip in clips})
     lacking = sum(len(batch.segments) * len(batch.settings) for batch in batches)
     expect("segments times settings that are lacking", lacking, 2 * num_contents - num_contents // 2)
-    row = {
+    return {
         "num_rows": num_rows,
         "num_shards": sum(1 for _ in store.root.glob("embeddings/*/*.parquet")),
         "num_batches": len(batches),
@@ -201,7 +199,6 @@ def report_planning(folder: str, num_rows: int, index_s: float) -> None:
         "plan_cpu_s": plan_cpu_s,
         "peak_mib": status_bytes("VmHWM") / MIB,
     }
-    print(json.dumps(row))
 
 
 def fill_store(store: Store, num_rows: int) -> float:
@@ -227,8 +224,8 @@ def fill_store(store: Store, num_rows: int) -> float:
     return index_s
 
 
-def report_scoring(folder: str, num_clips: int) -> None:
-    """Score Original and one setting in a process that does nothing else; print what was seen as JSON.
+def report_scoring(folder: str, num_clips: int) -> dict[str, Any]:
+    """Score Original and one setting in a process that does nothing else; return what was seen.
 
     A question with five answers is asked about each clip. `num_frames` are those of all clips under one setting;
     `before_mib` is with the manifest and the questions at hand.
@@ -259,7 +256,7 @@ def report_scoring(folder: str, num_clips: int) -> None:
     num_frames = sum(clip.num_frames for clip in clips)
     asked = [(score.num_frames, len(score.rows)) for score in scores]
     expect("frames and questions of each setting", asked, [(num_frames, num_clips)] * 2)
-    row = {
+    return {
         "num_clips": num_clips,
         "num_frames": num_frames,
         "score_s": score_s,
@@ -267,7 +264,6 @@ def report_scoring(folder: str, num_clips: int) -> None:
         "peak_mib": status_bytes("VmHWM") / MIB,
         "before_mib": before_mib,
     }
-    print(json.dumps(row))
 
 
 def fill_embeddings(store: Store, num_clips: int) -> None:
@@ -276,11 +272,7 @@ def fill_embeddings(store: Store, num_clips: int) -> None:
     for setting in name_settings(2):
         for batch in plan(list_clips(num_clips), [setting], EmbedContext("none", store, config)):
             encoded = [
-                EncodedSegment(
-                    draws.standard_normal((segment.num_frames, SCORED_WIDTH), np.float32),
-                    np.zeros(segment.num_frames, np.float32),
-                    np.zeros(segment.num_frames),
-                )
+                encoded_as(draws.standard_normal((segment.num_frames, SCORED_WIDTH), np.float32))
                 for segment in batch.segments
             ]
             frames = decode_nothing(batch.segments, EmbedContext("none", store, config)).frames
@@ -351,19 +343,19 @@ class Options:
     """What is measured."""
 
     clips: tuple[int, ...] = (1_000, 10_000)
-    """Manifests of the load table."""
+    """Sizes of the load table's manifests, in clips."""
     workers: tuple[int, ...] = (1, 2, 4)
-    """Actors of the throughput table."""
+    """Numbers of actors for the throughput table."""
     wait_ms: float = 25.0
-    """What encoding a clip takes there."""
+    """Time for encoding a clip there, in milliseconds."""
     wait_clips: int = 2_000
-    """Clips there."""
+    """Number of clips there."""
     rows: int = 1_000_000
-    """Manifest of the planning table; 0 leaves it out."""
+    """Number of rows in the planning table's manifest; 0 leaves the table out."""
     scored_clips: tuple[int, ...] = (10_000, 40_000)
-    """Manifests of the scoring table, 74 KB on disk a clip; none leaves it out."""
+    """Sizes of the scoring table's manifests, in clips of 74 KB on disk; if empty, the table is left out."""
     json: Path | None = None
-    """Write the rows there."""
+    """JSON file for the rows."""
 
 
 def main(options: Options) -> None:

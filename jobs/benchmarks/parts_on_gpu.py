@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from profile_gpu import measure_on_gpu
 
-from reuse_models.reusevit.engines.compacted import Pass
-from reuse_models.reusevit.reference import plan_of
+from reuse_models.reusevit.reference import Pass, plan_of
 from reuse_models.reusevit.frame_order import GROUP_SIZE
 from reuse_models.reusevit.engines.fused_capacity import FusedCapacity, FusedPlaces, FusedRun
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig

@@ -1,4 +1,4 @@
-"""Embed a folder of videos as a short script of one's own does, with none of our code: end_to_end.py compares with it.
+"""Embed a folder of videos as a short user script would, with none of our code; end_to_end.py compares with it.
 
     python jobs/benchmarks/plain_loop.py --videos DIR --backbone DIR --fps 2 --dtype float32 --decoder pyav
 
@@ -52,9 +52,9 @@ def frames_by_torchcodec(path: Path, fps: float) -> Iterator[Frame]:
 def main() -> None:
     """Embed all videos of the folder."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--videos", type=Path, required=True)
-    parser.add_argument("--backbone", type=Path, required=True)
-    parser.add_argument("--fps", type=float, default=2.0)
+    parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--backbone", type=Path, required=True, help="directory of the model")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames per second")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--decoder", choices=DECODERS, default="pyav")
     options = parser.parse_args()

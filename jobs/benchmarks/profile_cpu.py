@@ -1,4 +1,4 @@
-"""Say where the time of a step goes on a CPU, dense and with reuse: `python jobs/benchmarks/profile_cpu.py`.
+"""Show where the time of a step goes on a CPU, dense and with reuse: `python jobs/benchmarks/profile_cpu.py`.
 
 Of steady groups on random frames, reuse forced to a rate: operators called, milliseconds in products (matrix products,
 and attention where one operator does it whole) by PyTorch's profiler, and what else there is in the wall clock without
@@ -31,12 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--backbone", default=EMBEDDED, help="a directory, or the embedded one")
-    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--backbone", default=EMBEDDED, help="directory, or the embedded backbone")
+    parser.add_argument("--streams", type=int, default=16, help="number of videos in lockstep")
     parser.add_argument("--reuse-rates", type=float, nargs="+", default=[0.5, 0.7, 0.85])
     parser.add_argument("--precision", choices=tuple(speed.DTYPES), default="float32")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=15, help="operators to print")
+    parser.add_argument("--rows", type=int, default=15, help="number of operators to print")
     options = parser.parse_args(arguments)
     vit = load_backbone(options.backbone, dtype=speed.DTYPES[options.precision]).vit
     torch.set_num_threads(1)  # with more, the engine works in threads that the profiler does not see
@@ -69,15 +69,12 @@ def profiled(rate: float | None, vit: Vit, options: argparse.Namespace) -> tuple
         for _ in range(options.rounds):
             setting.step()
     events = seen.key_averages()
-    products = sum(one.self_cpu_time_total for one in events if _multiplies(one.key)) / 1e3 / options.rounds
+    multiplying = [one for one in events if one.key.removeprefix("aten::").startswith(PRODUCTS)]
+    products = sum(one.self_cpu_time_total for one in multiplying) / 1e3 / options.rounds
     calls = sum(one.count for one in events) / options.rounds
     frames = setting.num_frames
     table = events.table(sort_by="self_cpu_time_total", row_limit=options.rows, max_name_column_width=48)
     return setting.reduction, wall / frames, calls / frames, products / frames, table
-
-
-def _multiplies(name: str) -> bool:
-    return name.removeprefix("aten::").startswith(PRODUCTS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Say where the time of one ReuseViT call goes on a GPU: `python jobs/benchmarks/profile_gpu.py --streams 16`.
+"""Show where the time of one ReuseViT call goes on a GPU: `python jobs/benchmarks/profile_gpu.py --streams 16`.
 
 Prints the wall clock of a call, how long the GPU was busy in it, the longest kernels by name, and where the host spends
 its time. Reuse is forced to a rate on random weights, as in speed.py.
@@ -44,9 +44,9 @@ def measure_on_gpu(
 ) -> int:
     """Measure one setting, print the text of what was found and write it as JSON; return the exit status."""
     parser.add_argument("--backbone", default="openai/clip-vit-large-patch14")
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--reuse-rate", type=float, default=0.85)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--streams", type=int, default=16, help="number of videos in lockstep")
+    parser.add_argument("--reuse-rate", type=float, default=0.85, help="forced reuse rate, 0..1")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"{subject}: got no GPU, expected one; run it where torch.cuda.is_available()", file=sys.stderr)

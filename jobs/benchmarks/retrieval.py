@@ -1,8 +1,8 @@
 """Time exact search over random embeddings: `python jobs/benchmarks/retrieval.py [--num-frames 1000000] [--threads 2]`.
 
-A row of the table is one number of frames: once loaded, how long one query takes until its moments are there. With
-`--index`, frames that wander as those of videos do are written to a store, and search through an index is measured
-beside exact search: how long it takes to make, how long a query takes with all that it reads, and what it finds; in
+Each row of the table is one number of frames, with the time from a query to its moments once the frames are loaded.
+With `--index`, frames that drift as those of videos do are written to a store, and search through an index is compared
+with exact search: how long it takes to build, how long a query takes with all that it reads, and what it finds. This is
 processor time, so that other work on the machine does not count.
 """
 
@@ -13,8 +13,8 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,23 +33,9 @@ CLIPS_PER_SHARD = 8
 MADE = Setting(OriginalConfig(), "made")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchTime:
-    """One row: milliseconds of wall clock over the queries."""
-
-    num_frames: int
-    width: int
-    threads: int
-    num_queries: int
-    median_ms: float
-    worst_ms: float
-    embeddings_mb: float
-    hardware: str
-
-
-def make_frames(num_frames: int, width: int, frames_per_clip: int, seed: int = 0) -> Frames:
+def make_frames(num_frames: int, width: int, frames_per_clip: int) -> Frames:
     """Return random embeddings, half precision, in clips of equal length."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     embedding_RE = np.empty((num_frames, width), np.float16)
     for start in range(0, num_frames, MADE_AT_ONCE):
         rows = embedding_RE[start : start + MADE_AT_ONCE]
@@ -60,8 +46,8 @@ def make_frames(num_frames: int, width: int, frames_per_clip: int, seed: int = 0
     return Frames(names, names, starts, frame_R, frame_R / 2, embedding_RE)
 
 
-def measure(frames: Frames, num_queries: int, threads: int) -> SearchTime:
-    """Answer different random queries one by one, after one that does not count."""
+def measure(frames: Frames, num_queries: int, threads: int) -> dict[str, Any]:
+    """Answer different random queries one by one, after one that does not count; times are those of the clock."""
     torch.set_num_threads(threads)
     queries = np.random.default_rng(1).standard_normal((num_queries + 1, frames.width))
     spent = []
@@ -71,45 +57,21 @@ def measure(frames: Frames, num_queries: int, threads: int) -> SearchTime:
         spent.append(1e3 * (time.perf_counter() - begin))
         if not found:
             raise ValueError("search: got no moment, expected one or more; the frames are not as they should be")
-    return SearchTime(
-        num_frames=len(frames.seconds_R),
-        width=frames.width,
-        threads=threads,
-        num_queries=num_queries,
-        median_ms=statistics.median(spent[1:]),
-        worst_ms=max(spent[1:]),
-        embeddings_mb=frames.embedding_RE.nbytes / 1e6,
-        hardware=hardware(),
-    )
+    return {
+        "num_frames": len(frames.seconds_R),
+        "width": frames.width,
+        "threads": threads,
+        "num_queries": num_queries,
+        "median_ms": statistics.median(spent[1:]),
+        "worst_ms": max(spent[1:]),
+        "embeddings_mb": frames.embedding_RE.nbytes / 1e6,
+        "hardware": hardware(),
+    }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexTime:
-    """One row of `--index`, in processor time."""
-
-    num_frames: int
-    width: int
-    threads: int
-    num_queries: int
-    make_s: float
-    file_mb: float
-    median_ms: float
-    """From a query's embedding to its moments: open the index, name clips, read their frames, search those."""
-    worst_ms: float
-    read_all_ms: float
-    """Reading all frames, as exact search does at each call."""
-    exact_ms: float
-    """Median of the same queries by exact search, once all frames are in memory."""
-    read_share: float
-    """Of all frames, those that were read; mean over the queries."""
-    found_share: float
-    """Of exact search's moments, those that were found; mean over the queries."""
-    hardware: str
-
-
-def make_store(folder: Path, num_frames: int, width: int, frames_per_clip: int, seed: int = 0) -> Store:
+def make_store(folder: Path, num_frames: int, width: int, frames_per_clip: int) -> Store:
     """Write frames that wander around a direction of their clip's own, in shards as the embed stage writes them."""
-    store, rng = Store.open(folder), np.random.default_rng(seed)
+    store, rng = Store.open(folder), np.random.default_rng(0)
     frame_R = np.tile(np.arange(frames_per_clip, dtype=np.int32), CLIPS_PER_SHARD)
     for shard in range(-(-num_frames // len(frame_R))):
         centre_C1E = 3 * rng.standard_normal((CLIPS_PER_SHARD, 1, width), dtype=np.float32)
@@ -130,8 +92,12 @@ def make_store(folder: Path, num_frames: int, width: int, frames_per_clip: int, 
     return store
 
 
-def measure_index(store: Store, num_queries: int, threads: int) -> IndexTime:
-    """Make the index of a store, and answer queries that are like some frame, through it and exactly."""
+def measure_index(store: Store, num_queries: int, threads: int) -> dict[str, Any]:
+    """Make the index of a store, and answer queries that are like some frame, through it and exactly.
+
+    In processor time: `median_ms` from a query's embedding to its moments (open the index, name clips, read their
+    frames, search those), `read_all_ms` what exact search reads at each call, `exact_ms` once all frames are in memory.
+    """
     torch.set_num_threads(threads)
     config, rng = MomentConfig(), np.random.default_rng(1)
     begun = time.process_time()
@@ -153,63 +119,64 @@ def measure_index(store: Store, num_queries: int, threads: int) -> IndexTime:
         read.append(len(some.seconds_R) / len(every.seconds_R))
         places = {(moment.clip_id, moment.frame) for moment in moments}
         found.append(statistics.fmean((moment.clip_id, moment.frame) in places for moment in wanted))
-    return IndexTime(
-        num_frames=len(every.seconds_R),
-        width=every.width,
-        threads=threads,
-        num_queries=num_queries,
-        make_s=made - begun,
-        file_mb=sum(path.stat().st_size for path in (store.root / "nearest").glob("*/*")) / 1e6,
-        median_ms=statistics.median(spent[1:]),
-        worst_ms=max(spent[1:]),
-        read_all_ms=1e3 * read_all_s,
-        exact_ms=statistics.median(exact[1:]),
-        read_share=statistics.fmean(read[1:]),
-        found_share=statistics.fmean(found[1:]),
-        hardware=hardware(),
-    )
+    return {
+        "num_frames": len(every.seconds_R),
+        "width": every.width,
+        "threads": threads,
+        "num_queries": num_queries,
+        "make_s": made - begun,
+        "file_mb": sum(path.stat().st_size for path in (store.root / "nearest").glob("*/*")) / 1e6,
+        "median_ms": statistics.median(spent[1:]),
+        "worst_ms": max(spent[1:]),
+        "read_all_ms": 1e3 * read_all_s,
+        "exact_ms": statistics.median(exact[1:]),
+        "read_share": statistics.fmean(read[1:]),  # of all frames
+        "found_share": statistics.fmean(found[1:]),  # of exact search's moments
+        "hardware": hardware(),
+    }
 
 
-def print_index(arguments: argparse.Namespace) -> list[IndexTime]:
+def print_index(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure each number of frames through an index and print the table."""
     heads = ("frames", "make s", "file MB", "median ms", "worst ms", "all read", "exact ms", "read", "found")
+    shown = ("make_s", "file_mb", "median_ms", "worst_ms", "read_all_ms", "exact_ms")
     print("".join(f"{head:>11}" for head in heads))
     rows = []
     for num_frames in arguments.num_frames:
         with tempfile.TemporaryDirectory() as folder:
             store = make_store(Path(folder), num_frames, arguments.width, arguments.frames_per_clip)
             rows.append(row := measure_index(store, arguments.queries, arguments.threads))
-        numbers = (row.make_s, row.file_mb, row.median_ms, row.worst_ms, row.read_all_ms, row.exact_ms)
-        shares = f"{row.read_share:>11.1%}{row.found_share:>11.1%}"
-        print(f"{row.num_frames:>11}" + "".join(f"{number:>11.1f}" for number in numbers) + shares, flush=True)
+        numbers = "".join(f"{row[name]:>11.1f}" for name in shown)
+        print(f"{row['num_frames']:>11}{numbers}{row['read_share']:>11.1%}{row['found_share']:>11.1%}", flush=True)
     return rows
 
 
 def main() -> None:
     """Measure each number of frames and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-frames", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--frames-per-clip", type=int, default=120)
-    parser.add_argument("--queries", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--index", action="store_true", help="search through an index, beside exact search")
+    parser.add_argument("--num-frames", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="one row each")
+    parser.add_argument("--width", type=int, default=512, help="numbers per embedding")
+    parser.add_argument("--frames-per-clip", type=int, default=120, help="number of frames per clip")
+    parser.add_argument("--queries", type=int, default=15, help="number of queries that count")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads")
+    parser.add_argument("--json", type=Path, help="JSON file for the rows")
+    parser.add_argument("--index", action="store_true", help="compare search through an index with exact search")
     arguments = parser.parse_args()
     print(f"{hardware()}, {arguments.threads} threads, width {arguments.width}, median of {arguments.queries} queries")
     rows = print_index(arguments) if arguments.index else print_exact(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def print_exact(arguments: argparse.Namespace) -> list[SearchTime]:
+def print_exact(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure each number of frames and print the table."""
     print(f"{'frames':>10}{'median ms':>12}{'worst ms':>12}{'MB':>8}")
     rows = []
     for num_frames in arguments.num_frames:
         frames = make_frames(num_frames, arguments.width, arguments.frames_per_clip)
         rows.append(row := measure(frames, arguments.queries, arguments.threads))
-        print(f"{row.num_frames:>10}{row.median_ms:>12.1f}{row.worst_ms:>12.1f}{row.embeddings_mb:>8.0f}", flush=True)
+        times = f"{row['median_ms']:>12.1f}{row['worst_ms']:>12.1f}"
+        print(f"{row['num_frames']:>10}{times}{row['embeddings_mb']:>8.0f}", flush=True)
         del frames
     return rows
 

@@ -8,7 +8,7 @@ import _bootstrap_jobs  # noqa: F401
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SIZES_H = (1_000, 100_000, 1_000_000)
@@ -69,41 +69,39 @@ DEADLINE_H = {1_000: 24, 100_000: 7 * 24, 1_000_000: 30 * 24}
 """When each size is to be done: it decides how many nodes there are, not what they cost."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scale:
-    """What one size needs: transcoded once, and embedded under one setting."""
-
-    clips: float
-    frames: float
-    transcode_core_h: float
-    decode_core_h: float
-    dense_core_h: float
-    reuse_core_h: float
-    cpu_nodes: int
-    """For ReuseViT at 90 % on CPUs alone, within the deadline."""
-    cpu_dollars: float
-    dense_cpu_dollars: float
-    gpu_nodes: int
-    """For Original on GPUs beside the CPUs that transcode and decode."""
-    gpu_dollars: float
-    read_tb: float
-    written_tb: float
-    requests: float
-    traffic_dollars: float
-    month_dollars: float
-    """What is written, kept for a month."""
-    driver_h: float
-    """Through the one driver, however many nodes there are."""
-    plan_s: float
-    plan_gib: float
-    score_h: float
-    """In the one process that scores: Original and another setting."""
-    score_gib: float
-    """There: what is kept of each clip, a cosine of each frame and setting, and the parts that are read."""
+ROWS = {
+    "clips": "clips",
+    "frames": "frames",
+    "transcode, core hours": "transcode_core_h",
+    "decode, core hours": "decode_core_h",
+    "encode dense, core hours": "dense_core_h",
+    "encode at 90 % reuse, core hours": "reuse_core_h",
+    "CPU machines at 90 % reuse": "cpu_nodes",
+    "their cost with the head": "cpu_dollars",
+    "the same, dense": "dense_cpu_dollars",
+    "GPU machines, dense (assumed speed)": "gpu_nodes",
+    "their cost with CPUs and head": "gpu_dollars",
+    "read from storage, TB": "read_tb",
+    "written, TB": "written_tb",
+    "requests": "requests",
+    "requests' cost": "traffic_dollars",
+    "keeping what is written, a month": "month_dollars",
+    "driver, hours of scheduling": "driver_h",
+    "planning, seconds": "plan_s",
+    "planning, GiB": "plan_gib",
+    "scoring all, core hours": "score_h",
+    "scoring all, GiB": "score_gib",
+}
+"""What the page calls each number of `compute`."""
 
 
-def compute(hours: int, value: Mapping[str, float]) -> Scale:
-    """Return what so many hours of video need, without what tests, sweeps and training need besides."""
+def compute(hours: int, value: Mapping[str, float]) -> dict[str, float]:
+    """Return what so many hours of video need, transcoded once and embedded under one setting.
+
+    CPU nodes are for ReuseViT at 90 % on CPUs alone, GPU nodes for Original beside the CPUs that transcode and decode.
+    One driver schedules, and scores Original and another setting: it keeps something of each clip, and a cosine of each
+    frame and setting. What tests, sweeps and training need comes besides.
+    """
     deadline_h = DEADLINE_H[hours]
     seconds = 3600 * hours
     clips, frames = seconds / value["clip_s"], seconds * value["fps"]
@@ -118,29 +116,29 @@ def compute(hours: int, value: Mapping[str, float]) -> Scale:
     mp4_gb, embedding_gb = frames * value["mp4_kb"] / 1e6, frames * value["embedding_kb"] / 1e6
     longer = max(0.0, frames - MEASURED_FRAMES * clips)
     reads, writes = 2 * clips, 2 * clips + shards
-    return Scale(
-        clips=clips,
-        frames=frames,
-        transcode_core_h=transcode,
-        decode_core_h=decode,
-        dense_core_h=dense,
-        reuse_core_h=reuse,
-        cpu_nodes=math.ceil((transcode + decode + reuse) / value["cpu_node_cores"] / deadline_h),
-        cpu_dollars=(transcode + decode + reuse) * core_price + head,
-        dense_cpu_dollars=(transcode + decode + dense) * core_price + head,
-        gpu_nodes=math.ceil(gpu_h / deadline_h),
-        gpu_dollars=gpu_h * value["gpu_node_price"] + (transcode + decode) * core_price + head,
-        read_tb=(seconds * value["source_mbit"] / 8 / 1e3 + mp4_gb) / 1e3,
-        written_tb=(mp4_gb + embedding_gb) / 1e3,
-        requests=reads + writes,
-        traffic_dollars=(reads * value["get_price"] + writes * value["put_price"]) / 1e6,
-        month_dollars=(mp4_gb + embedding_gb) * value["storage_price"],
-        driver_h=clips * value["driver_ms"] / 3.6e6,
-        plan_s=clips / 1e6 * value["plan_s"],
-        plan_gib=clips / 1e6 * value["plan_mib"] / 1024,
-        score_h=2 * frames * value["score_ms"] / 3.6e6,
-        score_gib=value["score_part_gib"] + (clips * value["score_kb"] * 1024 + 2 * 8 * longer) / 2**30,
-    )
+    return {
+        "clips": clips,
+        "frames": frames,
+        "transcode_core_h": transcode,
+        "decode_core_h": decode,
+        "dense_core_h": dense,
+        "reuse_core_h": reuse,
+        "cpu_nodes": math.ceil((transcode + decode + reuse) / value["cpu_node_cores"] / deadline_h),
+        "cpu_dollars": (transcode + decode + reuse) * core_price + head,
+        "dense_cpu_dollars": (transcode + decode + dense) * core_price + head,
+        "gpu_nodes": math.ceil(gpu_h / deadline_h),
+        "gpu_dollars": gpu_h * value["gpu_node_price"] + (transcode + decode) * core_price + head,
+        "read_tb": (seconds * value["source_mbit"] / 8 / 1e3 + mp4_gb) / 1e3,
+        "written_tb": (mp4_gb + embedding_gb) / 1e3,
+        "requests": reads + writes,
+        "traffic_dollars": (reads * value["get_price"] + writes * value["put_price"]) / 1e6,
+        "month_dollars": (mp4_gb + embedding_gb) * value["storage_price"],
+        "driver_h": clips * value["driver_ms"] / 3.6e6,
+        "plan_s": clips / 1e6 * value["plan_s"],
+        "plan_gib": clips / 1e6 * value["plan_mib"] / 1024,
+        "score_h": 2 * frames * value["score_ms"] / 3.6e6,
+        "score_gib": value["score_part_gib"] + (clips * value["score_kb"] * 1024 + 2 * 8 * longer) / 2**30,
+    }
 
 
 LIMITS = {
@@ -152,14 +150,14 @@ LIMITS = {
 }
 
 
-def fill(hours: int, scale: Scale, value: Mapping[str, float]) -> dict[str, float]:
+def fill(hours: int, scale: Mapping[str, float], value: Mapping[str, float]) -> dict[str, float]:
     """Return how much of each limit a size takes: above 1, it does not fit."""
     return {
-        "nodes": scale.cpu_nodes / value["cpu_nodes_allowed"],
-        "driver_time": (scale.driver_h + scale.plan_s / 3600) / DEADLINE_H[hours],
-        "driver_memory": scale.plan_gib / value["head_gib"],
-        "score_time": scale.score_h / DEADLINE_H[hours],
-        "score_memory": scale.score_gib / value["head_gib"],
+        "nodes": scale["cpu_nodes"] / value["cpu_nodes_allowed"],
+        "driver_time": (scale["driver_h"] + scale["plan_s"] / 3600) / DEADLINE_H[hours],
+        "driver_memory": scale["plan_gib"] / value["head_gib"],
+        "score_time": scale["score_h"] / DEADLINE_H[hours],
+        "score_memory": scale["score_gib"] / value["head_gib"],
     }
 
 
@@ -167,32 +165,11 @@ def tables(value: Mapping[str, float]) -> str:
     """Return the page's tables as Markdown."""
     scales = {hours: compute(hours, value) for hours in SIZES_H}
     fills = {hours: fill(hours, scale, value) for hours, scale in scales.items()}
-    rows: list[tuple[str, Callable[[Scale], str]]] = [
-        ("clips", lambda s: short(s.clips)),
-        ("frames", lambda s: short(s.frames)),
-        ("transcode, core hours", lambda s: short(s.transcode_core_h)),
-        ("decode, core hours", lambda s: short(s.decode_core_h)),
-        ("encode dense, core hours", lambda s: short(s.dense_core_h)),
-        ("encode at 90 % reuse, core hours", lambda s: short(s.reuse_core_h)),
-        ("CPU machines at 90 % reuse", lambda s: short(s.cpu_nodes)),
-        ("their cost with the head", lambda s: f"${short(s.cpu_dollars)}"),
-        ("the same, dense", lambda s: f"${short(s.dense_cpu_dollars)}"),
-        ("GPU machines, dense (assumed speed)", lambda s: short(s.gpu_nodes)),
-        ("their cost with CPUs and head", lambda s: f"${short(s.gpu_dollars)}"),
-        ("read from storage, TB", lambda s: short(s.read_tb)),
-        ("written, TB", lambda s: short(s.written_tb)),
-        ("requests", lambda s: short(s.requests)),
-        ("requests' cost", lambda s: f"${short(s.traffic_dollars)}"),
-        ("keeping what is written, a month", lambda s: f"${short(s.month_dollars)}"),
-        ("driver, hours of scheduling", lambda s: short(s.driver_h)),
-        ("planning, seconds", lambda s: short(s.plan_s)),
-        ("planning, GiB", lambda s: short(s.plan_gib)),
-        ("scoring all, core hours", lambda s: short(s.score_h)),
-        ("scoring all, GiB", lambda s: short(s.score_gib)),
-    ]
     head = ["", *(f"{hours:,} h" for hours in SIZES_H)]
     needs = [["to be done in", *(f"{DEADLINE_H[hours]:,} h" for hours in SIZES_H)]]
-    needs += [[name, *(show(scale) for scale in scales.values())] for name, show in rows]
+    for words, name in ROWS.items():
+        currency = "$" * name.endswith("_dollars")
+        needs.append([words, *(f"{currency}{short(scale[name])}" for scale in scales.values())])
     limits = [[words, *(f"{fills[hours][name]:,.0%}" for hours in SIZES_H)] for name, words in LIMITS.items()]
     embedding = [
         {name: part for name, part in fills[hours].items() if not name.startswith("score_")} for hours in SIZES_H

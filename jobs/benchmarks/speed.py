@@ -13,7 +13,6 @@ import _bootstrap_jobs  # noqa: F401
 
 import argparse
 import copy
-import dataclasses
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +35,7 @@ from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_sched
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.reusevit.frame_order import GROUP_SIZE
-from reuse_models.reusevit.gate import ForcedChoice, check_rate
+from reuse_models.reusevit.gate import check_rate
 from reuse_models.method import Chunk, Method, MethodConfig
 from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.tower.hugging_face import from_hf
@@ -59,42 +59,8 @@ GROUPS_PER_CALL = {"cpu": 1, "cuda": 4}
 MODEL_FAILURE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One setting. Rates are shares of tokens in frames that may reuse; the dense frame of a GOP is apart."""
-
-    backbone: str
-    method: str
-    device: str
-    dtype: str
-    streams: int
-    reuse_rate: float
-    """As requested."""
-    achieved_reuse_rate: float
-    frames_per_s: float
-    dense_frames_per_s: float
-    """Of the strongest dense tower in this run."""
-    speedup: float
-    """Median over rounds of dense time over this setting's time within the round."""
-    flops_reduction: float
-    """Dense FLOPs over executed FLOPs."""
-    efficiency: float
-    """speedup / flops_reduction."""
-    peak_memory_mb: float
-    """Of the process so far (CPU), or of the device while this setting ran."""
-    state_bytes_per_stream: int
-    dense_path: str
-    """Which dense tower was the strongest."""
-    frames_per_s_spread: tuple[float, float]
-    """Quartiles over rounds."""
-    speedup_spread: tuple[float, float]
-    rounds: int
-    segment_start_ms: float
-    """Of the dense frames that begin the GOPs of all streams together."""
-    workspace_bytes: int
-    threads: int
-    torch_version: str
-    hardware: str
+Row = dict[str, Any]
+"""One setting, as `_row` returns it."""
 
 
 @dataclass(slots=True)
@@ -150,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         return MODEL_FAILURE
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(break_even_table(rows))
     if options.plot is not None:
         plot(rows, options.plot)
@@ -161,37 +127,34 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n", maxsplit=1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="a known name, or a local directory")
-    parser.add_argument("--random-weights", action="store_true", help="take the sizes alone: no hub is needed")
+    parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="known name, or a local directory")
+    parser.add_argument("--random-weights", action="store_true", help="use only the sizes; needs no hub")
     parser.add_argument("--method", choices=METHODS, nargs="+", default=["reusevit"])
     parser.add_argument("--reuse-rates", type=float, nargs="+", default=[0.0, 0.5, 0.7, 0.8, 0.9, 0.95])
-    parser.add_argument("--streams", type=int, nargs="+", default=[8], help="videos in lockstep")
-    parser.add_argument("--groups", type=int, default=None, help="of four frames of each stream in a call; 4 on a GPU")
+    parser.add_argument("--streams", type=int, nargs="+", default=[8], help="numbers of videos in lockstep")
+    parser.add_argument("--groups", type=int, default=None, help="groups of four frames per stream; 4 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default=None, help="float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores to use")
-    parser.add_argument("--choice", choices=("random", "similar"), default="random", help="which tokens are reused")
-    parser.add_argument("--dense-batches", type=int, nargs="+", help="frames that a dense tower takes at once")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default=None, help="None: float32 on a CPU, bfloat16 on GPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU cores to use")
+    parser.add_argument("--dense-batches", type=int, nargs="+", help="batch sizes of a dense tower, in frames")
     parser.add_argument(
         "--compile-mode",
         default="default",
         choices=("no", "default", "max-autotune-no-cudagraphs"),
-        help="of torch.compile, for dense towers; autotuning takes minutes",
+        help="mode of torch.compile for dense towers; autotuning takes minutes",
     )
-    parser.add_argument("--json", type=Path, default=None, help="write the rows here")
-    parser.add_argument("--plot", type=Path, default=None, help="draw speed-up against reuse rate here (PNG)")
+    parser.add_argument("--json", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--plot", type=Path, default=None, help="PNG file for speed-up against reuse rate")
     return parser.parse_args(arguments)
 
 
 def _run(options: argparse.Namespace) -> list[Row]:
     for rate in options.reuse_rates:
         check_rate(rate)
-    for name, least in (("rounds", 1), ("threads", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name}: got {getattr(options, name)}, expected {least} or more; give another")
-    if min(options.streams) < 1:
-        raise ValueError(f"streams: got {min(options.streams)}, expected 1 or more; give another")
+    for name, given in (("rounds", options.rounds), ("threads", options.threads), ("streams", min(options.streams))):
+        if given < 1:
+            raise ValueError(f"{name}: got {given}, expected 1 or more; give another")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
@@ -232,7 +195,7 @@ def _settings(options: argparse.Namespace, vit: Vit, first: Chunk, chunk: Chunk)
     for name in options.method:
         for rate in options.reuse_rates:
             try:
-                config = _config(name, rate, options.choice, vit, chunk)
+                config = _config(name, rate, vit, chunk)
             except ValueError as error:
                 # A schedule cannot save every share on every tower; the other settings can be measured all the same.
                 print(f"{name} at {rate:.0%} is left out: {error}")
@@ -266,38 +229,44 @@ def _strongest_paths(
 def _row(
     options: argparse.Namespace, vit: Vit, setting: Setting, num_streams: int, dense: tuple[str, Sequence[float]]
 ) -> Row:
-    """Return what the rounds of a setting, and of the dense path beside it, come to."""
+    """Return what the rounds of a setting, and of the strongest dense path beside it, come to.
+
+    Rates are shares of tokens in frames that may reuse; the dense frames that begin the GOPs of all streams are apart
+    (`segment_start_ms`). `speedup` is the median over rounds of dense time over this setting's within the round,
+    `flops_reduction` dense FLOPs over executed ones, `efficiency` the one over the other; spreads are quartiles over
+    rounds. Memory is the process's largest so far (CPU), or the device's while this setting ran.
+    """
     dense_path, dense_s = dense
     speeds = [setting.num_frames / own for own in setting.seconds]
     speedups = [dense * speed for dense, speed in zip(dense_s, speeds, strict=True)]
-    return Row(
-        backbone=options.backbone,
-        method=setting.name,
-        device=vit.position.device.type,
-        dtype=str(vit.position.dtype).removeprefix("torch."),
-        streams=num_streams,
-        reuse_rate=setting.reuse_rate,
-        achieved_reuse_rate=setting.achieved,
-        frames_per_s=statistics.median(speeds),
-        dense_frames_per_s=1 / statistics.median(dense_s),
-        speedup=statistics.median(speedups),
-        flops_reduction=setting.reduction,
-        efficiency=statistics.median(speedups) / setting.reduction,
-        peak_memory_mb=setting.peak_mb,
-        state_bytes_per_stream=getattr(setting.memory, "bytes_per_stream", 0),
-        dense_path=dense_path,
-        frames_per_s_spread=_quartiles(speeds),
-        speedup_spread=_quartiles(speedups),
-        rounds=options.rounds,
-        segment_start_ms=setting.segment_start_ms,
-        workspace_bytes=getattr(setting.memory, "workspace_bytes", 0),
-        threads=torch.get_num_threads(),
-        torch_version=torch.__version__,
-        hardware=_hardware(vit),
-    )
+    return {
+        "backbone": options.backbone,
+        "method": setting.name,
+        "device": vit.position.device.type,
+        "dtype": str(vit.position.dtype).removeprefix("torch."),
+        "streams": num_streams,
+        "reuse_rate": setting.reuse_rate,  # as requested
+        "achieved_reuse_rate": setting.achieved,
+        "frames_per_s": statistics.median(speeds),
+        "dense_frames_per_s": 1 / statistics.median(dense_s),
+        "speedup": statistics.median(speedups),
+        "flops_reduction": setting.reduction,
+        "efficiency": statistics.median(speedups) / setting.reduction,
+        "peak_memory_mb": setting.peak_mb,
+        "state_bytes_per_stream": getattr(setting.memory, "bytes_per_stream", 0),
+        "dense_path": dense_path,
+        "frames_per_s_spread": _quartiles(speeds),
+        "speedup_spread": _quartiles(speedups),
+        "rounds": options.rounds,
+        "segment_start_ms": setting.segment_start_ms,
+        "workspace_bytes": getattr(setting.memory, "workspace_bytes", 0),
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+        "hardware": _hardware(vit),
+    }
 
 
-def _config(name: str, rate: float, choice: ForcedChoice, vit: Vit, chunk: Chunk) -> MethodConfig:
+def _config(name: str, rate: float, vit: Vit, chunk: Chunk) -> MethodConfig:
     """Return the method's setting for a rate: reused tokens, or the share of FLOPs saved where none are."""
     if name == "eventful":
         return EventfulConfig(refreshed_tokens=round((1 - rate) * vit.shape.num_patches))
@@ -307,7 +276,7 @@ def _config(name: str, rate: float, choice: ForcedChoice, vit: Vit, chunk: Chunk
     if name == "diffrate":
         pruned, merged = uniform_schedule(vit.shape, 1 - rate)
         return DiffRateConfig(prune_kept=pruned, merge_kept=merged, label=f"share={1 - rate:.2f}")
-    return ReuseVitConfig(forced_rate=rate, forced_choice=choice)
+    return ReuseVitConfig(forced_rate=rate, forced_choice="random")
 
 
 def start_setting(config: MethodConfig, rate: float, vit: Vit, first: Chunk, chunk: Chunk) -> Setting:
@@ -392,10 +361,7 @@ def _hugging_face(backbone: str, random_weights: bool) -> Any:
 
 
 def _dense_towers(model: Any, vit: Vit, compiled: str) -> dict[str, DenseTower]:
-    """Return whatever might be the strongest on the tower's device, whatever type ours runs in.
-
-    On a CPU, where compiling one takes a minute, `_measure` compiles the strongest of them.
-    """
+    """Return what might be the strongest; on a CPU, where compiling takes a minute, only the strongest is compiled."""
     device, own = vit.position.device, vit.position.dtype
     towers: dict[str, DenseTower] = {}
     for name, dtype in DTYPES.items():
@@ -449,43 +415,41 @@ def _hardware(vit: Vit) -> str:
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
+def _quartiles(values: list[float]) -> list[float]:
+    found: list[float] = np.quantile(values, (0.25, 0.75)).tolist()
+    return found
 
 
 def _line(row: Row) -> str:
-    low, high = row.speedup_spread
+    low, high = row["speedup_spread"]
     return (
-        f"{row.method:<9} streams {row.streams:<3} reuse {row.achieved_reuse_rate:5.1%}  "
-        f"{row.frames_per_s:7.2f} frames/s  dense {row.dense_frames_per_s:7.2f}  "
-        f"speed-up {row.speedup:5.2f} ({low:.2f}..{high:.2f})  FLOPs /{row.flops_reduction:5.2f}  "
-        f"efficiency {row.efficiency:4.2f}"
+        f"{row['method']:<9} streams {row['streams']:<3} reuse {row['achieved_reuse_rate']:5.1%}  "
+        f"{row['frames_per_s']:7.2f} frames/s  dense {row['dense_frames_per_s']:7.2f}  "
+        f"speed-up {row['speedup']:5.2f} ({low:.2f}..{high:.2f})  FLOPs /{row['flops_reduction']:5.2f}  "
+        f"efficiency {row['efficiency']:4.2f}"
     )
 
 
 def break_even_table(rows: list[Row]) -> str:
     """Return speed-up by streams and reuse rate, in words where reuse is slower."""
-    rates = sorted({row.reuse_rate for row in rows})
+    rates = sorted({row["reuse_rate"] for row in rows})
     heads = "streams  " + "  ".join(f"{rate:>5.0%} " for rate in rates)
     lines = []
-    for method in sorted({row.method for row in rows}):
+    for method in sorted({row["method"] for row in rows}):
         lines += [f"speed-up of {method} over dense; * where reuse is slower", heads]
-        for streams in sorted({row.streams for row in rows}):
-            found = {row.reuse_rate: row for row in rows if row.streams == streams and row.method == method}
+        for streams in sorted({row["streams"] for row in rows}):
+            found = {row["reuse_rate"]: row for row in rows if row["streams"] == streams and row["method"] == method}
             cells = [_cell(found.get(rate)) for rate in rates]
             lines.append(f"{streams:>7}  " + "  ".join(f"{cell:>6}" for cell in cells))
-        slower = [row for row in rows if row.method == method and row.speedup < 1]
+        slower = [row for row in rows if row["method"] == method and row["speedup"] < 1]
         for row in slower:
-            where = f"{row.streams} streams at {row.reuse_rate:.0%} reuse"
-            lines.append(f"slower than dense: {where}, {row.speedup:.2f} of its speed")
+            where = f"{row['streams']} streams at {row['reuse_rate']:.0%} reuse"
+            lines.append(f"slower than dense: {where}, {row['speedup']:.2f} of its speed")
     return "\n".join(lines)
 
 
 def _cell(row: Row | None) -> str:
-    return "-" if row is None else f"{row.speedup:.2f}{'*' if row.speedup < 1 else ' '}"
+    return "-" if row is None else f"{row['speedup']:.2f}{'*' if row['speedup'] < 1 else ' '}"
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -496,28 +460,28 @@ def plot(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for method in sorted({row.method for row in rows}):
-        of_method = sorted((row for row in rows if row.method == method), key=lambda row: row.reuse_rate)
-        for streams in sorted({row.streams for row in of_method}):
-            line = [row for row in of_method if row.streams == streams]
-            x, y = [row.achieved_reuse_rate for row in line], [row.speedup for row in line]
+    for method in sorted({row["method"] for row in rows}):
+        of_method = sorted((row for row in rows if row["method"] == method), key=lambda row: row["reuse_rate"])
+        for streams in sorted({row["streams"] for row in of_method}):
+            line = [row for row in of_method if row["streams"] == streams]
+            x, y = [row["achieved_reuse_rate"] for row in line], [row["speedup"] for row in line]
             (drawn,) = axes.plot(x, y, marker="o", label=f"{method}, {streams} streams")
             axes.fill_between(
                 x,
-                [row.speedup_spread[0] for row in line],
-                [row.speedup_spread[1] for row in line],
+                [row["speedup_spread"][0] for row in line],
+                [row["speedup_spread"][1] for row in line],
                 color=drawn.get_color(),
                 alpha=0.2,
                 linewidth=0,
             )
-        x = [row.achieved_reuse_rate for row in of_method]
-        axes.plot(x, [row.flops_reduction for row in of_method], ":", color="0.4", label=f"{method}, FLOPs alone")
+        x = [row["achieved_reuse_rate"] for row in of_method]
+        axes.plot(x, [row["flops_reduction"] for row in of_method], ":", color="0.4", label=f"{method}, FLOPs alone")
     axes.axhline(1.0, color="0.7", linewidth=1)
     first = rows[0]
     axes.set(
         xlabel="share of tokens reused",
         ylabel="speed-up over dense",
-        title=f"{first.backbone}, {first.dtype}, {first.hardware}",
+        title=f"{first['backbone']}, {first['dtype']}, {first['hardware']}",
     )
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)

@@ -32,12 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print a line for each way, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--backbone", default="openai/clip-vit-base-patch16")
-    parser.add_argument("--windows", type=int, default=16, help="of a step")
+    parser.add_argument("--windows", type=int, default=16, help="number of windows per step")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precisions", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--compiled", nargs="+", choices=("no", "yes"), default=["no", "yes"])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="JSON file for the rows")
     options = parser.parse_args(arguments)
     shape, device = KNOWN_SHAPES[options.backbone], torch.device(options.device)
     rows: list[dict[str, Any]] = []

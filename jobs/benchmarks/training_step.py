@@ -1,10 +1,10 @@
 """Compare a training step with a plain implementation that keeps two towers: `python jobs/benchmarks/training_step.py`.
 
-The plain one does what the method says in plain operations: a dense teacher beside the student in every step, every
-frame recorded for gradients. Both start from the same weights and take the same batches, alternately; time is the
-median over rounds of their ratio, memory each one's peak above what is resident before its first step, in a process of
-its own. `--second-last-weight 1.5` measures with the loss on hidden states, `--against compiled` ours against itself
-through torch.compile, whose own time and memory are those of its first step.
+The plain implementation follows the method in plain operations: a dense teacher beside the student in every step, and
+every frame recorded for gradients. Both start from the same weights and alternate on the same batches. Time is the
+median ratio over rounds; memory is each one's peak above what is resident before its first step, in its own process.
+`--second-last-weight 1.5` includes the loss on hidden states. `--against compiled` compares ours with itself through
+torch.compile, whose own time and memory are those of its first step.
 """
 
 import _bootstrap_jobs  # noqa: F401  first: makes the packages importable
@@ -13,17 +13,15 @@ import copy
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
-from apart import forget_peak, status_bytes
+from apart import forget_peak, report_of, status_bytes
 from drawn_windows import make_batch
 from torch import Tensor
 
@@ -31,7 +29,7 @@ from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import Features, Gate
 from reuse_models.training.loss import Loss, LossConfig, Teacher, reuse_loss
 from reuse_models.reusevit.engines.masked import MaskedOutput
-from reuse_models.reusevit.restore import Restoration
+from reuse_models.reusevit.addon import Restoration
 from reuse_models.reusevit.addon import ReusePolicy
 from reuse_models.training.fit import Batch, Fit, FitConfig
 from reuse_models.tower.vit import Vit
@@ -46,18 +44,17 @@ class Options:
     """What is measured."""
 
     backbone: str = "openai/clip-vit-base-patch16"
-    """A known shape; weights are random."""
+    """Name of a backbone of known shape; its weights are random."""
     clips: int = 1
-    """Windows of a step."""
+    """Number of windows per step."""
     rounds: int = 5
-    """Pairs of steps that count; one more goes before them."""
+    """Number of pairs of steps that count, after one that does not."""
     second_last_weight: float = 0.0
-    """Of the second-to-last layer's hidden states in the loss."""
-    gate: Literal["straight", "gumbel"] = "straight"
+    """Weight of the second-to-last layer's hidden states in the loss."""
     against: Literal["plain", "compiled"] = "plain"
     """What ours is compared with: the plain implementation, or ours through torch.compile."""
     memory_of: Annotated[
-        Side | None, tyro.conf.arg(help="Measure memory and processor time of one side only, in this process.")
+        Side | None, tyro.conf.arg(help="Side to measure alone, in this process: its memory and processor time.")
     ] = None
 
 
@@ -67,7 +64,7 @@ def main(options: Options) -> None:
         print(json.dumps(cost_alone(options)))
         return
     sides: tuple[Side, Side] = ("ours", options.against)
-    alone = {side: _cost_in_child(options, side) for side in sides}
+    alone = {side: report_of("training_step", f"cost_alone(b.{replace(options, memory_of=side)!r})") for side in sides}
     fits = {side: make_fit(options, side) for side in sides}
     batch = make_batch(KNOWN_SHAPES[options.backbone], options.clips)
     times: dict[Side, list[float]] = {side: [] for side in sides}
@@ -206,8 +203,11 @@ def make_fit(options: Options, side: Side) -> Fit:
     """Build one side, its restoration not zero, so that every product has something to do."""
     vit = Vit.random(KNOWN_SHAPES[options.backbone])
     loss = LossConfig(target_rate=0.9, second_last_weight=options.second_last_weight)
-    config = FitConfig(gate=options.gate)
-    fit = PlainFit(vit, loss, config) if side == "plain" else Fit(vit, loss, config, compiled=side == "compiled")
+    fit = (
+        PlainFit(vit, loss, FitConfig())
+        if side == "plain"
+        else Fit(vit, loss, FitConfig(), compiled=side == "compiled")
+    )
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for restoration in fit.addon.restorations:
@@ -236,14 +236,6 @@ def cost_alone(options: Options) -> dict[str, float]:
     started_s = time.process_time()
     fit.step(batch)
     return {"mib": (status_bytes("VmHWM") - before) / MIB, "cpu_s": time.process_time() - started_s}
-
-
-def _cost_in_child(options: Options, side: Side) -> dict[str, float]:
-    words = [f"--{name}={getattr(options, name)}" for name in ("backbone", "clips", "second_last_weight", "gate")]
-    command = [sys.executable, __file__, *(word.replace("_", "-") for word in words), f"--memory-of={side}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 import yaml
-from upath import UPath
 
 from dejavu.datasets.splits import GroupBy
 from dejavu.datasets.synthetic import SyntheticConfig
@@ -37,6 +36,8 @@ from reuse_models.training.fit import FitConfig
 
 Stage = Literal["transcode", "train", "sweep", "embed", "measure", "score"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+LEARNED = ("reusevit", "diffrate", "residualvit")
+"""Methods whose add-ons, schedules and token come of training clips."""
 MAX_CLIP_LIMIT_S = 5 * 3600
 """Less than what Ray Data waits for a stage in which nothing moves."""
 UNTRAINED: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "train")
@@ -74,43 +75,45 @@ class Experiment:
     recipe: tyro.conf.Suppress[str] = "demo"
     dataset: tyro.conf.Suppress[DatasetName] = "synthetic"
     videos: GivenPath | None = None
-    """Folder of videos (every recipe but demo and tiny)."""
+    """Folder of videos, required by every recipe except demo and tiny."""
     train_on: GivenPath | None = None
-    """Folder of other videos to train on and to choose settings by; all of --videos is tested then (recipe folder)."""
+    """Folder of other videos for training and for choosing settings; all of --videos is then tested (recipe folder)."""
     group_by: GroupBy = "auto"
-    """Videos that are never divided between splits (recipes folder and classes): those of a folder (`parent`), those
-    whose names differ in a number at the end (`stem-prefix`), or `none`; `auto` takes stem-prefix where enough groups
-    are left."""
+    """Groups of videos that are never divided between splits (recipes folder and classes): those in one folder
+    (`parent`), those whose names differ only in a number at the end (`stem-prefix`), or no groups (`none`). `auto`
+    means `stem-prefix` if that leaves ten groups, otherwise `none`."""
     annotations: GivenPath | None = None
-    """Folder of the dataset's published annotation files (recipes nextqa, msrvtt and how2qa)."""
+    """Folder of the dataset's published annotation files, required by recipes nextqa, msrvtt and how2qa."""
     published_checkpoints: GivenPath | None = None
-    """Folder of published ReuseViT checkpoints (*.ckpt): each is measured at R = 4, 8, 32 and none (recipe nextqa)."""
+    """Folder of published ReuseViT checkpoints (*.ckpt), each measured at refresh intervals R = 4, 8, 32 and none
+    (recipe nextqa)."""
     variant: Variant = "as_trained"
-    """How the decisions of a published checkpoint are laid to boundaries."""
+    """Boundary at which each decision of a published checkpoint is made: the one it was trained for (`as_trained`), or
+    one boundary earlier, as in the artifact's evaluation script (`released`)."""
     backbone: str = "embedded"
-    """`embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
+    """Backbone: `embedded`, a directory written by save_pretrained, or a name on the Hugging Face hub."""
     image_px: int | None = None
-    """Side in pixels of the frames that the tower sees, a multiple of its patches (positions are interpolated); that of
-    its image processor unless given."""
+    """Side of the tower's input frames in pixels, a multiple of its patch size; position embeddings are interpolated.
+    If not given, the size of the backbone's image processor."""
     results: GivenPath | None = None
-    """Where everything goes; results/<recipe> here unless given, $DEJAVU_RESULTS/<recipe> or a folder under home in a
-    submitted job."""
+    """Results folder. If not given, $DEJAVU_RESULTS/<recipe> if that is set; otherwise results/<recipe> in the current
+    directory, or dejavu-results/<recipe> under home in a submitted job."""
     stages: Stages = STAGES
-    """Stages to run, in their own order; what is already in the store is not done again."""
+    """Stages to run, separated by commas and always run in the same order; stored results are not computed again."""
     num_workers: int | None = None
-    """Encoding actors; as many as the cluster fits unless given."""
+    """Number of encoding actors. If not given, as many as fit on the cluster."""
     gpus_per_worker: float | None = None
-    """GPUs that an encoding actor holds; one where there are any unless given."""
+    """Number of GPUs per encoding actor. If not given, one if the cluster has GPUs."""
     max_failed_fraction: float = 0.01
-    """Share of clips that may fail before the run ends with an error, 0..1."""
+    """Maximum share of clips that may fail, 0..1; if more fail, the run ends with an error."""
     allowed_loss: float = MAX_LOSS
-    """Share of Original's quality that may be lost, 0..1: the report leads with the fastest setting within it."""
+    """Maximum share of Original's quality to lose, 0..1; the report leads with the fastest setting within it."""
     clip_limit_s: float = CLIP_LIMIT_S
-    """Seconds that transcoding one clip may take before it counts as failed."""
+    """Maximum time for transcoding one clip, in seconds; a clip that takes longer counts as failed."""
     prompt: str = "{answer}"
-    """How a question and a candidate answer become the text that frames are compared with."""
+    """Template that makes {question} and {answer} into the text that frames are compared with."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Random seed of the bootstrap for confidence intervals."""
     task: TaskConfig = field(default_factory=TaskConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
@@ -122,11 +125,6 @@ class Experiment:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
-        """Check what no single part can.
-
-        Raises:
-            ExperimentError: A value is out of range, or the recipe lacks a folder.
-        """
         if not 0 <= self.max_failed_fraction <= 1:
             raise ExperimentError(
                 f"max_failed_fraction: got {self.max_failed_fraction}, expected 0..1; 0.01 lets one clip in 100 fail"
@@ -154,20 +152,9 @@ class Experiment:
         if self.num_workers is not None and self.num_workers < 1:
             raise ExperimentError(f"num_workers: got {self.num_workers}, expected 1 or more; leave it out to fit all")
 
-    @property
-    def trains(self) -> bool:
-        """Whether ReuseViT is fitted: the stage was asked for, and somebody will measure what it makes."""
-        return "train" in self.stages and "reusevit" in self.sweep.methods
-
-    @property
-    def searches(self) -> bool:
-        """Whether DiffRate's schedules are searched, which needs training clips as well."""
-        return "train" in self.stages and "diffrate" in self.sweep.methods
-
-    @property
-    def fits_token(self) -> bool:
-        """Whether ResidualViT's token is fitted."""
-        return "train" in self.stages and "residualvit" in self.sweep.methods
+    def fits(self, method: str) -> bool:
+        """Whether a method of LEARNED is fitted: the stage was asked for, and somebody will measure what it makes."""
+        return "train" in self.stages and method in self.sweep.methods
 
     def check_folders(self) -> None:
         """Refuse to start without the folders that the recipe reads.
@@ -202,12 +189,12 @@ class Experiment:
     @property
     def needs_training_clips(self) -> bool:
         """Whether anything is learned from the clips of the train split."""
-        learned = self.trains or self.searches or self.fits_token
-        return learned or self.task.trains or self.dataset == "class_folders"
+        return any(map(self.fits, LEARNED)) or self.task.trains or self.dataset == "class_folders"
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a person reads it."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
+        plain = json.loads(json.dumps(dataclasses.asdict(self), default=str))  # paths as text, tuples as lists
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 DEMO_TRAINING = TrainConfig(
@@ -260,11 +247,11 @@ DRAWN = EmbedConfig(precision="auto", streams=16)
 
 RECIPES: dict[str, tuple[str, Experiment]] = {
     "demo": (
-        "a synthetic world of 220 videos on the embedded backbone: minutes on a laptop",
+        "Synthetic world of 220 videos on the embedded backbone; takes minutes on a laptop.",
         Experiment(train=DEMO_TRAINING, task=DEMO_HEAD, embed=DRAWN),
     ),
     "tiny": (
-        "the same with 22 videos and two settings per method: for tests and notebooks",
+        "The same with 22 videos and two settings per method, for tests and notebooks.",
         Experiment(
             recipe="tiny",
             stages=UNTRAINED,
@@ -280,13 +267,13 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
         ),
     ),
     "folder": (
-        "a folder of your own videos, no answers needed: the score is fidelity to Original",
+        "Folder of your own videos, without labels; the score is fidelity to Original.",
         Experiment(
             recipe="folder", dataset="video_folder", train=OWN_TRAINING, schedules=OWN_SCHEDULES, sweep=OWN_SWEEP
         ),
     ),
     "classes": (
-        "your own videos in folders of classes, [split/]class/video: the score is the accuracy of a linear probe",
+        "Your own videos in folders by class, [split/]class/video; the score is the accuracy of a linear probe.",
         Experiment(
             recipe="classes",
             dataset="class_folders",
@@ -297,7 +284,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
         ),
     ),
     "nextqa": (
-        "NExT-QA videos with NExT-GQA annotations, at the paper's settings",
+        "NExT-QA videos with NExT-GQA annotations, at the paper's settings.",
         Experiment(
             recipe="nextqa",
             dataset="next_qa",
@@ -308,7 +295,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
         ),
     ),
     "msrvtt": (
-        "MSR-VTT captions: text-to-video and video-to-text retrieval with mean-pooled embeddings",
+        "MSR-VTT captions: text-to-video and video-to-text retrieval with mean-pooled embeddings.",
         Experiment(
             recipe="msrvtt",
             dataset="msr_vtt",
@@ -318,7 +305,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
         ),
     ),
     "how2qa": (
-        "How2QA: multiple choice without spans",
+        "How2QA: multiple choice without spans.",
         Experiment(
             recipe="how2qa",
             dataset="how2qa",
@@ -345,14 +332,6 @@ def parse(arguments: Sequence[str]) -> Experiment:
     return tyro.extras.overridable_config_cli(
         RECIPES,
         prog="python jobs/pipeline.py",
-        description="From video files to a Pareto plot. Without a recipe, `demo` runs. --status says how a run does.",
+        description="From video files to a Pareto plot. Without a recipe, `demo` runs. --status reports on a run.",
         args=words,
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path | UPath) else value

@@ -109,6 +109,11 @@ def thresholds_for(clips_F3HW: Iterable[Tensor], shares: Sequence[float]) -> lis
     return found
 
 
+def skip_thresholds(_: Vit, clips_F3HW: Iterable[Tensor], shares: Sequence[float]) -> list[float]:
+    """Return the thresholds at which these shares of the frames are computed, whatever the tower."""
+    return thresholds_for(clips_F3HW, shares)
+
+
 def _num_computed(distances_FF: Sequence[list[list[float]]], threshold: float) -> int:
     num_computed = 0
     for one_FF in distances_FF:

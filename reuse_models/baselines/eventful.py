@@ -46,11 +46,7 @@ class EventfulConfig:
 
 
 def check_refreshed_tokens(refreshed_tokens: int, vit: Vit) -> None:
-    """Refuse more tokens than the tower has.
-
-    Raises:
-        ValueError: There are fewer tokens that may be reused.
-    """
+    """Refuse, by a ValueError, more tokens than the tower has patches, which alone may be reused."""
     if refreshed_tokens > vit.shape.num_patches:
         raise ValueError(
             f"refreshed_tokens: got {refreshed_tokens}, expected 0..{vit.shape.num_patches} on this tower; lower it"

@@ -81,7 +81,7 @@ class GateMemory:
     """The memory: every layer's state, and which streams have begun."""
 
     layers: list[LayerState]
-    begun: list[bool]
+    begun_B: Tensor
 
     @property
     def bytes_per_stream(self) -> int:
@@ -119,20 +119,19 @@ class EventfulFull:
                     mlp_out_BMD=zeros(queries, shape.width),
                 )
             )
-        return GateMemory(layers, [False] * num_streams)
+        return GateMemory(layers, self.vit.position.new_zeros(num_streams, dtype=torch.bool))
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: GateMemory) -> Encoded:
-        check_chunk(chunk, self.vit, len(memory.begun))
+        check_chunk(chunk, self.vit, len(memory.begun_B))
         record = Record(self.vit.shape, chunk, self.vit.position.device)
         for step in steps(chunk, record.device):
-            begun_S = torch.tensor([memory.begun[stream] for stream in step.streams_S.tolist()], device=record.device)
+            begun_S = memory.begun_B[step.streams_S]
             # A stream's first frame passes every gate whole; the other streams of the step do not wait for it.
             for group_S, refreshed in ((begun_S, self.config.refreshed_tokens), (~begun_S, self.vit.shape.num_patches)):
                 if group_S.any():
                     self._encode_group(_only(step, group_S), refreshed, memory, record)
-            for stream in step.streams_S.tolist():
-                memory.begun[stream] = True
+            memory.begun_B[step.streams_S] = True
         return record.encoded(memory)
 
     def _encode_group(self, step: Step, refreshed: int, memory: GateMemory, record: Record) -> None:

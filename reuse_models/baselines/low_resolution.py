@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.frame_by_frame import FrameByFrame
+from reuse_models.baselines.original import FrameByFrame
 from reuse_models.flops import dense_work
 from reuse_models.method import Method
 from reuse_models.tower.vit import Vit

@@ -43,7 +43,7 @@ class Anchors:
     """The memory: one Boundary into each of the layers 1..L-1, and which streams have begun."""
 
     boundaries: tuple[Boundary, ...]
-    begun: list[bool]
+    begun_B: Tensor
 
     @property
     def bytes_per_stream(self) -> int:
@@ -74,25 +74,24 @@ class TokenCache:
                     projected_BNC=zeros((2 if ends_in_cls else 3) * shape.width),
                 )
             )
-        return Anchors(tuple(boundaries), [False] * num_streams)
+        return Anchors(tuple(boundaries), self.vit.position.new_zeros(num_streams, dtype=torch.bool))
 
     @torch.no_grad()
     def encode(self, chunk: Chunk, memory: Anchors) -> Encoded:
-        check_chunk(chunk, self.vit, len(memory.begun))
+        check_chunk(chunk, self.vit, len(memory.begun_B))
         record = Record(self.vit.shape, chunk, self.vit.position.device)
         record.add_dense(_fixed_work(self.vit.shape), slice(None))
         for step in steps(chunk, self.vit.position.device):
             _encode_step(self.vit, self.choose, step, memory, record)
-            for stream in step.streams_S.tolist():
-                memory.begun[stream] = True
+            # Not in place: it may have been made in inference mode.
+            memory.begun_B = memory.begun_B.index_fill(0, step.streams_S, True)
         return record.encoded(memory)
 
 
 def _encode_step(vit: Vit, choose: Choose, step: Step, memory: Anchors, record: Record) -> None:
     shape, num_streams = vit.shape, len(step.streams_S)
-    fresh_S1 = torch.tensor([[not memory.begun[stream]] for stream in step.streams_S.tolist()])
+    fresh_S1 = ~memory.begun_B[step.streams_S, None]
     has_old = not bool(fresh_S1.all())
-    fresh_S1 = fresh_S1.to(step.streams_S.device)
 
     if shape.num_layers == 1:  # no boundary, so nothing to reuse
         record.embeddings_RE[step.rows_S] = vit(step.frames_S3HW).float()

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.frame_by_frame import FrameByFrame
 from reuse_models.baselines.merging import merge_into, reduced_work, take_tokens
+from reuse_models.baselines.original import FrameByFrame
 from reuse_models.method import Method, Work
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -55,7 +55,8 @@ class ToMe(FrameByFrame):
         vit = self.vit
         h_BND = vit.embed(frames_B3HW)
         merged, prefix = self.config.merged_per_layer, vit.shape.num_prefix
-        tokens = MergedTokens.whole(h_BND)
+        token_BN = torch.arange(h_BND.shape[1], device=h_BND.device).expand(len(h_BND), -1)
+        tokens = MergedTokens(h_BND, h_BND.new_ones(h_BND.shape[:2]), token_BN)
         for layer in range(vit.shape.num_layers - 1):
             q_BhNd, k_BhNd, v_BhNd = vit.split_heads(vit.qkv(layer, tokens.h_BND), tokens.token_BN)
             pre_proj_BND = vit.attend(q_BhNd, k_BhNd, v_BhNd, tokens.size_BN.log())
@@ -74,13 +75,6 @@ class MergedTokens:
     """Tokens that each one stands for."""
     token_BN: Tensor
     """int64: where each one stands among the tower's tokens."""
-
-    @staticmethod
-    def whole(h_BND: Tensor) -> MergedTokens:
-        """Return all of them, nothing merged."""
-        num_frames, num_tokens, _ = h_BND.shape
-        token_BN = torch.arange(num_tokens, device=h_BND.device).expand(num_frames, -1)
-        return MergedTokens(h_BND, h_BND.new_ones(num_frames, num_tokens), token_BN)
 
 
 def match_and_merge(tokens: MergedTokens, key_BNd: Tensor, merged: int, prefix: int) -> MergedTokens:

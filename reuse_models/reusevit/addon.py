@@ -1,6 +1,9 @@
 """The trained part of ReuseViT, beside the frozen tower: decisions, restorations, codec net; its file.
 
 A file is a safetensors of float32 weights with a JSON of the same name beside it that says what tower they fit.
+
+Shapes: X leading dimensions, D width, R rank, Q ranks of all corrections side by side.
+Source: paper, section on the restoration layer; docs/methods.md.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from typing import get_args
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reuse_models.reusevit.codec_net import CodecNet, NoCodecNet
 from reuse_models.reusevit.engines.token_memory import ReferenceState
 from reuse_models.reusevit.gate import Decision, Gate, Numbers
-from reuse_models.reusevit.restore import Restoration
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.without_weights import without_weights
 
@@ -27,6 +30,8 @@ PUBLISHED_RANK = 64
 MAX_LAYERS = 1000
 PUBLISHED_WIDTH = 768
 """From this width on the hidden sizes are the published ones; below, they would eat what reuse saves."""
+CORRECTED = ("h", "q", "k", "v")
+"""What restoration corrects, in the order of its weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,31 @@ def addon_shape(shape: VitShape, decision_hidden: int | None = None, restoration
         decision_hidden=decision_hidden or max(16, round(PUBLISHED_DECISION_HIDDEN * share)),
         restoration_rank=max(4, round(PUBLISHED_RANK * share)) if restoration_rank is None else restoration_rank,
     )
+
+
+class Restoration(nn.Module):
+    """What a reused patch's h, q, k and v lack, read off the change of its attention output, at one boundary.
+
+    Four bias-free MLPs, D -> R -> D, their first layers as one product; rank 0 corrects nothing.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.down_QD = nn.Parameter(torch.empty(len(CORRECTED) * rank, width))
+        # Nothing is corrected until something is learned (ours; the artifact starts at random).
+        self.up_4DR = nn.Parameter(torch.zeros(len(CORRECTED), width, rank))
+        if rank:
+            nn.init.kaiming_uniform_(self.down_QD, a=5**0.5)
+
+    def forward(self, difference_XD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return corrections of h, [X, D], and of q, k, v side by side, from pre_proj minus the reference's."""
+        if not self.rank:
+            h_XD = torch.zeros_like(difference_XD)
+            return h_XD, h_XD.repeat_interleave(len(CORRECTED) - 1, dim=-1)
+        hidden = torch.split(F.relu(F.linear(difference_XD, self.down_QD)), self.rank, dim=-1)
+        h_XD, *qkv = (F.linear(one, up_DR) for one, up_DR in zip(hidden, self.up_4DR, strict=True))
+        return h_XD, torch.cat(qkv, dim=-1)
 
 
 class Addon(nn.Module):
@@ -126,11 +156,7 @@ class ReusePolicy:
 
 
 def check_addon(addon: AddonShape, tower: VitShape, subject: str) -> None:
-    """Refuse an add-on that was made for another tower.
-
-    Raises:
-        ValueError: Width or layer count differ.
-    """
+    """Refuse, by a ValueError, an add-on that was made for a tower of another width or number of layers."""
     for name, got, expected in (
         ("width", addon.width, tower.width),
         ("layers", addon.num_layers, tower.num_layers),

@@ -4,17 +4,19 @@ A group's frames meet all their references inside one pass through the layers, s
 outlives it: per stream and boundary pre_proj, its norm, h, q, k and v of N tokens. The artifact keeps five such tensors
 for each of three reference frames.
 
-Shapes: B streams, N tokens (CLS first; its row is never read), D width, C channels of a projection.
+Shapes: B streams, S of them at once, N tokens (CLS first; its row is never read), D width, C channels of a projection,
+E embedding width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.engines.similarity import cosine_dtype
+from reuse_models.reusevit.engines.token_memory import cosine_dtype
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
@@ -63,6 +65,23 @@ def start_anchors(vit: Vit, num_streams: int) -> Anchors:
             )
         )
     return tuple(anchors)
+
+
+def compute_dense(vit: Vit, anchors: Anchors, streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
+    """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
+    streams_S = torch.tensor(streams, device=vit.position.device)
+    h_SND = vit.embed(pixels_S3HW)
+    projected_SNC = vit.qkv(0, h_SND)
+    for layer, at in enumerate(anchors):
+        pre_proj_SND = vit.attend(*vit.split_heads(projected_SNC))
+        h_SND = vit.close(layer, h_SND, pre_proj_SND)
+        projected_SNC = vit.key_value(layer + 1, h_SND) if at.h_BND is None else vit.qkv(layer + 1, h_SND)
+        at.pre_proj_BND[streams_S] = pre_proj_SND
+        at.norm_BN[streams_S] = norms(pre_proj_SND)
+        at.projected_BNC[streams_S] = projected_SNC
+        if at.h_BND is not None:
+            at.h_BND[streams_S] = h_SND
+    return vit.finish(projected_SNC, h_SND)
 
 
 def state_bytes_per_stream(shape: VitShape, bytes_per_value: int = 4) -> int:

@@ -60,11 +60,7 @@ PATTERN_STEP = 12
 
 
 def check_refresh(refresh: int | None) -> None:
-    """Refuse a refresh that no GOP can have.
-
-    Raises:
-        ValueError: refresh is not None and below 1.
-    """
+    """Refuse, by a ValueError, a refresh below 1, which no GOP can have; None is one long GOP."""
     if refresh is not None and refresh < 1:
         raise ValueError(f"refresh: got {refresh}, expected 1 or more frames, or none; pass none for one long GOP")
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reuse_models.reusevit.engines.similarity import cosine_dtype
+from reuse_models.reusevit.engines.token_memory import cosine_dtype
 from reuse_models.reusevit.frame_order import NUM_KINDS
 from reuse_models.tower.shape import VitShape
 
@@ -174,12 +174,6 @@ class ForcedGate:
     NUM_DRAWS = 31
 
     def __init__(self, rate: float, choice: ForcedChoice, shape: VitShape) -> None:
-        """Draw the masks for a tower.
-
-        Raises:
-            ValueError: The rate is outside 0..1.
-        """
-        check_rate(rate)
         num_patches, num_boundaries = shape.num_patches, shape.num_layers - 1
         # The prefix is never reused, so that a rate of 1 means all patches.
         self.num_reused = min(round(rate * shape.num_tokens), num_patches)
@@ -207,10 +201,6 @@ class ForcedGate:
 
 
 def check_rate(rate: float) -> None:
-    """Refuse a reuse rate that is none.
-
-    Raises:
-        ValueError: rate is outside 0..1.
-    """
+    """Refuse, by a ValueError, a reuse rate outside 0..1."""
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"reuse rate: got {rate}, expected 0..1; give the share of tokens to reuse")

@@ -1,11 +1,11 @@
 """ReuseViT behind the interface of all methods: streams in, groups through the engine, frames out in display order.
 
-A *GOP* is a dense frame and what refers to it; a *group* is up to four of its frames that are computed together
-(frame_order.py); an *anchor* is what the last group's first computed frame left, patch by patch as last computed; an
-*add-on* is ReuseViT's trained weights beside the tower. Decided is in gate.py, on what reference.py finds most
-similar; the engines apply it, and engines/fused_kernels.py repeats both for GPUs.
+GOPs and groups are those of `reuse_models/method.py`; an *anchor* is what the last group's first computed frame left,
+patch by patch as last computed; an *add-on* is ReuseViT's trained weights beside the tower. Decided is in gate.py, on
+what reference.py finds most similar; the engines apply it, and engines/fused_kernels.py repeats both for GPUs.
 
-Shapes: B streams, F frames, L layers, N tokens (prefix first), A patches, E embedding width, P patches a side.
+Shapes: B streams, F frames, L layers, b = L - 1 boundaries, N tokens (prefix first), A patches, E embedding width, P
+patches a side, K units of a part.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch import Tensor
 from reuse_models.artifact.weights import VARIANTS, Variant, addon_from_state, read_checkpoint
 from reuse_models.flops import dense_work
 from reuse_models.method import Chunk, Encoded, Method, Work
-from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape, check_addon, load_addon
-from reuse_models.reusevit.anchors import Anchors, start_anchors, tensors_of
-from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history
-from reuse_models.reusevit.engines.compacted import CompactedRun, Pass, PassResult, compute_dense
+from reuse_models.reusevit.addon import CORRECTED, Addon, AddonShape, ReusePolicy, addon_shape, check_addon, load_addon
+from reuse_models.reusevit.anchors import Anchors, compute_dense, start_anchors, tensors_of
+from reuse_models.reusevit.codec_net import CODEC_STEPS, codec_history, codec_net_macs
+from reuse_models.reusevit.engines.compacted import CompactedRun
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity
 from reuse_models.reusevit.engines.given_rows import GivenRows, Places
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.engines.workspace import Workspace
-from reuse_models.reusevit.executed import group_units
 from reuse_models.reusevit.frame_order import GROUPS, check_refresh
 from reuse_models.reusevit.gate import FORCED_CHOICES, ForcedChoice, ForcedGate, FrameId, Gate, HardGate, check_rate
-from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.reference import Pass, PassResult
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
 from reuse_models.reusevit.skipping import Skipping
 from reuse_models.streams import check_chunk, each_core
+from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
 STREAMS_PER_PASS = 16
@@ -195,12 +195,7 @@ class ReuseVit:
         return memory
 
     def encode(self, chunk: Chunk, memory: ReuseVitMemory) -> Encoded:
-        """Embed the next frames; up to three wait for their group unless their stream has ended.
-
-        Raises:
-            ValueError: A frame or codec grid does not fit the tower, there are no codec grids, or memory is for
-                another number of streams.
-        """
+        """Embed the next frames, as `Method` says; up to three wait for their group unless their stream has ended."""
         check_chunk(chunk, self.vit, len(memory.states))
         if chunk.codec is None:
             raise ValueError("reusevit: got frames without codec grids, expected one each; decode them with the frames")
@@ -350,3 +345,41 @@ def fixed_engine(vit: Vit, policy: ReusePolicy) -> GivenRows[Any]:
         if can_fuse(vit, policy):
             return FusedCapacity(vit, policy)
     return FixedCapacity(vit, policy)
+
+
+def group_units(
+    shape: VitShape, addon: AddonShape, results: Sequence[PassResult], *, decides: bool
+) -> dict[str, Tensor]:
+    """Return units_FK of each part of `flops.PARTS`; a boundary is filed under the layer that it leads into.
+
+    Frames are those of all results, in their order. A forced rate asks no decision: `decides` is False.
+    """
+    # One copy from the device for all.
+    columns = zip(
+        *((one.executed_Fb, one.restored_Fb, one.compared_Fb, one.weighed_Fb) for one in results), strict=True
+    )
+    computed_Fb, restored_Fb, compared_Fb, weighed_Fb = torch.stack([torch.cat(one) for one in columns]).cpu()
+    num_tokens = shape.num_tokens
+    one_F1 = torch.ones(len(computed_Fb), 1, dtype=torch.int64)
+    none_F1 = torch.zeros_like(one_F1)
+    asked_F1 = shape.num_last_queries * one_F1
+    entered_FL = torch.cat([num_tokens * one_F1, computed_Fb], 1)
+    closed_FL = torch.cat([computed_Fb, asked_F1], 1)
+    tokens_Fb = torch.full_like(computed_Fb, num_tokens)
+    decision_units = addon.decision_hidden if decides else 0
+    return {
+        "patch_embedding": one_F1 * shape.num_patches,
+        # In the last layer of CLS alone; where it runs for all tokens, of those that are not reused.
+        "query": torch.cat([entered_FL[:, :-1], one_F1 if shape.has_cls else entered_FL[:, -1:]], 1),
+        "key_value": entered_FL,
+        "attention": torch.cat([tokens_Fb * num_tokens, num_tokens * asked_F1], 1),
+        "projection": closed_FL,
+        "mlp": closed_FL,
+        "pooling": asked_F1,
+        "head": one_F1,
+        "importance": torch.cat([none_F1, weighed_Fb], 1),
+        "similarity": torch.cat([none_F1, compared_Fb], 1),
+        "decision": torch.cat([none_F1, (tokens_Fb - shape.num_prefix) * decision_units], 1),
+        "restoration": torch.cat([none_F1, restored_Fb], 1),
+        "codec_net": one_F1 * codec_net_macs(shape.patches_per_side) * int(addon.codec),
+    }

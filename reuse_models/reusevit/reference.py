@@ -4,7 +4,8 @@ Where a patch was last computed, its *source*, is a *code*: 0 for the stream's a
 computing order. An engine brings the similarities and the gate.
 
 Shapes: S streams of the pass, F frames of the pass (stream after stream, each in computing order), K of them in a wave,
-N tokens (prefix first), A patches, H = S · N rows of anchors, c codes, P pairs of frames.
+N tokens (prefix first), A patches, H = S · N rows of anchors, c codes, P pairs of frames, L layers, b = L - 1
+boundaries, E embedding width.
 """
 
 from __future__ import annotations
@@ -17,8 +18,44 @@ import torch
 from torch import Tensor
 
 from reuse_models.reusevit.frame_order import GROUP_SIZE, GROUPS, NUM_KINDS, PREVIOUS
+from reuse_models.reusevit.gate import FrameId
 
 NUM_CODES = 1 + GROUP_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The next groups of S streams."""
+
+    streams: tuple[int, ...]
+    """Which of the anchors' streams."""
+    sizes: tuple[int, ...]
+    """Frames of each stream's group, 1..4."""
+    pixels_F3HW: Tensor
+    """Stream after stream, each group in computing order."""
+    history_F4TPP: Tensor
+    """Codec grids up to each frame, for the codec net."""
+    frames: Sequence[FrameId]
+    """For gates that draw by frame; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """Frames in the order of the pass."""
+
+    embeddings_FE: Tensor
+    reuse_FbN: Tensor
+    """bool [F, L - 1, N]."""
+    executed_Fb: Tensor
+    """int64: rows put through the products behind each boundary."""
+    restored_Fb: Tensor
+    """int64: rows times ranks put through the products of each boundary's restoration."""
+    compared_Fb: Tensor
+    """int64: pairs of rows compared at each boundary."""
+    weighed_Fb: Tensor
+    """int64: query-key pairs that importance took beyond those of attention."""
+    given: tuple[int, ...] = ()
+    """Rows that each boundary's products were given beforehand, see fixed_capacity; none where they take what comes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,18 +63,14 @@ class Skipping:
             place_G = torch.tensor([place for place, _ in frames], dtype=torch.int64, device=known_XE.device)
             passed_G = torch.tensor([one for _, one in frames], dtype=torch.bool)
             embeddings.append(known_XE[place_G])
-            reuse.append(self._reused(inner.reuse[stream], passed_G))
-            work.append(_spread(inner.work[stream], passed_G))
+            reuse_GbN = _spread(inner.reuse[stream], passed_G)
+            reuse_GbN[~passed_G.to(reuse_GbN.device), :, self.vit.shape.num_prefix :] = True  # every patch
+            reuse.append(reuse_GbN)
+            units = inner.work[stream].parts
+            work.append(Work({part: _spread(units_XK, passed_G) for part, units_XK in units.items()}))
             memory.last_BE[stream] = known_XE[place_G[-1]] if frames else known_XE[0]
             del memory.waiting[stream][: len(frames)]
         return Encoded(tuple(embeddings), tuple(reuse), tuple(work), memory)
-
-    def _reused(self, reuse_XbN: Tensor, passed_G: Tensor) -> Tensor:
-        """Return [G, L - 1, N]: a frame that was not passed on reuses every patch."""
-        reuse_GbN = reuse_XbN.new_zeros(len(passed_G), *reuse_XbN.shape[1:])
-        reuse_GbN[:, :, self.vit.shape.num_prefix :] = True
-        reuse_GbN[passed_G.to(reuse_GbN.device)] = reuse_XbN
-        return reuse_GbN
 
 
 def _shown(waiting: Sequence[bool], num_done: int) -> list[tuple[int, bool]]:
@@ -89,11 +85,8 @@ def _shown(waiting: Sequence[bool], num_done: int) -> list[tuple[int, bool]]:
     return found
 
 
-def _spread(work: Work, passed_G: Tensor) -> Work:
-    """Return the work of all frames, none for those that were not passed on."""
-    parts = {}
-    for part, units_XK in work.parts.items():
-        units_GK = units_XK.new_zeros(len(passed_G), units_XK.shape[1])
-        units_GK[passed_G] = units_XK
-        parts[part] = units_GK
-    return Work(parts)
+def _spread(x_X: Tensor, passed_G: Tensor) -> Tensor:
+    """Return what there is of each frame, zeros for those that were not passed on."""
+    x_G = x_X.new_zeros(len(passed_G), *x_X.shape[1:])
+    x_G[passed_G.to(x_X.device)] = x_X
+    return x_G

@@ -57,11 +57,7 @@ def from_hf(model: PreTrainedModel, image_px: int | None = None) -> Vit:
 
 
 def check_family(model_type: str) -> None:
-    """Refuse what is not read here.
-
-    Raises:
-        ValueError: It is of another family.
-    """
+    """Refuse, by a ValueError, a model of a family that is not read here."""
     if model_type in ("siglip2", "siglip2_vision_model"):
         raise ValueError(
             f"backbone: got a {model_type!r} model, whose frames may have any shape (NaFlex), expected a SigLIP 2 of "

@@ -103,11 +103,7 @@ class Vit(nn.Module):
         return layer
 
     def check_pixels(self, pixels_B3HW: Tensor) -> None:
-        """Refuse frames that do not fit the tower.
-
-        Raises:
-            ValueError: They are not [B, 3, image_px, image_px] floating point.
-        """
+        """Refuse, by a ValueError, frames that are not [B, 3, image_px, image_px] floating point."""
         side = self.shape.image_px
         if pixels_B3HW.ndim != 4 or tuple(pixels_B3HW.shape[1:]) != (3, side, side):
             raise ValueError(
@@ -119,26 +115,20 @@ class Vit(nn.Module):
                 f"frames: got {pixels_B3HW.dtype}, expected floating point; normalise with the tower's mean and std"
             )
 
-    def embed(self, pixels_B3HW: Tensor) -> Tensor:
-        """Return h_BND, the input of layer 0. No gradient reaches the pixels: the tower is frozen."""
-        pixels_B3HW = pixels_B3HW.detach()
-        patches_BAD = F.linear(self._cut(pixels_B3HW.to(self.patch_weight)), self.patch_weight.flatten(1))
-        prefix = self.shape.num_prefix
-        if not prefix:
-            h_BND = patches_BAD.add_(self.position)
-        else:
-            h_BND = patches_BAD.new_empty(len(patches_BAD), self.shape.num_tokens, self.shape.width)
-            h_BND[:, :prefix] = self.position[:prefix]
-            h_BND[:, prefix:] = patches_BAD.add_(self.position[prefix:])
-        return self._norm(h_BND, self.pre_norm_weight, self.pre_norm_bias) if self.shape.has_pre_norm else h_BND
+    def embed(self, pixels_B3HW: Tensor, patch_BK: Tensor | None = None) -> Tensor:
+        """Return the input of layer 0: h_BND, or [B, prefix + K, D] of the prefix and of some patches alone.
 
-    def embed_patches(self, pixels_B3HW: Tensor, patch_BK: Tensor) -> Tensor:
-        """Return [B, prefix + K, D], the input of layer 0 of the prefix and of some patches, and compute no others."""
-        cut_BAX = self._cut(pixels_B3HW.detach().to(self.patch_weight))
-        rows_BKX = cut_BAX.gather(1, patch_BK[..., None].expand(-1, -1, cut_BAX.shape[-1]))
-        prefix = self.shape.num_prefix
-        patches_BKD = F.linear(rows_BKX, self.patch_weight.flatten(1)).add_(self.position[prefix:][patch_BK])
-        h_BMD = torch.cat([self.position[:prefix].expand(len(patch_BK), -1, -1), patches_BKD], dim=1)
+        No gradient reaches the pixels: the tower is frozen. Patches that are not asked for are not computed.
+        """
+        rows_BKX = self._cut(pixels_B3HW.detach().to(self.patch_weight))
+        prefix_SD, position_KD = self.position.tensor_split([self.shape.num_prefix])
+        if patch_BK is not None:
+            rows_BKX = rows_BKX.gather(1, patch_BK[..., None].expand(-1, -1, rows_BKX.shape[-1]))
+            position_KD = position_KD[patch_BK]
+        h_BMD = F.linear(rows_BKX, self.patch_weight.flatten(1)).add_(position_KD)
+        del rows_BKX  # about as large
+        if len(prefix_SD):
+            h_BMD = torch.cat([prefix_SD.expand(len(h_BMD), -1, -1), h_BMD], dim=1)
         return self._norm(h_BMD, self.pre_norm_weight, self.pre_norm_bias) if self.shape.has_pre_norm else h_BMD
 
     def _cut(self, pixels_B3HW: Tensor) -> Tensor:
@@ -200,10 +190,7 @@ class Vit(nn.Module):
         return torch.addcmul(x_BhMd * cos_Md, x_BhMd.roll(x_BhMd.shape[-1] // 2, -1), sin_Md)
 
     def attend(self, q_BhMd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:
-        """Return pre_proj_BMD: the heads' outputs side by side, before the output projection.
-
-        A bias is added to every score of its key: log n lets one key stand for n tokens.
-        """
+        """Return pre_proj_BMD: the heads' outputs of `attention.attend` side by side, before the output projection."""
         return attend(q_BhMd, k_BhNd, v_BhNd, bias_BN).transpose(1, 2).flatten(2)
 
     def importance(self, q_BhNd: Tensor, k_BhNd: Tensor, bias_BN: Tensor | None = None) -> Tensor:

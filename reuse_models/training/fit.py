@@ -50,32 +50,36 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitConfig:
-    """How an add-on is trained, apart from its loss. The learning rates are the published ones."""
+    """How an add-on is trained, apart from its loss. Published learning rates except in demo, tiny, folder, classes."""
 
     codec_learning_rate: float = 2.5e-3
+    """Learning rate of the codec net."""
     restoration_learning_rate: float = 5e-4
+    """Learning rate of restoration."""
     decision_learning_rate: float = 2.5e-3
+    """Learning rate of the decisions."""
     decay: float = 0.95
-    """Of all learning rates, after each epoch."""
+    """Factor on all learning rates after each epoch."""
     clip_norm: float = 0.5
-    """Longest gradient over all weights."""
+    """Maximum norm of the gradient over all weights."""
     clips_per_step: int = 16
+    """Number of windows per step over all workers; fewer if there is little video."""
     gate: Literal["straight", "gumbel"] = "straight"
-    """What mixes computed and restored in training: ours, or the published Gumbel-softmax."""
+    """What mixes computed and restored patches in training: ours (`straight`) or the published Gumbel-softmax."""
     dropout: float = 0.0
-    """In the decisions; the published value is 0.25."""
+    """Dropout rate in the decisions; the published value is 0.25."""
     codec: bool = True
     """Whether decisions read the codec grid."""
     decision_hidden: int | None = None
-    """In proportion to the tower unless given."""
+    """Number of hidden units of a decision; None means in proportion to the tower."""
     restoration_rank: int | None = None
-    """In proportion to the tower unless given; 0 for no restoration."""
+    """Rank of restoration; 0 means no restoration, None in proportion to the tower."""
     numbers: Numbers = "log"
-    """How importance and similarity enter the decisions: `plain` is the published way."""
+    """How importance and similarity enter the decisions: as logarithms (`log`), or as published (`plain`)."""
     rate: Literal["at_least", "held"] = "at_least"
-    """What the target asks for. `at_least`, as published: the rate of each step's windows is pushed up to it. `held`
-    (ours): a mean over the last steps is held at it, from both sides. A step of few windows pushes those up that move
-    much and lets go of none, until everything is reused; there, no single patch is worth computing any more."""
+    """How the target rate is enforced. `at_least` (published) pushes the rate of each step's windows up to it; with few
+    windows per step, this raises moving ones and lowers none until everything is reused and computing a single patch no
+    longer pays. `held` (ours) holds a mean over the last steps at the target from both sides."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,8 +118,8 @@ class Batch:
         return [self._cut(slice(*pair)) for pair in pairwise(bounds)]
 
     def _cut(self, chosen: slice) -> Batch:
-        hidden = (self.teacher.second_last_CFND, self.teacher.last_CFND)
-        teacher = Teacher(self.teacher.embeddings_CFE[chosen], *(x if x is None else x[chosen] for x in hidden))
+        hidden_CFND = self.teacher.second_last_CFND
+        teacher = Teacher(self.teacher.embeddings_CFE[chosen], None if hidden_CFND is None else hidden_CFND[chosen])
         return Batch(self.pixels_CF3HW[chosen], self.codec_CF4TPP[chosen], teacher)
 
 
@@ -229,7 +233,7 @@ class Fit:
                 rate = mean_over_clips([*rates_M, loss.rate.detach()], clips_M)
                 slope = self._slope(rate, sum(clips_M))
             ((loss.quality + slope * loss.rate) * (clips_M[index] / sum(clips_M))).backward()
-            losses.insert(0, Loss._make(x if x is None else x.detach() for x in loss))
+            losses.insert(0, Loss._make(x.detach() for x in loss))
             rates_Mb.insert(0, rates_b)
             del loss  # and with it what the backward pass has left
         return whole_loss(losses, self.loss), mean_over_clips(rates_Mb, clips_M)
@@ -265,7 +269,6 @@ class Fit:
         return SoftGate(self.addon.decisions, noise)
 
     def end_epoch(self) -> None:
-        """Lower the learning rates."""
         for group in self.optimizer.param_groups:
             group["lr"] *= self.config.decay
         self.num_epochs += 1

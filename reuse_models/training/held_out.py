@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from reuse_models.flops import PARTS
-from reuse_models.reusevit.addon import Addon
+from reuse_models.reusevit.addon import CORRECTED, Addon
 from reuse_models.reusevit.gate import Decision, bias_for
-from reuse_models.reusevit.restore import CORRECTED
 from reuse_models.tower.shape import VitShape
 from reuse_models.training.fit import Batch, Fit, Report
 

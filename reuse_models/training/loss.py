@@ -42,7 +42,6 @@ class Teacher:
     embeddings_CFE: Tensor
     second_last_CFND: Tensor | None = None
     """Output of layer L-2; None where its weight is 0."""
-    last_CFND: Tensor | None = None
 
 
 class Loss(NamedTuple):
@@ -56,9 +55,6 @@ class Loss(NamedTuple):
     """The rate that the target is compared with."""
     embedding_error: Tensor
     """Plain mean of 1 - cosine over the counted frames."""
-    second_last_error: Tensor | None
-    """The same over frames and tokens; None without a teacher's hidden states."""
-    last_error: Tensor | None
     rate_per_frame_CK: Tensor
     """Mean over boundaries of reused / N, unclamped."""
 
@@ -70,22 +66,18 @@ def reuse_loss(output: MaskedOutput, teacher: Teacher, config: LossConfig) -> Lo
         ValueError: The second-to-last layer has a weight but no teacher.
     """
     rate, per_frame_CK = counted_rate(output.reuse_CFbN)
-    embedding_CK = _cosine(output.embeddings_CFE, teacher.embeddings_CFE)
+    embedding_CK = counted_cosine(output.embeddings_CFE, teacher.embeddings_CFE)
     quality = 1 - embedding_CK.min(dim=1).values.mean()
-    second_last_error = last_error = None
     if teacher.second_last_CFND is not None:
-        cosine_CKN = _cosine(output.second_last_CFND, teacher.second_last_CFND)
-        second_last_error = 1 - cosine_CKN.mean()
+        cosine_CKN = counted_cosine(output.second_last_CFND, teacher.second_last_CFND)
         quality = quality + config.second_last_weight * (1 - cosine_CKN.min(dim=1).values.mean())
     elif config.second_last_weight:
         raise ValueError(
             f"loss: got weight {config.second_last_weight} for the second-to-last layer without its hidden states, "
             "expected the teacher's; pass them or set the weight to 0"
         )
-    if output.last_CFND is not None and teacher.last_CFND is not None:
-        last_error = 1 - _cosine(output.last_CFND, teacher.last_CFND).mean()
     total = quality + config.rate_weight * torch.relu(config.target_rate - rate)
-    return Loss(total, quality, rate, 1 - embedding_CK.mean(), second_last_error, last_error, per_frame_CK)
+    return Loss(total, quality, rate, 1 - embedding_CK.mean(), per_frame_CK)
 
 
 def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
@@ -93,11 +85,6 @@ def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
     if len(parts) == 1:
         return parts[0]
     clips_M = [len(part.rate_per_frame_CK) for part in parts]
-
-    def mean(values: Sequence[Tensor | None]) -> Tensor | None:
-        given = [value for value in values if value is not None]
-        return mean_over_clips(given, clips_M) if given else None
-
     quality = mean_over_clips([part.quality for part in parts], clips_M)
     rate = mean_over_clips([part.rate for part in parts], clips_M)
     return Loss(
@@ -105,8 +92,6 @@ def whole_loss(parts: Sequence[Loss], config: LossConfig) -> Loss:
         quality,
         rate,
         mean_over_clips([part.embedding_error for part in parts], clips_M),
-        mean([part.second_last_error for part in parts]),
-        mean([part.last_error for part in parts]),
         torch.cat([part.rate_per_frame_CK for part in parts]),
     )
 
@@ -130,6 +115,7 @@ def counted_rate(reuse_CFbN: Tensor) -> tuple[Tensor, Tensor]:
     return total / (num_clips * num_frames * num_boundaries + num_clips), per_frame_CK
 
 
-def _cosine(student_CFX: Tensor, teacher_CFX: Tensor) -> Tensor:
+def counted_cosine(student_CFX: Tensor, teacher_CFX: Tensor) -> Tensor:
+    """Return [C, K, ...]: the cosine over the last dimension, of the frames that count."""
     counted = slice(-COUNTED_FRAMES, None)
     return torch.cosine_similarity(student_CFX[:, counted].float(), teacher_CFX[:, counted].float(), dim=-1)

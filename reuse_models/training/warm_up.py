@@ -24,12 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.addon import Addon
-from reuse_models.reusevit.engines.similarity import cosine_dtype
-from reuse_models.reusevit.engines.token_memory import State, Trace, choose_reference
+from reuse_models.reusevit.addon import CORRECTED, Addon, Restoration
+from reuse_models.reusevit.engines.token_memory import State, Trace, choose_reference, cosine_dtype
 from reuse_models.reusevit.frame_order import FrameStep
 from reuse_models.reusevit.gate import Decision, Features
-from reuse_models.reusevit.restore import CORRECTED, Restoration
 from reuse_models.tower.vit import Vit
 
 HELD_BYTES = 2**30
@@ -40,18 +38,20 @@ EVALUATED_PAIRS = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmUpConfig:
-    """How much is done before training."""
+    """How an add-on is initialised from the dense tower before training."""
 
     num_clips: int = 96
-    """Clips looked at, at most."""
+    """Maximum number of clips used."""
     num_pairs: int = 12288
-    """Pairs kept at each boundary, at most."""
+    """Maximum number of pairs of a patch and its reference at each boundary."""
     steps: int = 200
-    """Of restoration's regression; 0 leaves the add-on as it is built."""
+    """Number of steps of restoration's regression; 0 leaves the warm-up out."""
     pairs_per_step: int = 768
+    """Number of pairs per step of the regression."""
     learning_rate: float = 4e-3
+    """Learning rate of the regression."""
     steepness: float = 3.0
-    """Logits per deviation of similarity: the noise of training has a deviation of 1.8."""
+    """Initial slope of a decision in logits per standard deviation of similarity; training noise deviates by 1.8."""
 
     def __post_init__(self) -> None:
         if min(self.num_clips, self.num_pairs, self.pairs_per_step) < 1 or self.steps < 0:

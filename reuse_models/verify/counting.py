@@ -79,13 +79,7 @@ class ExecutedFlops:
 
     @property
     def total(self) -> int:
-        """FLOPs so far."""
         return int(self._counter.get_total_flops())
-
-    @property
-    def by_operator(self) -> dict[str, int]:
-        """FLOPs so far of each operator."""
-        return {str(name): int(flops) for name, flops in self._counter.get_flop_counts().get("Global", {}).items()}
 
     def __enter__(self) -> ExecutedFlops:
         # The guard lies below the counter, so that it sees operators after the counter has taken composites apart.

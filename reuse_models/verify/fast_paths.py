@@ -26,6 +26,7 @@ SHAPE = VitShape(
     image_px=96, patch_px=16, width=128, num_heads=2, num_layers=4, mlp_width=512, embed_dim=64, has_cls=True
 )
 RATES = (0.3, 0.8)
+"""Forced, with random masks: a path may round differently without choosing differently."""
 LENGTHS = (10, 7)
 TOLERANCE = 1e-3
 """Of float32 and of embeddings scaled to unit length."""
@@ -77,11 +78,6 @@ def _world() -> tuple[Vit, Addon, list[Tensor], list[Tensor]]:
     return vit, addon, pixels, codec
 
 
-def _gate(rate: float) -> ForcedGate:
-    # Random masks: a path may round differently without choosing differently.
-    return ForcedGate(rate, "random", SHAPE)
-
-
 def _plain(reference_state: EngineState) -> Tensor:
     vit, addon, pixels, codec = _world()
     embeddings = []
@@ -96,7 +92,7 @@ def _plain(reference_state: EngineState) -> Tensor:
             clips = Clips(
                 pixels_F3HW[frames].expand(copies, -1, -1, -1, -1), scores[frames].expand(copies, -1, -1, -1), order
             )
-            output = masked_forward(vit, ReusePolicy(addon, _gate(rate), reference_state), clips)
+            output = masked_forward(vit, ReusePolicy(addon, ForcedGate(rate, "random", SHAPE), reference_state), clips)
             embeddings.append(output.embeddings_CFE[stream][torch.tensor(frames).argsort()])
     return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
@@ -117,9 +113,8 @@ def _ours(
     torch.set_num_threads(cores)
     try:
         for rate in RATES:
-            method = ReuseVit(
-                ReuseVitConfig(reference_state=reference_state, inference=inference), vit, addon, _gate(rate)
-            )
+            config = ReuseVitConfig(reference_state=reference_state, inference=inference)
+            method = ReuseVit(config, vit, addon, ForcedGate(rate, "random", SHAPE))
             chunk = Chunk(tuple(x.to(device, dtype) for x in pixels), tuple(codec), (True,) * len(pixels))
             for _ in range(1 if method.fixed is None else TIMES):
                 encoded = method.encode(chunk, method.start(len(pixels)))

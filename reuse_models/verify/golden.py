@@ -35,7 +35,8 @@ from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
 from reuse_models.tower.hugging_face import from_hf
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
-from reuse_models.training.loss import LossConfig, Teacher, reuse_loss
+from reuse_models.training.fit import dense_second_last
+from reuse_models.training.loss import LossConfig, Teacher, counted_cosine, reuse_loss
 
 State = Literal["ok", "failed", "absent"]
 
@@ -62,9 +63,6 @@ class AbsentError(Exception):
     """Something that a comparison needs is not here; not a failure."""
 
 
-Comparison = Callable[[], Iterable[Row]]
-
-
 def compare(name: str, file: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Row:
     """Return the row for two tensors; other shapes and numbers that are none are failures."""
     if ours.shape != theirs.shape:
@@ -80,7 +78,7 @@ def judge(name: str, file: str, largest_error: float, tolerance: float) -> Row:
     return Row(name, file, largest_error, tolerance, "ok" if largest_error <= tolerance else "failed")
 
 
-def attempt(name: str, file: str, comparison: Comparison) -> list[Row]:
+def attempt(name: str, file: str, comparison: Callable[[], Iterable[Row]]) -> list[Row]:
     """Run one comparison; what is not here becomes a row `absent`, an error of any kind a row `failed`."""
     try:
         return list(comparison())
@@ -116,11 +114,7 @@ class Golden:
         return rows
 
     def path(self, name: str) -> Path:
-        """Return where a file lies.
-
-        Raises:
-            AbsentError: It does not.
-        """
+        """Return where a file lies, or raise an AbsentError."""
         path = self.folder / name
         if not path.is_file():
             raise AbsentError(f"no {name}")
@@ -138,7 +132,6 @@ class Golden:
 
     @cached_property
     def vit(self) -> Vit:
-        """The tower."""
         config = CLIPVisionConfig(**json.loads(self.path("clip_vision_config.json").read_text(encoding="utf-8")))
         model = CLIPVisionModelWithProjection(config)
         wanted = model.state_dict()
@@ -189,26 +182,22 @@ class Golden:
 
     def _loss(self, path: Path) -> Iterable[Row]:
         expected, train = load_file(path), self.train
-        h_FND = self.vit.embed(train["pixels"][train["pattern"]])
-        hidden = []
-        for layer in range(self.vit.shape.num_layers):
-            h_FND = self.vit.run_layer(layer, h_FND)
-            hidden.append(h_FND[None])
+        second_last_1FND = dense_second_last(self.vit, train["pixels"][train["pattern"]][None])
+        last_FND = self.vit.run_layer(self.vit.shape.num_layers - 1, second_last_1FND[0])
         published = MaskedOutput(
             train["image_embeds"], train["reuse_map"], train["hidden_2nd_last"], train["hidden_last"]
         )
-        teacher = Teacher(train["dense_embeds"][None], hidden[-2], hidden[-1])
+        teacher = Teacher(train["dense_embeds"][None], second_last_1FND)
         target_rate = int(path.stem.removeprefix("loss_")) / 100
         loss = reuse_loss(published, teacher, LossConfig(target_rate=target_rate, second_last_weight=1.5))
         for name, ours in (
             ("loss", loss.total),
             ("cls_error", loss.embedding_error),
-            ("hh_error", loss.second_last_error),
-            ("hidden_error", loss.last_error),
+            ("hh_error", 1 - counted_cosine(train["hidden_2nd_last"], second_last_1FND).mean()),
+            ("hidden_error", 1 - counted_cosine(train["hidden_last"], last_FND[None]).mean()),
             ("reuse_rate", loss.rate),
             ("reuse_rate_per_frame", loss.rate_per_frame_CK),
         ):
-            assert ours is not None
             yield compare(f"{path.stem} {name}", path.name, ours, expected[name], LOSS_TOLERANCE)
 
     def _group_eval(self) -> Iterable[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def _try(process: Apart, seed: Seed, number: int, mutation: Mutation, folder: Pa
     try:
         reply = process.ask({**request, "clip_limit_s": limits.clip_s}, limits.trial_s)
     except ApartError as error:
-        what = f"hung for {limits.trial_s:g} s" if error.out_of_time else f"crashed: {error}"
+        what = f"hung for {limits.trial_s:g} s" if error.signal == signal.SIGALRM else f"crashed: {error}"
         return Outcome(seed, number, mutation, "violation", what)
     return Outcome(seed, number, mutation, reply["outcome"], reply["line"])
 

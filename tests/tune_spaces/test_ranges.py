@@ -10,9 +10,8 @@ from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from tests.tune_spaces.towers import fake_tower
-from tune_spaces.grid_inputs import AddonCurve, GridInputs, Trained
+from tune_spaces.grid_inputs import BASE, AddonCurve, GridInputs, Trained
 from tune_spaces.grids import GRIDS, RANGES
-from tune_spaces.ranges import BASE
 
 SMALL = VitShape(
     image_px=128, patch_px=16, width=24, num_heads=2, num_layers=2, mlp_width=48, embed_dim=8, has_cls=True

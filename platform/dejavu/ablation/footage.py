@@ -76,16 +76,9 @@ class World:
         return identity({"clips": [clip.clip.content_id for clip in (*self.train, *self.validation)]})
 
 
-def open_world(folder: Path, drawn: Path | None, config: SyntheticConfig, backbone: Backbone) -> World:
-    """Draw, transcode and decode what `folder` lacks; return it decoded.
-
-    Args:
-        folder: Where everything is kept.
-        drawn: A world drawn before by this very config; it is only read. None draws one in `folder`.
-        config: Of the world.
-        backbone: Says the frame size, and embeds.
-    """
-    root = drawn or make_world(folder / "world", config)
+def open_world(folder: Path, config: SyntheticConfig, backbone: Backbone) -> World:
+    """Draw, transcode and decode what `folder` lacks; return it decoded."""
+    root = make_world(folder / "world", config)
     dataset = load_next_qa(root / "videos", root / "annotations", splits=("train", "val"))
     store = Store.open(folder / "store")
     transcoded = _transcoded(dataset.clips, store, backbone, TranscodeConfig())
@@ -96,11 +89,7 @@ def open_world(folder: Path, drawn: Path | None, config: SyntheticConfig, backbo
 def open_videos(folder: Path, videos: Path, fps: float, backbone: Backbone) -> World:
     """Transcode and decode what `folder` lacks of the training and validation clips of a folder of videos.
 
-    Args:
-        folder: Where everything is kept.
-        videos: Divided as `jobs/pipeline.py folder` divides it.
-        fps: Frames a second that are looked at.
-        backbone: Says the frame size, and embeds.
+    Videos are divided as `jobs/pipeline.py folder` divides them, and looked at `fps` times a second.
 
     Raises:
         ValueError: A split is empty, or a video does not transcode.

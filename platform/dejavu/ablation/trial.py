@@ -29,7 +29,6 @@ from dejavu.tasks.neighbours import NeighbourSearch, agreement, choose_queries
 from dejavu.tasks.zero_shot import zero_shot
 from dejavu.video.codec_grid import MotionBinning
 from reuse_models.flops import dense_flops
-from reuse_models.method import MethodConfig
 from reuse_models.reusevit.addon import Addon, save_addon
 from reuse_models.reusevit.frame_order import PATTERN_SPAN, PUBLISHED_PATTERN
 from reuse_models.reusevit.method import ReuseVitConfig
@@ -147,14 +146,9 @@ def measure(trial: Trial, world: World, backbone: Backbone, eval_set: EvalSet | 
 
 
 def search(at: Callable[[float], Point], reductions: Sequence[float]) -> list[Point]:
-    """Probe the knob until each reduction has a point close to it or cannot be reached.
+    """Probe the knob until each reduction has a point close to it or cannot be reached; return all points by bias.
 
-    Args:
-        at: Measures one bias; reductions grow with it but for small dips.
-        reductions: Wanted.
-
-    Returns:
-        All points, by bias.
+    `at` measures one bias; reductions grow with it but for small dips.
     """
     points = [at(bias) for bias in FIRST_BIASES]
     for wanted in reductions:
@@ -189,7 +183,11 @@ def _point(
     config: ReuseVitConfig, world: World, backbone: Backbone, eval_set: EvalSet | None, motion: MotionBinning
 ) -> Point:
     clips = world.validation
-    encoded = encode_all(config, world, backbone, motion)
+    method = config.build(backbone.vit)
+    encoded: list[EncodedSegment] = []
+    for start in range(0, len(clips), STREAMS):
+        frames = [clip.frames(motion) for clip in clips[start : start + STREAMS]]
+        encoded += encode_batch(method, backbone, frames, CHUNK_FRAMES)
     cosine_F = np.concatenate(
         [frame_cosines(one.embeddings_FE, clip.dense_FE) for one, clip in zip(encoded, clips, strict=True)]
     )
@@ -205,12 +203,11 @@ def _point(
 
 
 def _answered(encoded: Sequence[EncodedSegment], clips: Sequence[Footage], eval_set: EvalSet) -> dict[str, float]:
-    by_clip = {clip.clip.clip_id: (one, clip.seconds_F) for one, clip in zip(encoded, clips, strict=True)}
+    by_clip = {clip.clip.clip_id: (one.embeddings_FE, clip.seconds_F) for one, clip in zip(encoded, clips, strict=True)}
     predictions = []
     for question in eval_set.questions:
-        one, seconds_F = by_clip[question.clip_id]
-        answer = zero_shot(one.embeddings_FE, seconds_F, eval_set.answers_AE[question.question_id])
-        predictions.append(Prediction(question_id=question.question_id, answer=answer.answer, span_s=answer.span_s))
+        answer, span_s = zero_shot(*by_clip[question.clip_id], eval_set.answers_AE[question.question_id])
+        predictions.append(Prediction(question_id=question.question_id, answer=answer, span_s=span_s))
     task = score(eval_set.questions, predictions)
     return {"acc_gqa": task.acc_gqa, "acc_qa": task.acc_qa}
 
@@ -227,16 +224,6 @@ def _agreement(encoded: Sequence[EncodedSegment], clips: Sequence[Footage]) -> d
         search_of.ask(frames)
         search_of.see(frames)
     return {"agreement": agreement(ours, dense).mean}
-
-
-def encode_all(config: MethodConfig, world: World, backbone: Backbone, motion: MotionBinning) -> list[EncodedSegment]:
-    """Embed all validation clips, in their order."""
-    method = config.build(backbone.vit)
-    encoded: list[EncodedSegment] = []
-    for start in range(0, len(world.validation), STREAMS):
-        frames = [clip.frames(motion) for clip in world.validation[start : start + STREAMS]]
-        encoded += encode_batch(method, backbone, frames, CHUNK_FRAMES)
-    return encoded
 
 
 def to_row(trial: Trial, points: Sequence[Point], fit_seconds: float) -> dict[str, Any]:

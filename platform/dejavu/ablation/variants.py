@@ -64,25 +64,16 @@ def changed(config: Any) -> dict[str, Any]:
 def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
     """Return the variants of a default fit by name."""
     vary = partial(Variant, fit=fit, loss=loss)
-    targets = tuple(
-        vary(
-            name=f"target={target:g}",
-            says=f"trained for a reuse rate of {target:g} instead of 0.9, trimmed by the same knob",
-            loss=replace(loss, target_rate=target),
-        )
-        for target in (0.95, 0.8, 0.7)
-    )
-    refresh = tuple(
-        vary(
-            name=f"refresh={refresh}",
-            says=f"the default's add-ons with a dense frame after every {refresh}",
-            method=ReuseVitConfig(refresh=refresh),
-        )
-        for refresh in (4, 8, 32)
-    )
     every = (
         vary(name=DEFAULT, says=f"no refresh, target {loss.target_rate:g}, hidden terms 0"),
-        *refresh,
+        *(
+            vary(
+                name=f"refresh={refresh}",
+                says=f"the default's add-ons with a dense frame after every {refresh}",
+                method=ReuseVitConfig(refresh=refresh),
+            )
+            for refresh in (4, 8, 32)
+        ),
         *(
             vary(
                 name=f"clips={clips}",
@@ -111,7 +102,14 @@ def all_variants(fit: FitConfig, loss: LossConfig) -> dict[str, Variant]:
             says="weight 1.5 on the second-to-last layer's hidden states",
             loss=replace(loss, second_last_weight=1.5),
         ),
-        *targets,
+        *(
+            vary(
+                name=f"target={target:g}",
+                says=f"trained for a reuse rate of {target:g} instead of 0.9, trimmed by the same knob",
+                loss=replace(loss, target_rate=target),
+            )
+            for target in (0.95, 0.8, 0.7)
+        ),
         vary(
             name="motion=published",
             says="motion vectors filed by their source, as in the artifact",

@@ -18,8 +18,7 @@ from dejavu.backbones.image_processor import default_image_px, read_image_proces
 from dejavu.backbones.locate import EMBEDDED, BackboneError, BackboneFiles, locate
 from dejavu.backbones.plain import read_tower
 from dejavu.backbones.preprocess import Preprocess
-from dejavu.backbones.quiet import quiet
-from dejavu.backbones.text import TextTower, find_text, part_config
+from dejavu.backbones.text import TextTower, find_text, part_config, quiet
 from reuse_models.tower.hugging_face import check_family, from_hf
 from reuse_models.tower.vit import Vit
 

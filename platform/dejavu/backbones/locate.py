@@ -65,10 +65,7 @@ class BackboneFiles:
 
 
 def locate(name: str) -> BackboneFiles:
-    """Find a backbone's files.
-
-    Args:
-        name: `embedded`, a local directory, or a name on the Hugging Face hub.
+    """Find the files of a backbone: `embedded`, a local directory, or a name on the Hugging Face hub.
 
     Raises:
         BackboneError: There is no such directory, it lacks a config or safetensors weights, or the hub is out of
@@ -93,7 +90,6 @@ def locate(name: str) -> BackboneFiles:
 
 
 def _fetch(name: str) -> Path:
-    """Find a backbone on the hub."""
     where = f"a directory, {EMBEDDED!r}, or a name on the hub such as openai/clip-vit-large-patch14"
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BackboneError(f"backbone: got {name}, which is no directory, expected {where}; check the path")

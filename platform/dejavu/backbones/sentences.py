@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dejavu.backbones.load import Backbone
 from dejavu.backbones.locate import BackboneError, fetch
-from dejavu.backbones.quiet import quiet
+from dejavu.backbones.text import quiet
 
 BACKBONE = "backbone"
 """Name of the text tower that belongs to the vision tower: frozen, a sentence's vector is its embedding."""

@@ -6,7 +6,8 @@ Shapes: T phrases, E embedding width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavu.backbones.locate import BackboneError
-from dejavu.backbones.quiet import quiet
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 MORE_TOKENIZER_FILES = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
@@ -67,6 +67,22 @@ def find_text(directory: Path, model_type: str) -> TextTower | None:
     """Return the text tower of a directory, None where the model has none or its tokenizer is not there."""
     has_tokenizer = any((directory / name).is_file() for name in TOKENIZER_FILES)
     return TextTower(directory, model_type) if model_type in {"clip", "siglip"} and has_tokenizer else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' logger and progress bars: what matters of key reports is checked and raised."""
+    from transformers.utils import logging  # noqa: PLC0415  slow to import
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @cache

@@ -12,9 +12,7 @@ from transformers import PreTrainedTokenizerFast
 def word_tokenizer(words: Sequence[str], max_words: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer of these words, whose end-of-text id is the highest, as CLIP's pooling expects.
 
-    Args:
-        words: In lower case, each once; all others are `[UNK]`.
-        max_words: Longest text in tokens, its beginning and end included.
+    Words are in lower case, each once; all others are `[UNK]`. `max_words` counts a text's beginning and end as well.
     """
     names = ["[PAD]", "[UNK]", "[BOS]", *words, "[EOS]"]
     tokenizer = Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token="[UNK]"))

@@ -7,28 +7,30 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import grpc
 import ray
+from ray._private import services
+from ray._private.grpc_utils import init_grpc_channel
 from ray.exceptions import AuthenticationError
 
-from dejavu.cluster.control_store import answers, cluster_here
 from dejavu.cluster.own_folder import ensure_token, shorten_tmpdir
 from dejavu.observability.events import LOGS_VARIABLE
 from dejavu.storage.one_line import OneLineError
-from dejavu.storage.working_directory import enter_again
+from dejavu.storage.results_folder import enter_again
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 PACKAGES_ROOT = Path(__file__).resolve().parents[3]
 """The folder that holds platform/ and reuse_models/ (Ray's unpacked copy of it in a submitted job)."""
-
-
 NODE_GROUP_LABEL = "ray.io/node-group"
 """Ray's own label of a machine that a cluster launcher or KubeRay started as one of a type."""
 NODE_SETTINGS = {
@@ -44,6 +46,12 @@ to end waits for 30 s until nothing is left on it, which some of Ray Data's acto
 """
 PROCESS_BYTES = 600 * 2**20
 """Of a worker before it has loaded anything: Python, PyTorch, Ray and what they import."""
+ANSWER_TIMEOUT_S = 20.0
+"""A control store that is well answers within milliseconds, on a machine that is very busy within seconds."""
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_SILENT = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+TAKEN = (signal.SIGINT, signal.SIGUSR1)
+"""Signals that Ray Train and Ray Tune handle by handlers of their own, which they leave in place."""
 MACHINE_TIMEOUT_S = 1800
 """A cloud's GPU machine spends ten minutes or more on installing before it joins."""
 
@@ -65,6 +73,23 @@ def handle_preemption() -> None:
 def _stop(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough, and what unwinds now should not be broken off
     raise KeyboardInterrupt
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Put back what handled signals before.
+
+    After a sweep, Tune would swallow the first Ctrl-C. After a fit, Train's handler would end the process as if all
+    were well, and hold on to the controller of the fit, an actor of 400 MB.
+    """
+    before = {number: signal.getsignal(number) for number in TAKEN}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere they set none
+            for number, handler in before.items():
+                if handler is not None:  # one that is not Python's
+                    signal.signal(number, handler)
 
 
 def connect(num_cpus: int | None = None, logs: Path | None = None) -> None:
@@ -120,11 +145,7 @@ class _UnusableError(Exception):
 
 
 def _attach(asked: str | None, runtime_env: Mapping[str, Any] | None) -> bool:
-    """Attach to the cluster that was asked for, or to one that is found on this machine; False where there is none.
-
-    Raises:
-        _UnusableError: It does not answer, or does not take this driver.
-    """
+    """Attach to the cluster that was asked for, or to one that is found on this machine; False where there is none."""
     try:
         address = cluster_here()
     except (ConnectionError, ValueError) as error:
@@ -141,6 +162,32 @@ def _attach(asked: str | None, runtime_env: Mapping[str, Any] | None) -> bool:
         ray.shutdown()  # what was half attached
         reason = " ".join(str(error).split())[:300]
         raise _UnusableError(f"a cluster at {address or asked} that refuses this driver ({reason})") from error
+    return True
+
+
+def cluster_here() -> str | None:
+    """Return what `ray.init()` would attach to: RAY_ADDRESS, or what `ray start` noted on this machine.
+
+    None is for neither, and for an address that another service than the control store answers, such as `ray://`.
+
+    Raises:
+        ConnectionError: RAY_ADDRESS is `auto`, and no cluster is here.
+        ValueError: RAY_ADDRESS is no address.
+    """
+    asked = os.environ.get("RAY_ADDRESS")
+    if asked and "://" in asked:
+        return None
+    address: str | None = services.canonicalize_bootstrap_address(asked)  # type: ignore[arg-type]  # None is taken
+    return address
+
+
+def answers(address: str) -> bool:
+    """Whether a control store says anything at this address (host:port): Ray itself waits for one without end."""
+    with init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_ALIVE)(b"", timeout=ANSWER_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return error.code() not in _SILENT
     return True
 
 
@@ -231,7 +278,7 @@ def wait_for_nodes(gpus_per_worker: float | None) -> None:
         return
     _log.warning("waiting for a machine with %g GPUs", gpus_each)
     # A task's demand ends with this driver; what ray.autoscaler.sdk.request_resources asks for does not.
-    probe = ray.remote(num_cpus=1, num_gpus=gpus_each)(_nothing).remote()
+    probe = ray.remote(num_cpus=1, num_gpus=gpus_each)(lambda: None).remote()
     if not ray.wait([probe], timeout=MACHINE_TIMEOUT_S)[0]:
         ray.cancel(probe)
         raise ClusterError(
@@ -239,10 +286,6 @@ def wait_for_nodes(gpus_per_worker: float | None) -> None:
             "autoscaler to start one; see `ray status`, or lower --gpus-per-worker"
         )
     enter_again()
-
-
-def _nothing() -> None:
-    """Run where a worker could."""
 
 
 def grows() -> bool:
@@ -284,7 +327,5 @@ def cluster_hardware() -> str:
 
 def _processor_name() -> str:
     path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -32,10 +32,8 @@ Item = TypeVar("Item")
 def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S, store_bytes: float = math.inf) -> None:
     """Set Ray Data's context for this driver: our own progress lines, and a shorter wait before it calls a hang.
 
-    Args:
-        timeout_s: How long nothing may move.
-        store_bytes: Bound on what a pipeline keeps in the object store; Ray Data's share of it where that is less. An
-            operator alone gets about half of it.
+    `store_bytes` bounds what a pipeline keeps in the object store, of which an operator alone gets about half; Ray
+    Data's share of it counts where that is less.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -40,24 +40,16 @@ def load_msr_vtt(videos: StorePath, annotations: StorePath, *, splits: Sequence[
     """
     captions = load_captions(annotations)
     paths = find_named_videos(videos)
-    clips: dict[str, Clip] = {}
-    questions: list[Question] = []
-    missing: dict[str, None] = {}  # a set that keeps the order
-    for split in splits:
-        for caption in captions:
-            if caption.split != split:
-                continue
-            if caption.clip_id not in paths:
-                missing[caption.clip_id] = None
-                continue
-            clips[caption.clip_id] = Clip(clip_id=caption.clip_id, path=paths[caption.clip_id], split=split)
-            questions.append(caption)
+    wanted = [caption for split in splits for caption in captions if caption.split == split]
+    missing = tuple(dict.fromkeys(one.clip_id for one in wanted if one.clip_id not in paths))
+    questions = tuple(one for one in wanted if one.clip_id in paths)
+    clips = {one.clip_id: Clip(clip_id=one.clip_id, path=paths[one.clip_id], split=one.split) for one in questions}
     if not clips:
         raise ValueError(
             f"videos: got none of the {len(missing)} annotated videos in {videos}, expected files such as "
             f"{next(iter(missing), 'video0')}.mp4; check --videos"
         )
-    return Dataset(name="msr_vtt", clips=tuple(clips.values()), questions=tuple(questions), missing=tuple(missing))
+    return Dataset(name="msr_vtt", clips=tuple(clips.values()), questions=questions, missing=missing)
 
 
 def load_captions(annotations: StorePath) -> tuple[Question, ...]:

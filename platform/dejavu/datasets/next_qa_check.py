@@ -14,14 +14,6 @@ _ANNOTATION_FOLDERS = ("annotations", "nextgqa", "datasets/nextgqa", ".")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """Where the two halves of a download lie."""
-
-    videos: Path
-    annotations: Path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SplitCheck:
     """What one split names, and what of it is there."""
 
@@ -47,13 +39,8 @@ class SplitCheck:
         return self.num_videos - len(self.missing) - len(self.empty)
 
 
-def find_layout(root: Path, *, videos: Path | None = None, annotations: Path | None = None) -> Layout:
-    """Find videos and annotations below the folder that a download was unpacked into.
-
-    Args:
-        root: That folder.
-        videos: Not looked for where it is given.
-        annotations: Not looked for where it is given.
+def find_layout(root: Path, videos: Path | None, annotations: Path | None) -> tuple[Path, Path]:
+    """Find the folders of videos and annotations below the one that a download was unpacked into, unless given.
 
     Raises:
         FileNotFoundError: One of them is not where downloads put it.
@@ -78,24 +65,24 @@ def find_layout(root: Path, *, videos: Path | None = None, annotations: Path | N
             f"annotations: got no {ID_MAP} or test.csv in {root} or its {', '.join(_ANNOTATION_FOLDERS[:-1])}, "
             "expected NExT-GQA's files in one of them; copy them there, or name their folder with --annotations"
         )
-    return Layout(videos=videos, annotations=annotations)
+    return videos, annotations
 
 
-def check_next_qa(layout: Layout, splits: Sequence[Split] = ("val", "test")) -> tuple[SplitCheck, ...]:
+def check_next_qa(videos: Path, annotations: Path, splits: Sequence[Split]) -> tuple[SplitCheck, ...]:
     """Read all annotations of some splits and look at the size of every video that they name.
 
     Raises:
         FileNotFoundError: A folder or an annotation file is missing.
         ValueError: An annotation file does not read as expected.
     """
-    load_next_qa(layout.videos, layout.annotations, splits=splits)  # also what only shows across splits
-    return tuple(_check_split(layout, split) for split in splits)
+    load_next_qa(videos, annotations, splits=splits)  # also what only shows across splits
+    return tuple(_check_split(videos, annotations, split) for split in splits)
 
 
-def _check_split(layout: Layout, split: Split) -> SplitCheck:
-    questions = load_questions(layout.annotations, split)
-    dataset = load_next_qa(layout.videos, layout.annotations, splits=(split,))
-    times = load_frame_times(layout.annotations, split) if split != "train" else None
+def _check_split(videos: Path, annotations: Path, split: Split) -> SplitCheck:
+    questions = load_questions(annotations, split)
+    dataset = load_next_qa(videos, annotations, splits=(split,))
+    times = load_frame_times(annotations, split) if split != "train" else None
     durations_s = {question.clip_id: question.duration_s for question in questions}
     sizes = {clip.clip_id: Path(clip.path).stat().st_size for clip in dataset.clips}
     usable = {clip_id: size for clip_id, size in sizes.items() if size}

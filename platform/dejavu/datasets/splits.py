@@ -111,10 +111,7 @@ def group_of(name: str, group_by: Literal["parent", "stem-prefix", "none"]) -> s
 def twins(contents: Mapping[str, str], splits: Mapping[str, Split], *, given: bool) -> dict[str, str]:
     """Return clips that are, byte for byte, one of a later split: id -> the id of the other.
 
-    Args:
-        contents: Clip id -> content id.
-        splits: Clip id -> split.
-        given: Whether a person divided them.
+    Contents and splits are by clip id; `given` is whether a person divided them.
 
     Raises:
         ValueError: There are some, and the splits were given.

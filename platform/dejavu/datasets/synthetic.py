@@ -1,7 +1,7 @@
 """The synthetic videos, drawn once and kept, with annotations in NExT-GQA's own file formats.
 
     <root>/videos/<map folder>/<video id>.mp4
-    <root>/annotations/{train,val,test}.csv, gsub_<split>.json, frame2time_<split>.json, map_vid_vidorID.json
+    <root>/annotations/            as `next_qa_write` writes them
     <root>/truth/<video id>.json   one per video, written after its mp4: what the annotations are joined from
 
 `next_qa.load_next_qa` reads the first two.
@@ -40,15 +40,22 @@ CRF = 22
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticConfig:
-    """How many videos to draw, and of what length."""
+    """Number and length of the videos that are drawn (recipes demo and tiny)."""
 
     num_train: int = 120
+    """Number of training videos."""
     num_val: int = 40
+    """Number of validation videos."""
     num_test: int = 60
+    """Number of test videos."""
     seed: int = 0
+    """Random seed of the drawn world."""
     min_duration_s: int = 12
+    """Minimum length of a video in seconds, 4 or more."""
     max_duration_s: int = 24
+    """Maximum length of a video in seconds."""
     questions_per_video: int = 6
+    """Number of questions per video, 1..12."""
 
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_val, self.num_test) < 0:
@@ -103,10 +110,7 @@ def list_videos(config: SyntheticConfig) -> tuple[VideoSpec, ...]:
 
 
 def invent(spec: VideoSpec) -> tuple[Script, list[list[tuple[float, float]]]]:
-    """Write scripts until every target of one can really be seen.
-
-    Returns:
-        The script and, per target, the spans in seconds in which it is seen.
+    """Write scripts until every target of one can really be seen; return it, and each target's spans in seconds.
 
     Raises:
         ValueError: No script will do.
@@ -123,11 +127,7 @@ def invent(spec: VideoSpec) -> tuple[Script, list[list[tuple[float, float]]]]:
 
 
 def draw_video(spec: VideoSpec, path: StorePath) -> dict[str, Any]:
-    """Draw and encode one video.
-
-    Returns:
-        Its truth: sizes, spans and questions, as plain JSON types.
-    """
+    """Draw and encode one video; return its truth: sizes, spans and questions, as plain JSON types."""
     script, spans = invent(spec)
     write_video(path, (drawing.rgb for drawing in draw_frames(script)), script.fps, CRF)
     rng = np.random.default_rng([*spec.seed, MAX_ATTEMPTS])
@@ -144,11 +144,7 @@ def draw_video(spec: VideoSpec, path: StorePath) -> dict[str, Any]:
 
 
 def make_one(spec: VideoSpec, root: StorePath) -> bool:
-    """Draw one video and note its truth, unless both are there. Safe to repeat, and to kill at any moment.
-
-    Returns:
-        Whether anything was drawn.
-    """
+    """Draw one video and note its truth, and return True; False where both were there. A kill at any moment is safe."""
     if is_made(spec, root):
         return False
     write_json(_note_path(root, spec), draw_video(spec, video_path(root, spec)))

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from dejavu.records import Clip, Dataset
+from dejavu.records import Clip
 from dejavu.storage.store_path import StorePath, is_folder, names_below
 
 # fmt: off
@@ -26,26 +26,20 @@ _LONGEST_ID = 100
 """Characters: an id becomes a file name, and file systems allow 255 bytes with suffixes."""
 
 
-def load_video_folder(root: StorePath) -> Dataset:
+def clips_by_name(root: StorePath) -> dict[str, Clip]:
     """Find all videos below a folder, by extension; hidden files and folders are left out.
 
-    Args:
-        root: The folder. A link to a file that lies inside it is followed, a linked folder is not entered, and a link
-            that leads out of it is refused.
+    A link to a file that lies inside the folder is followed, a linked folder is not entered, and a link that leads out
+    of it is refused.
 
     Returns:
-        Clips in the order of their paths, all of split `test`, named after their place in the folder: a clip keeps its
-        id when other files come and go.
+        Clips by their paths within the folder and in that order, all of split `test`, named after their place in it: a
+        clip keeps its id when other files come and go.
 
     Raises:
         FileNotFoundError: There is no such folder, or no video in it.
         ValueError: A link leads out of the folder, or a name is not text.
     """
-    return Dataset(name="video_folder", clips=tuple(clips_by_name(root).values()), questions=())
-
-
-def clips_by_name(root: StorePath) -> dict[str, Clip]:
-    """Return what `load_video_folder` finds, by the path within the folder."""
     if not is_folder(root):
         raise FileNotFoundError(f"videos: got {root}, no folder, expected one with videos; check --videos")
     clips: dict[str, Clip] = {}

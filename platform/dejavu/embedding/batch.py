@@ -32,26 +32,23 @@ DECODE_LIMIT_S = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
-    """How clips are cut into batches. Streams and chunks shape no results beyond rounding."""
+    """How clips are cut into batches and encoded. Streams and chunks change results only by rounding."""
 
     streams: int = 8
-    """Segments that advance in lockstep, 1 or more."""
+    """Number of segments that advance in lockstep, 1 or more."""
     segment_frames: int = 512
-    """A longer clip is cut into pieces of so many frames, each beginning with a dense frame."""
+    """Maximum number of frames per segment; longer clips are cut. Each segment begins with a dense frame."""
     batch_frames: int = 1024
-    """Frames decoded at once, at least segment_frames: bounds the memory of a row on its way to an actor."""
+    """Maximum number of frames decoded at once, at least segment_frames; bounds the size of a row sent to an actor."""
     chunk_frames: int = 16
-    """Frames of each stream that are handed to a method at once."""
+    """Number of frames of each stream that a method gets at once."""
     motion_binning: MotionBinning = "destination"
+    """Macroblock that gets a motion vector: the one it predicts (`destination`), or the one that the artifact computes
+    from its source (`published`)."""
     precision: Literal["auto"] | Precision = "float32"
-    """Of the tower; `auto` is what dense and reuse are faster in on the machines that embed, measured once."""
+    """Precision of the tower; `auto` measures once which makes dense and reuse faster on the machines that embed."""
 
     def __post_init__(self) -> None:
-        """Check the counts.
-
-        Raises:
-            ValueError: One of them is out of range.
-        """
         for name in ("streams", "segment_frames", "chunk_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(

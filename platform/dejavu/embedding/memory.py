@@ -103,13 +103,17 @@ def _tensors(memory: Any) -> Iterator[Tensor]:
 
 
 def shrink_to_memory(
-    backbone: Backbone, settings: Sequence[Setting], embedding: EmbedContext, pool: Pool
+    backbone: Backbone,
+    settings: Sequence[Setting],
+    embedding: EmbedContext,
+    pool: Pool,
+    usual_frames: float | None = None,
 ) -> tuple[EmbedContext, Pool]:
     """Take fewer streams, and then fewer actors, where machines have not the memory for as many; bound what waits.
 
     All actors of a machine and one reader have to fit into the smallest one. What is embedded is the same but for
     rounding. Decoded batches get a bound in the object store, where neither GPUs want all that readers can make nor the
-    cluster grows.
+    cluster grows: of `usual_frames` each, frames of a batch, or of the most that a batch may have.
 
     Raises:
         ClusterError: One actor of one stream does not fit.
@@ -137,6 +141,7 @@ def shrink_to_memory(
         taken = f"{num_actors} actors of {streams} streams rather than {wanted}"
         print(f"  embed: {min(machines) / 2**30:.1f} GiB a machine: {taken}", flush=True)
     # Two batches for each actor, as Ray Data hands out, and one for each machine's reader; readers may use half of it.
-    store_bytes = math.inf if grows() else (2 * num_actors + len(machines)) * needs.batch
+    share = min(1.0, (usual_frames or math.inf) / embedding.config.batch_frames)
+    store_bytes = math.inf if grows() else (2 * num_actors + len(machines)) * needs.batch * share
     pool = replace(pool, num_actors=num_actors, store_bytes=store_bytes)
     return replace(embedding, config=replace(embedding.config, streams=streams)), pool

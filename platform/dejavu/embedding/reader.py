@@ -13,7 +13,17 @@ from typing import Literal
 import numpy as np
 
 from dejavu.cluster.ray_map import Row
-from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, Segment, cut, fill, segments_of
+from dejavu.embedding.batch import (
+    STAGE,
+    Batch,
+    DecodedBatch,
+    EmbedContext,
+    Segment,
+    cut,
+    decode_batch,
+    fill,
+    segments_of,
+)
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting
@@ -48,15 +58,10 @@ class DecodeMade:
     """A row of clips is transcoded, and as many as advance together become rows of frames."""
 
     def __init__(
-        self,
-        setting: Setting,
-        embedding: EmbedContext,
-        wanted: frozenset[str],
-        make: Callable[[Row], Row],
-        decode: Decode,
+        self, setting: Setting, embedding: EmbedContext, wanted: frozenset[str], make: Callable[[Row], Row]
     ) -> None:
         self.setting, self.config, self.wanted, self.make = setting, embedding.config, wanted, make
-        self.decode = DecodeRow(embedding, decode)
+        self.decode = DecodeRow(embedding, decode_batch)
 
     def __call__(self, row: Row) -> Iterator[Row]:
         """Yield batch after batch, with the first one what the kernel returned for each clip, in `made`."""

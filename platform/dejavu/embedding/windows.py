@@ -70,11 +70,7 @@ class WindowStream:
                 yield held.pop(int(rng.integers(len(held))))
 
     def windows(self, seed: int, per_visit: int = WINDOWS_PER_VISIT) -> Iterator[Window]:
-        """Visit clips again and again in a new order.
-
-        Args:
-            seed: Of the order, and of where in a clip a visit begins.
-            per_visit: Most windows of a clip before the next one's.
+        """Visit clips again and again in a new order, for `per_visit` windows of a clip at most.
 
         Raises:
             ValueError: No clip can be read.

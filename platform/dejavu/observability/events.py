@@ -66,13 +66,7 @@ def stage_span(work: Work) -> Iterator[Callable[[int], None]]:
 
 
 def track_progress(results: Iterable[_Row], work: Work, count: Callable[[_Row], int] = lambda _: 1) -> Iterator[_Row]:
-    """Pass a stage's results on, telling how far it is.
-
-    Args:
-        results: As they are completed.
-        work: How many units they are in all.
-        count: Units that are done with one result.
-    """
+    """Pass a stage's results on as they are completed, telling how far it is; `count` gives the units of one result."""
     with stage_span(work) as so_far:
         done, last = 0, time.monotonic()
         for result in results:

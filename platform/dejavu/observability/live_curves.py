@@ -64,20 +64,16 @@ class LiveCurves:
 
     def see(self, curves: Mapping[str, Curve]) -> None:
         """Log what is not logged yet."""
+        errors: tuple[type[BaseException], ...] = (TrackingError, *storage_errors())
         with self._lock:
             for name, curve in curves.items():
                 if name not in self.runs or self.broken:
                     continue
                 try:
                     self._log(name, curve)
-                except TrackingError as error:
-                    self._end(error)
-                except storage_errors() as error:
-                    self._end(error)
-
-    def _end(self, error: BaseException) -> None:
-        self.broken = str(error)
-        print(f"live curves end here: {error}", flush=True)
+                except errors as error:
+                    self.broken = str(error)
+                    print(f"live curves end here: {error}", flush=True)
 
     def _log(self, name: str, curve: Curve) -> None:
         from tensorboardX import SummaryWriter  # noqa: PLC0415  takes a second

@@ -1,12 +1,7 @@
 """Count and time what stages do to clips, in Ray's metrics and in the log: both are told in one call.
 
-Ray exports the metrics of every machine for Prometheus, `ray_` before each name (docs/observability.md).
-
-    dejavu_frames_total{stage, step, method}        frames put through a step
-    dejavu_step_seconds{stage, step, method}        histogram: one batch, or one clip where a step takes single clips
-    dejavu_clips_failed_total{stage}                clips that became a row of the failures table
-    dejavu_waiting{stage}                           units of work that are not done, told by the driver
-    dejavu_worker_memory_bytes{stage}               resident memory of the process
+Ray exports the metrics of every machine for Prometheus, `ray_` before each name (docs/observability.md). A step takes a
+batch, or a single clip; what is waiting is told by the driver.
 """
 
 from __future__ import annotations
@@ -16,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from types import SimpleNamespace
+from typing import Literal, TypeVar
 
 import psutil
 import ray
@@ -79,41 +75,29 @@ def failed(failures: Iterable[Failure]) -> None:
 
 
 def watched(results: Iterable[_Row], work: Work, count: Callable[[_Row], int] = lambda _: 1) -> Iterator[_Row]:
-    """Pass a stage's results on as `told` does, and keep the gauge of what is waiting."""
+    """Pass a stage's results on as `track_progress` does, and keep the gauge of what is waiting."""
     left = work.total
-    if ray.is_initialized():
-        _metrics().waiting.set(left, {"stage": work.stage})
 
-    def counted(result: _Row) -> int:
+    def less(ended: int) -> int:
         nonlocal left
-        ended = count(result)
         left -= ended
         if ray.is_initialized():
             _metrics().waiting.set(left, {"stage": work.stage})
         return ended
 
-    return track_progress(results, work, counted)
-
-
-@dataclass(frozen=True, slots=True)
-class _Metrics:
-    frames: Any
-    seconds: Any
-    failed: Any
-    waiting: Any
-    memory: Any
+    less(0)
+    return track_progress(results, work, lambda result: less(count(result)))
 
 
 @cache
-def _metrics() -> _Metrics:
-    """Register the metrics of this process, once."""
+def _metrics() -> SimpleNamespace:
     step = ("stage", "step", "method")
-    return _Metrics(
-        Counter("dejavu_frames_total", "Frames put through a step.", step),
-        Histogram("dejavu_step_seconds", "Seconds of a step on one batch.", list(SECONDS), step),
-        Counter("dejavu_clips_failed_total", "Clips that became a row of the failures table.", ("stage",)),
-        Gauge("dejavu_waiting", "Units of work that are not done.", ("stage",)),
-        Gauge("dejavu_worker_memory_bytes", "Resident memory of the process.", ("stage",)),
+    return SimpleNamespace(
+        frames=Counter("dejavu_frames_total", "Frames put through a step.", step),
+        seconds=Histogram("dejavu_step_seconds", "Seconds of a step on one batch.", list(SECONDS), step),
+        failed=Counter("dejavu_clips_failed_total", "Clips that became a row of the failures table.", ("stage",)),
+        waiting=Gauge("dejavu_waiting", "Units of work that are not done.", ("stage",)),
+        memory=Gauge("dejavu_worker_memory_bytes", "Resident memory of the process.", ("stage",)),
     )
 
 

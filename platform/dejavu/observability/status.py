@@ -6,13 +6,15 @@ waiting for. A record that is not finished and that nobody has written for a whi
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +23,9 @@ from typing import Any, Literal
 import psutil
 
 from dejavu.observability.events import add_handler, keep_log, log_event
-from dejavu.storage.results_folder import submitted_job
+from dejavu.storage.results_folder import results_folder, submitted_job
 from dejavu.storage.store import write_json
-from dejavu.storage.store_path import StorePath, is_file, storage_errors
+from dejavu.storage.store_path import StorePath, is_file, storage_errors, store_path
 
 FILE = "status.json"
 PERIOD_S = 5.0
@@ -204,6 +206,30 @@ class StatusFile(logging.Handler):
 
 
 # ------------------------------------------------------------------------------------------------------ for people
+def tell(words: Sequence[str]) -> int:
+    """Print how the run is doing whose command's words these are, or with `--json` its record.
+
+    Returns:
+        The exit status. 0: running or finished; 1: no run there; 3: stopped, failed or died.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--results")
+    parser.add_argument("--json", action="store_true")
+    options, _ = parser.parse_known_args(words)
+    recipe = words[0] if words and not words[0].startswith("-") else "demo"
+    now = time.time()
+    results = results_folder(recipe, options.results and store_path(options.results))
+    if (status := read_status(results)) is None:
+        print(f"status: got no run in {results}, expected status.json there; check --results", file=sys.stderr)
+        return 1
+    state = status.judged(now)
+    if options.json:
+        print(json.dumps({**asdict(status), "state": state, "results": str(results)}, indent=2))
+    else:
+        print(describe(status, results, now))
+    return 0 if state in ("running", "finished") else 3
+
+
 def describe(status: RunStatus, results: StorePath, now: float) -> str:
     """Return what a person wants to know of a run."""
     state = status.judged(now)

@@ -18,9 +18,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dejavu.storage.one_line import OneLineError
+from dejavu.storage.results_folder import enter_again
 from dejavu.storage.store import local_copy
 from dejavu.storage.store_path import StorePath
-from dejavu.storage.working_directory import enter_again
 
 EXPERIMENT = "dejavu"
 METRICS_PER_CALL = 500
@@ -33,8 +33,6 @@ RETRIES_LATER = 6
 LOCK_TIMEOUT_S = 120
 """To make a database takes seconds; on a very busy machine, a minute."""
 UI_PORT = 5000
-
-
 GO_ON = "start it and run the same command again: only what is not logged is done again"
 
 
@@ -73,8 +71,7 @@ class Tracking:
             known = client.get_experiment_by_name(EXPERIMENT)
             if known is not None:
                 return Tracking(uri, known.experiment_id)
-            local = uri.startswith("sqlite")
-            location = (folder.resolve() / "mlartifacts").as_uri() if local else None
+            location = (folder.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
             return Tracking(uri, client.create_experiment(EXPERIMENT, artifact_location=location))
 
     def log(self, parent: Run, children: Sequence[Run]) -> str:
@@ -83,10 +80,7 @@ class Tracking:
         Raises:
             TrackingError: The server does not answer for minutes.
         """
-        from mlflow import MlflowClient  # noqa: PLC0415
-
-        with _answering(self.uri, RETRIES_LATER, GO_ON):
-            client = MlflowClient(self.uri)
+        with self._client() as client:
             parent_id = self._log(client, parent, {})
             for child in children:
                 self._log(client, child, {"mlflow.parentRunId": parent_id})
@@ -98,12 +92,9 @@ class Tracking:
         Raises:
             TrackingError: The server does not answer for minutes.
         """
-        from mlflow import MlflowClient  # noqa: PLC0415
-
-        with _answering(self.uri, RETRIES_LATER, GO_ON):
-            created = MlflowClient(self.uri).create_run(self.experiment_id, run_name=run.name, tags=dict(run.tags))
-            run_id: str = created.info.run_id
-            return run_id
+        with self._client() as client:
+            created = client.create_run(self.experiment_id, run_name=run.name, tags=dict(run.tags))
+            return str(created.info.run_id)
 
     def add(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
         """Add one step's numbers to an open run.
@@ -111,14 +102,19 @@ class Tracking:
         Raises:
             TrackingError: The server does not answer for minutes.
         """
-        from mlflow import MlflowClient  # noqa: PLC0415
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = int(time.time() * 1000)
+        with self._client() as client:
+            client.log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()])
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        """Yield what talks to the server, for minutes if it has to."""
+        from mlflow import MlflowClient  # noqa: PLC0415
+
         with _answering(self.uri, RETRIES_LATER, GO_ON):
-            MlflowClient(self.uri).log_batch(
-                run_id, metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()]
-            )
+            yield MlflowClient(self.uri)
 
     def _log(self, client: Any, run: Run, tags: Mapping[str, str]) -> str:
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
@@ -144,7 +140,7 @@ class Tracking:
                 client.log_artifact(run_id, str(here))
         if run.addon is not None:
             self._log_addon(run_id, run.addon)
-        client.set_terminated(run_id, status=run.status)
+        client.set_terminated(run_id)
         return run_id
 
     def _log_addon(self, run_id: str, addon: LoggedAddon) -> None:
@@ -171,10 +167,7 @@ class Tracking:
         Raises:
             TrackingError: The server does not answer for minutes.
         """
-        from mlflow import MlflowClient  # noqa: PLC0415
-
-        with _answering(self.uri, RETRIES_LATER, GO_ON):
-            client = MlflowClient(self.uri)
+        with self._client() as client:
             client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
             client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{view_id}", value)
 
@@ -197,9 +190,8 @@ class Tracking:
 
     def view_url(self, view_id: str) -> str:
         """Return what a browser opens once the UI runs."""
-        address = (
-            without_secrets(self.uri).rstrip("/") if self.uri.startswith("http") else f"http://127.0.0.1:{UI_PORT}"
-        )
+        is_server = self.uri.startswith("http")
+        address = without_secrets(self.uri).rstrip("/") if is_server else f"http://127.0.0.1:{UI_PORT}"
         return address + self.view_path(view_id)
 
 
@@ -224,7 +216,6 @@ class Run:
     """None is left out."""
     tags: Mapping[str, str]
     artifacts: tuple[StorePath, ...] = ()
-    status: str = "FINISHED"
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """Metrics over steps."""
     addon: LoggedAddon | None = None
@@ -235,11 +226,7 @@ class Run:
 
 @contextmanager
 def _alone(folder: Path, uri: str) -> Iterator[None]:
-    """Wait for other runs that make or bring up to date the sqlite file of this folder: two at once break it.
-
-    Raises:
-        TrackingError: Another run does it for minutes.
-    """
+    """Wait for other runs that make or bring up to date the sqlite file of this folder: two at once break it."""
     if not uri.startswith("sqlite"):
         yield
         return
@@ -255,11 +242,7 @@ def _alone(folder: Path, uri: str) -> Iterator[None]:
 
 @contextmanager
 def _answering(uri: str, retries: int, advice: str) -> Iterator[None]:
-    """Ask a server that does not answer again, as often as this, unless the user's environment says how often.
-
-    Raises:
-        TrackingError: It did not answer.
-    """
+    """Ask a server that does not answer again, as often as this, unless the user's environment says how often."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     enter_again()
@@ -311,10 +294,7 @@ def _log_model(run_id: str, addon: LoggedAddon) -> None:
             name="addon",
             python_model=str(Path(__file__).with_name("addon_model.py")),  # as code: nothing is pickled
             artifacts={"weights": str(weights), "shape": str(shape)},
-            model_config={
-                "backbone": addon.backbone,
-                "image_px": addon.image_px,
-            },
+            model_config={"backbone": addon.backbone, "image_px": addon.image_px},
             signature=signature,
             pip_requirements=["dejavu-platform"],
         )

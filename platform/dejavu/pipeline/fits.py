@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from torch import Tensor
+import numpy as np
 
 from dejavu.cluster import cluster
+from dejavu.datasets.class_folders import words_of_class
 from dejavu.embedding.memory import shrink_to_memory
+from dejavu.embedding.stored import read_beside
 from dejavu.embedding.texts import embed_texts
 from dejavu.embedding.windows import num_windows
 from dejavu.observability.events import Work, log_event, stage_span
@@ -17,16 +19,16 @@ from dejavu.observability.live_curves import Curve, LiveCurves, See, ending
 from dejavu.observability.tracking import LoggedAddon, Run
 from dejavu.pipeline.job import Job, tags
 from dejavu.records import Split, Transcoded
-from dejavu.stages.class_readers import make_readers
 from dejavu.stages.embed import embed_clips
-from dejavu.stages.fit_head import HeadFit, check_fit_memory, fit_head
+from dejavu.stages.fit_head import check_fit_memory, fit_head
 from dejavu.stages.residual_token import fit_residual_token
 from dejavu.stages.search_schedules import search_schedules
 from dejavu.stages.temp_clip import TrainedHead, open_head
-from dejavu.stages.train import MIN_WINDOWS, TrainedAddon, long_enough, train_addons
+from dejavu.stages.train import MIN_WINDOWS, long_enough, train_addons
 from dejavu.storage.store import write_json
 from dejavu.storage.store_path import StorePath, is_file
-from dejavu.tasks.class_readers import ClassReaders
+from dejavu.tasks.class_readers import ClassReaders, Pooled, fit_readers
+from dejavu.tasks.retrieval import pool
 
 
 def fit_addons(job: Job) -> None:
@@ -42,7 +44,15 @@ def fit_addons(job: Job) -> None:
         result = train_addons(clips, job.original, job.embedding, experiment.train, partial(live_curves, job))
     job.say(f"trained {result.num_trained} of {len(result.addons)} add-ons, {len(result.failures)} clips unreadable")
     for addon in result.addons:
-        log_once(job, addon.weights, ending(fit_run(job, addon), addon.weights.parent, job.tracking))
+        run = Run(
+            name=f"fit {addon.config.name}",
+            params={"target": addon.target, "biases": dict(addon.biases)},
+            metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
+            tags=tags(job),
+            curves=_curves(addon.curve, "step"),
+            addon=LoggedAddon(addon.weights, experiment.backbone, experiment.image_px),
+        )
+        log_once(job, addon.weights, ending(run, addon.weights.parent, job.tracking))
         if addon.achieved_rate is not None:
             print(f"  target={addon.target:g}: requested {addon.target:.3f}, achieved {addon.achieved_rate:.3f}")
     job.check()
@@ -83,18 +93,6 @@ def log_once(job: Job, weights: StorePath, run: Run) -> None:
     note = weights.with_name("mlflow.json")
     if not is_file(note):
         write_json(note, {"run_id": job.tracking.log(run, [])})
-
-
-def fit_run(job: Job, addon: TrainedAddon) -> Run:
-    """Return what MLflow keeps of a fit: its curves, requested against achieved reuse, and the weights as a model."""
-    return Run(
-        name=f"fit {addon.config.name}",
-        params={"target": addon.target, "biases": dict(addon.biases)},
-        metrics={"requested_rate": addon.target, "achieved_rate": addon.achieved_rate},
-        tags=tags(job),
-        curves=_curves(addon.curve, "step"),
-        addon=LoggedAddon(addon.weights, job.experiment.backbone, job.experiment.image_px),
-    )
 
 
 def fit_schedules(job: Job) -> None:
@@ -138,15 +136,10 @@ def train_head(job: Job) -> TrainedHead | None:
     check_fit_memory(task, job.backbone, sum(map(len, clips.values())))
     fitted = fit_head([*clips["train"], *clips["val"]], questions, job.original, job.embedding, task, experiment.prompt)
     job.say(f"{'trained' if fitted.is_new else 'found'} a TempCLIP head, {len(fitted.curve)} epochs: {fitted.weights}")
-    log_once(job, fitted.weights, head_run(job, fitted))
+    files, curves = (fitted.weights, fitted.weights.with_suffix(".json")), _curves(fitted.curve, "epoch")
+    run = Run(name="fit temp_clip", params={}, metrics={}, tags=tags(job), artifacts=files, curves=curves)
+    log_once(job, fitted.weights, run)
     return open_head(task, job.backbone, experiment.prompt, fitted.weights)
-
-
-def head_run(job: Job, fitted: HeadFit) -> Run:
-    """Return what MLflow keeps of a head's fit: its curves and weights."""
-    files = (fitted.weights, fitted.weights.with_suffix(".json"))
-    curves = _curves(fitted.curve, "epoch")
-    return Run(name="fit temp_clip", params={}, metrics={}, tags=tags(job), artifacts=files, curves=curves)
 
 
 def _curves(entries: Sequence[Mapping[str, float]], step: str) -> dict[str, list[tuple[int, float]]]:
@@ -156,16 +149,34 @@ def _curves(entries: Sequence[Mapping[str, float]], step: str) -> dict[str, list
 
 
 def fit_class_readers(job: Job) -> ClassReaders | None:
-    """Return what tells a clip's class, made on Original's embeddings; nothing where clips have no classes."""
+    """Return what tells a clip's class, made on Original's embeddings; nothing where clips have no classes.
+
+    It takes seconds, so that nothing is kept in the store.
+
+    Raises:
+        ValueError: A class has no training clip with embeddings.
+    """
     if job.experiment.dataset != "class_folders":
         return None
-    clips = embed_dense(job)
-
-    def embed(names: Sequence[str]) -> Tensor:
-        texts = [job.experiment.prompt.format(question="", answer=name) for name in names]
-        return embed_texts(texts, job.backbone, job.store)
-
-    has_words = job.backbone.text is not None
-    readers = make_readers(clips, job.dataset.questions, job.original, job.embedding, embed if has_words else None)
-    job.say(f"fitted a probe of {len(readers.bias_C)} classes on {len(readers.train.label_N)} clips")
+    clips, questions = embed_dense(job), job.dataset.questions
+    classes = questions[0].answers
+    label_of = {question.clip_id: question.correct for question in questions}
+    train, validation = (_pooled(clips[split], label_of, job) for split in ("train", "val"))
+    names_CE = None
+    if job.backbone.text is not None:
+        texts = [job.experiment.prompt.format(question="", answer=words_of_class(name)) for name in classes]
+        names_CE = embed_texts(texts, job.backbone, job.store).numpy()
+    readers = fit_readers(classes, train, validation, names_CE)
+    job.say(f"fitted a probe of {len(classes)} classes on {len(train.label_N)} clips")
     return readers
+
+
+def _pooled(clips: Sequence[Transcoded], label_of: Mapping[str, int], job: Job) -> Pooled:
+    found = {
+        clip_id: pool(clip.embeddings_FE)
+        for _, part, _ in read_beside(job.embedding, [job.original], job.original, clips)
+        for clip_id, clip in part.items()
+    }
+    names = sorted(found)
+    embeddings_NE = np.stack([found[name] for name in names]) if names else np.zeros((0, 0), np.float32)
+    return Pooled(embeddings_NE, np.array([label_of[name] for name in names], np.int64))

@@ -14,8 +14,7 @@ from dejavu.stages.embed import embed_clips
 from dejavu.stages.frontier import Evidence, Journal, draw_frontier, gather_points, log_frontier
 from dejavu.stages.measure import Timing, measure_settings
 from dejavu.stages.report import Scored, write_page
-from dejavu.stages.score import SettingScore, score_settings
-from dejavu.stages.task_table import write_task_scores
+from dejavu.stages.score import SettingScore, score_settings, write_task_scores
 from dejavu.storage.setting import Setting
 
 

@@ -88,16 +88,10 @@ def published_configs(job: Job) -> list[MethodConfig]:
     folder = job.experiment.published_checkpoints
     configs: list[MethodConfig] = []
     for path in listed(folder, "*.ckpt") if folder else []:
-        for refresh in PUBLISHED_REFRESH:
-            configs.append(
-                ReuseVitConfig(
-                    weights=str(path.resolve()),
-                    variant=job.experiment.variant,
-                    refresh=refresh,
-                    reference_state="grouped",
-                )
-            )
-        with_local_weights(configs[-1]).build(job.backbone.vit)
+        weights, variant = str(path.resolve()), job.experiment.variant
+        config = ReuseVitConfig(weights=weights, variant=variant, reference_state="grouped")
+        with_local_weights(config).build(job.backbone.vit)
+        configs += [replace(config, refresh=refresh) for refresh in PUBLISHED_REFRESH]
     return configs
 
 

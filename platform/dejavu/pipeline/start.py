@@ -17,10 +17,10 @@ from dejavu.observability.tracking import Tracking
 from dejavu.pipeline.job import Job
 from dejavu.pipeline.settings import given_schedules
 from dejavu.records import Dataset, Split
-from dejavu.stages.prepare import SCORED, draw_world, load_folder, load_videos, write_splits
+from dejavu.stages.prepare import ANNOTATED, SCORED, draw_world, load_videos
 from dejavu.stages.temp_clip import check_head, check_training_set
 from dejavu.storage.results_folder import local_folder, results_folder
-from dejavu.storage.store import Store, write_text
+from dejavu.storage.store import Store, write_csv, write_text
 from dejavu.storage.store_path import StorePath
 
 
@@ -84,7 +84,9 @@ def load_dataset(experiment: Experiment, results: StorePath) -> Dataset:
     elif experiment.dataset == "class_folders":
         dataset, splitting = load_class_folders(experiment.videos, experiment.group_by)
     else:
-        return load_folder(experiment.dataset, experiment.videos, experiment.annotations, splits)
+        assert experiment.annotations is not None, "check_folders has run"
+        return ANNOTATED[experiment.dataset](experiment.videos, experiment.annotations, splits=splits)
     print(f"splits: {splitting.how}", flush=True)
-    write_splits(results / "splits.csv", splitting.clips)
+    rows = ((clip.clip_id, clip.split, clip.path) for clip in splitting.clips)
+    write_csv(results / "splits.csv", ("clip", "split", "path"), rows)
     return dataset

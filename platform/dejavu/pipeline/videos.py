@@ -70,7 +70,7 @@ def embed_as_made(job: Job, wanted: Collection[str], make: Make, rows: Sequence[
 def embedded_whole(job: Job) -> set[Split]:
     """Return the splits of which every clip is embedded under Original, unless there is too little to learn from."""
     experiment = job.experiment
-    learns = experiment.trains or experiment.fits_token
+    learns = experiment.fits("reusevit") or experiment.fits("residualvit")
     learns = learns or (
         job.runs("sweep", "embed") and (experiment.task.trains or experiment.dataset == "class_folders")
     )

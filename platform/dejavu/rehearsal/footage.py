@@ -36,27 +36,29 @@ CRF = 23
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FootageConfig:
-    """How many clips of which lengths are drawn; the clips of a split differ in length."""
+    """Number, length and format of the clips that are drawn; the lengths in a split are evenly spaced."""
 
     num_train: int = 3
+    """Number of training clips."""
     num_val: int = 2
+    """Number of validation clips."""
     num_test: int = 3
+    """Number of test clips."""
     min_s: float = 4
+    """Minimum length in seconds."""
     max_s: float = 10
-    """Lengths of a split lie evenly between both. NExT-QA's are 10 to 180 s, 40 on average; a frame costs the same."""
+    """Maximum length in seconds. NExT-QA's clips have 10 to 180 s, 40 s on average; a frame costs the same."""
     width_px: int = 640
+    """Width in pixels, an even number of 64 or more."""
     height_px: int = 360
+    """Height in pixels, an even number of 64 or more."""
     fps: int = 30
+    """Frames per second of the drawn files."""
     questions_per_clip: int = 6
-    """As NExT-GQA's, on average."""
+    """Number of questions per clip; the default is NExT-GQA's average."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check counts, lengths and sizes.
-
-        Raises:
-            ValueError: One of them is out of range.
-        """
         if min(self.num_train, self.num_val, self.num_test, self.questions_per_clip, self.fps) < 1:
             raise ValueError(f"clips: got {self}, expected counts of 1 or more of each split; raise them")
         if not 0 < self.min_s <= self.max_s:

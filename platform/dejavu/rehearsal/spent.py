@@ -98,14 +98,7 @@ def read_events(logs: Path) -> list[Event]:
 
 
 def spent(events: Sequence[Event], samples: Iterable[Sample], start: float, end: float) -> Spent:
-    """Lay what was seen to stages.
-
-    Args:
-        events: Of one run, as `read_events` returns them.
-        samples: Taken all the while, in order.
-        start: When the driver was started, in seconds since 1970.
-        end: When it had ended.
-    """
+    """Lay events and samples of one run, in order, to stages; `start` and `end` are its own, seconds since 1970."""
     found = Spent()
     spans: dict[str, list[_Span]] = defaultdict(list)
     busy = list(_steps(events, found.steps))

@@ -55,7 +55,6 @@ def _mib(size: int) -> str:
 
 
 def _all(spent: Spent) -> StageSpent:
-    """Sums of seconds and bytes written, and the largest peaks."""
     every = list(spent.stages.values())
     peaks = ("driver", "workers", "largest_worker", "others", "total", "gpu")
     return StageSpent(

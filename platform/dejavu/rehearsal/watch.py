@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +40,7 @@ class Sample:
 class Watch(threading.Thread):
     """Takes a sample every half second or, where that costs more than SHARE, less often, from `start` to `stop`.
 
-    Args:
-        driver: Process id of the run's driver; its children are counted with it.
-        cluster: Process id whose descendants the cluster's processes are.
-        results: The folder that the run writes.
+    It looks at the processes with the ids `driver` and `cluster`, with all below them, and at the folder `results`.
     """
 
     def __init__(self, driver: int, cluster: int, results: Path) -> None:
@@ -121,11 +117,9 @@ def gpu_bytes() -> int:
 
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files below a folder; those that vanish meanwhile do not count."""
-    return sum(_sizes(folder))
-
-
-def _sizes(folder: Path) -> Iterator[int]:
+    total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
             if path.is_file() and not path.is_symlink():
-                yield path.stat().st_size
+                total += path.stat().st_size
+    return total

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dejavu.backbones.quiet import quiet
+from dejavu.backbones.text import quiet
 from dejavu.backbones.words import word_tokenizer
 from reuse_models.tower.shape import VitShape
 

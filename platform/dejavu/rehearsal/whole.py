@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dejavu.embedding.calibrate import PROBED_BIASES
 from dejavu.experiment import Experiment
 from dejavu.records import Split
 from dejavu.rehearsal.spent import Spent, StepKey, Steps
@@ -31,6 +30,7 @@ from dejavu.stages.measure import (
 from dejavu.stages.residual_token import STAGE as TOKEN
 from dejavu.stages.residual_token import frames_seen
 from dejavu.stages.search_schedules import SchedulesConfig
+from dejavu.stages.target_fit import PROBED_BIASES
 from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.diffrate.search import JUDGED_FRAMES
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
@@ -63,10 +63,6 @@ class DataSet:
     def frames(self, split: Split, fps: float) -> float:
         """Return the frames of a split at this rate."""
         return self.seconds[split] * fps
-
-    def total_frames(self, fps: float) -> float:
-        """Return the frames of all splits."""
-        return fps * sum(self.seconds.values())
 
 
 NEXT_QA = DataSet(
@@ -181,9 +177,9 @@ def grid_sizes(shape: VitShape, recipe: Experiment) -> dict[str, int]:
         shape,
         _apart,
         Trained(
-            tuple(addons) if recipe.trains else (),
-            tuple(schedules) if recipe.searches else (),
-            ResidualVitConfig() if recipe.fits_token else None,
+            tuple(addons) if recipe.fits("reusevit") else (),
+            tuple(schedules) if recipe.fits("diffrate") else (),
+            ResidualVitConfig() if recipe.fits("residualvit") else None,
         ),
     )
     sizes = {}
@@ -204,7 +200,7 @@ def _embed_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     recipe, data = extent.recipe, extent.data
     fps, sizes = recipe.transcode.fps, grid_sizes(extent.shape, recipe)
     trials = sum(sizes.values())
-    everything, val, test = data.total_frames(fps), data.frames("val", fps), data.frames("test", fps)
+    everything, val, test = fps * sum(data.seconds.values()), data.frames("val", fps), data.frames("test", fps)
     yield _line(spent, StepKey("transcode", "transcode"), everything, "cpu")
     yield _line(spent, StepKey("embed", "decode"), everything, "cpu")
     for key in spent.steps:
@@ -235,13 +231,13 @@ def _train_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     yield _line(spent, StepKey("train", "validate"), epochs * targets * train.validation_windows * window, at_once=1)
     yield _line(spent, StepKey("train", "calibrate"), calibrated, at_once=1)
     yield _line(spent, StepKey("train", TOKEN), frames_seen(recipe.residual), at_once=1)
-    regressed = spent.steps.get(StepKey("train", "warm_up"))
+    regressed = spent.steps.get(StepKey("train", "warm_up"), Steps())
     yield Line(
         stage="train",
         what="warm_up",
         unit="steps",
-        done=regressed.count * extent.rehearsed.train.warm_up.steps if regressed else 0,
-        busy_s=regressed.seconds if regressed else 0.0,
+        done=regressed.count * extent.rehearsed.train.warm_up.steps,
+        busy_s=regressed.seconds,
         whole=targets * warm_up.steps,
         at_once=1,
     )

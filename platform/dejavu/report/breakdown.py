@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from dejavu.records import EvalRow, Question
-from dejavu.storage.store import write_csv
-from dejavu.storage.store_path import StorePath
 from dejavu.tasks.bootstrap import Metric, bootstrap, clustered_interval, paired_bootstrap
 from dejavu.tasks.neighbours import Agreement
 
@@ -187,8 +185,3 @@ def metric_columns(
         f"{name}_loss_ci_low": difference.low,
         f"{name}_loss_ci_high": difference.high,
     }
-
-
-def write_breakdown_csv(path: StorePath, rows: Sequence[BreakdownRow]) -> None:
-    """Write all rows, whole or not at all; an empty cell for None."""
-    write_csv(path, [field.name for field in fields(BreakdownRow)], map(astuple, rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,6 +20,8 @@ GAIN_NAMES: dict[Gain, str] = {
     "flops_reduction": "Reduction of executed FLOPs",
     "speedup": "Speed-up by the clock over Original",
 }
+COMPARED = ("flops_reduction", "speedup", "ms_per_frame")
+"""Beside the quality, what of each setting stands in the table."""
 SAME_TOWER = 1e-3
 """Originals whose FLOPs differ by no more, relatively, are the same tower on frames of the same size."""
 
@@ -30,22 +32,6 @@ class Run:
 
     name: str
     points: Sequence[ParetoPoint]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
-    """One setting in both runs; a value that one of them lacks is None."""
-
-    method: str
-    setting: str
-    quality_a: float | None
-    quality_b: float | None
-    flops_reduction_a: float | None
-    flops_reduction_b: float | None
-    speedup_a: float | None
-    speedup_b: float | None
-    ms_per_frame_a: float | None
-    ms_per_frame_b: float | None
 
 
 def two_towers(first: Run, second: Run) -> bool:
@@ -106,30 +92,20 @@ def common_quality(first: Run, second: Run) -> Quality:
     )
 
 
-def differences(first: Run, second: Run, quality: Quality) -> list[Difference]:
-    """Pair settings by method and name, in the order of the first run; those in one run alone are left out."""
+def pairs(first: Run, second: Run) -> list[tuple[ParetoPoint, ParetoPoint]]:
+    """Return the settings that both runs have, as each has them, in the order of the first run."""
     others = {(point.method, point.setting): point for point in second.points}
-    return [
-        Difference(
-            method=a.method,
-            setting=a.setting,
-            quality_a=getattr(a, quality),
-            quality_b=getattr(b, quality),
-            flops_reduction_a=a.flops_reduction,
-            flops_reduction_b=b.flops_reduction,
-            speedup_a=a.speedup,
-            speedup_b=b.speedup,
-            ms_per_frame_a=a.ms_per_frame,
-            ms_per_frame_b=b.ms_per_frame,
-        )
-        for a in first.points
-        if (b := others.get((a.method, a.setting))) is not None
-    ]
+    return [(a, b) for a in first.points if (b := others.get((a.method, a.setting)))]
 
 
-def write_differences_csv(path: Path, found: Sequence[Difference]) -> None:
-    """Write all rows, whole or not at all; an empty cell for None."""
-    write_csv(path, [field.name for field in fields(Difference)], map(astuple, found))
+def write_pairs_csv(path: Path, found: Sequence[tuple[ParetoPoint, ParetoPoint]], quality: Quality) -> None:
+    """Write a row for each pair, whole or not at all; a value that one of both lacks is an empty cell."""
+    columns = [f"{name}_{run}" for name in ("quality", *COMPARED) for run in "ab"]
+    rows = (
+        [a.method, a.setting, *(getattr(one, name) for name in (quality, *COMPARED) for one in (a, b))]
+        for a, b in found
+    )
+    write_csv(path, ["method", "setting", *columns], rows)
 
 
 def plot_comparison(first: Run, second: Run, quality: Quality, path: Path) -> None:

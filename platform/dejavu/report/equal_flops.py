@@ -50,12 +50,7 @@ COLUMNS = ("method", "setting", "gflops_per_frame", "baseline", "difference", "c
 
 
 def leads(ours: Scored, others: Iterable[Scored], *, seed: int = 0) -> list[Lead]:
-    """Compare one setting with every baseline whose frontier covers its cost.
-
-    Args:
-        ours: The setting.
-        others: Settings of the baselines, all of them scored on the same items.
-        seed: Of the bootstrap over videos.
+    """Compare one setting with every baseline whose frontier covers its cost; all are scored on the same items.
 
     Returns:
         The best baseline there first; nothing where no baseline's range holds the cost, or there are no items.
@@ -75,12 +70,8 @@ def leads(ours: Scored, others: Iterable[Scored], *, seed: int = 0) -> list[Lead
 
 def write_leads_csv(path: StorePath, rows: Iterable[Lead]) -> None:
     """Write equal_flops.csv, whole or not at all."""
-    write_csv(path, COLUMNS, map(_cells, rows))
-
-
-def _cells(row: Lead) -> tuple[object, ...]:
-    found = row.difference
-    return row.method, row.setting, row.gflops_per_frame, row.baseline, found.mean, found.low, found.high
+    named = ((row.method, row.setting, row.gflops_per_frame, row.baseline, row.difference) for row in rows)
+    write_csv(path, COLUMNS, ((*names, found.mean, found.low, found.high) for *names, found in named))
 
 
 def values_at(gflops_per_frame: float, settings: Sequence[Scored]) -> dict[Item, float]:

@@ -98,11 +98,8 @@ def non_dominated(gains: Sequence[float], qualities: Sequence[float]) -> list[bo
 def hypervolume(gains: Sequence[float], qualities: Sequence[float], *, worst: tuple[float, float]) -> float:
     """Measure the area that the points dominate: one number by which two frontiers can be compared.
 
-    Args:
-        gains: One per point.
-        qualities: One per point.
-        worst: The corner (gain, quality) from which the area is measured, such as Original's gain of 1 and the quality
-            of chance. Points that are not better than it on both axes add nothing.
+    `worst` is the corner (gain, quality) from which the area is measured, such as Original's gain of 1 and the quality
+    of chance. Points that are not better than it on both axes add nothing.
 
     Returns:
         Area in units of gain times quality, at least 0.
@@ -119,28 +116,15 @@ def hypervolume(gains: Sequence[float], qualities: Sequence[float], *, worst: tu
 def mark_frontier(
     points: Sequence[ParetoPoint], gain: Gain = "flops_reduction", quality: Quality | None = None
 ) -> list[ParetoPoint]:
-    """Return the points with `on_frontier` set, by a gain and quality, each split for itself.
+    """Return the points of one split with `on_frontier` set, by a gain and a quality.
 
-    A point without either value is not on the frontier.
-
-    Args:
-        points: Of any splits.
-        gain: What is wanted.
-        quality: What must not be lost, the strictest measure that a split's points have unless given.
+    The quality is the strictest measure that all points have unless given. A point without either value is not on the
+    frontier.
     """
-    marked: dict[int, bool] = {}
-    for split in {point.split for point in points}:
-        members = [(i, point) for i, point in enumerate(points) if point.split == split]
-        measure = quality or quality_of([point for _, point in members])
-        placed = [
-            (i, point)
-            for i, point in members
-            if getattr(point, gain) is not None and getattr(point, measure) is not None
-        ]
-        kept = non_dominated(
-            [_value(point, gain) for _, point in placed], [_value(point, measure) for _, point in placed]
-        )
-        marked |= {i: on for (i, _), on in zip(placed, kept, strict=True)}
+    measure = quality or quality_of(points)
+    placed = [i for i, one in enumerate(points) if None not in (getattr(one, gain), getattr(one, measure))]
+    gains, qualities = ([_value(points[i], name) for i in placed] for name in (gain, measure))
+    marked = dict(zip(placed, non_dominated(gains, qualities), strict=True))
     return [replace(point, on_frontier=marked.get(i, False)) for i, point in enumerate(points)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dejavu.cluster.ray_map import Row, spread
+from dejavu.cluster.ray_map import Row, spread, waves
 from dejavu.observability.metrics import failed, first_line
 from dejavu.records import Failure, Transcoded
 from dejavu.storage.store import Store, local_copy, write_json
@@ -32,14 +32,8 @@ def measure_motion(clips: Sequence[Transcoded], store: Store) -> dict[str, float
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if is_file(path) else {}
     told = [clip for clip in clips if clip.codec_metadata]
     pending = list({clip.content_id: clip for clip in told if clip.content_id not in known}.values())
-    rows: list[Row] = [
-        {
-            "paths": [str(store.root / clip.path) for clip in some],
-            "contents": [clip.content_id for clip in some],
-            "clips": [clip.clip_id for clip in some],
-        }
-        for some in (pending[start : start + CLIPS_PER_ROW] for start in range(0, len(pending), CLIPS_PER_ROW))
-    ]
+    named = [(clip.clip_id, clip.content_id, str(store.root / clip.path)) for clip in pending]
+    rows: list[Row] = [{"clips": json.dumps(some)} for some in waves(named, CLIPS_PER_ROW)]
     failures = []
     for result in spread(_measure, rows, stage=STAGE, unit="groups of clips"):
         for clip_id, content_id, value, error in json.loads(str(result["measured"])):
@@ -73,7 +67,7 @@ def motion_px(path: StorePath) -> float:
 
 def _measure(row: Row) -> Row:
     measured = []
-    for path, content_id, clip_id in zip(row["paths"], row["contents"], row["clips"], strict=True):
+    for clip_id, content_id, path in json.loads(str(row["clips"])):
         try:
             measured.append((clip_id, content_id, motion_px(store_path(path)), ""))
         except Exception as error:  # any file may be broken in any way; the run goes on and the table says so

@@ -58,12 +58,7 @@ class OverlaySize:
 
 
 def draw_overlay(frame: ReusedFrame, number: int, title: str) -> NDArray[np.uint8]:
-    """Draw one frame: title, the frame and its copy side by side, and what share of it was reused.
-
-    Args:
-        frame: What was decoded and reused.
-        number: Of the frame, counted from 0.
-        title: Method and setting.
+    """Draw one frame, numbered from 0: title, the frame and its copy side by side, and what share of it was reused.
 
     Returns:
         RGB [height_px, width_px, 3] of OverlaySize.

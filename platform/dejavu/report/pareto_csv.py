@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from dejavu.records import ParetoPoint
-from dejavu.storage.store import write_csv
+from dejavu.storage.store import write_records
 from dejavu.storage.store_path import StorePath
 
 COLUMNS = tuple(field.name for field in fields(ParetoPoint))
@@ -20,17 +20,15 @@ _FLAGS = ("trained", "on_frontier")
 
 def write_pareto_csv(path: StorePath, points: Sequence[ParetoPoint]) -> None:
     """Write all points, whole or not at all; numbers are written so that they read back equal."""
-    write_csv(path, COLUMNS, (map(_cell, astuple(point)) for point in points))
+    write_records(path, ParetoPoint, points)
 
 
 def read_pareto_csv(path: StorePath, needed: Sequence[str] = COLUMNS) -> list[ParetoPoint]:
     """Read what write_pareto_csv wrote.
 
-    Args:
-        path: The file.
-        needed: Columns that must be there. All of them, and no others, unless some are named: then a column that is
-            absent reads as not measured, and one that is unknown is left out, as in files of another version. Before
-            `timed_speedup` was a column, `speedup` was of the timed clips: it is carried to all.
+    Columns that are `needed` must be there. All of them, and no others, unless some are named: then a column that is
+    absent reads as not measured, and one that is unknown is left out, as in files of another version. Before
+    `timed_speedup` was a column, `speedup` was of the timed clips: it is carried to all.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -55,10 +53,6 @@ def _carried(point: ParetoPoint) -> ParetoPoint:
         return point
     carried = point.speedup * point.flops_reduction / point.timed_flops_reduction
     return replace(point, speedup=carried, timed_speedup=point.speedup)
-
-
-def _cell(value: Any) -> Any:
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _point(where: str, row: dict[str, str]) -> ParetoPoint:

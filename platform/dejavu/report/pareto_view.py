@@ -24,6 +24,12 @@ def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:
 
     It says that it was saved `now_ms` milliseconds after 1970 began.
     """
+    upwards = {"yaxis": {"key": quality, "type": "METRIC"}}
+    scatter = [
+        _chart("SCATTER", f"{quality} against {cost}") | {"xaxis": {"key": cost, "type": "METRIC"}} | upwards
+        for cost in _COSTS
+    ]
+    shown = {"selectedParams": ["method"], "selectedMetrics": ["reuse_rate", "gflops_per_frame", quality]}
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}' and params.`split` = 'test'",
         # By a metric, since runs ordered by date are nested below their parent, folded away.
@@ -38,19 +44,9 @@ def saved_view(parent_id: str, quality: Quality, now_ms: int) -> str:
         "compareRunSections": [
             {"uuid": _SECTION, "name": VIEW_NAME, "display": True, "isReordered": False, "columns": 2}
         ],
-        "compareRunCharts": [_scatter(cost, quality) for cost in _COSTS] + [_parallel(quality)],
+        "compareRunCharts": [*scatter, _chart("PARALLEL", "every setting") | shown | {"showAllRuns": False}],
     }
     return json.dumps({"name": VIEW_NAME, "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)})
-
-
-def _scatter(cost: str, quality: Quality) -> dict[str, Any]:
-    axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": quality, "type": "METRIC"}}
-    return _chart("SCATTER", f"{quality} against {cost}") | axes
-
-
-def _parallel(quality: Quality) -> dict[str, Any]:
-    shown = {"selectedParams": ["method"], "selectedMetrics": ["reuse_rate", "gflops_per_frame", quality]}
-    return _chart("PARALLEL", "every setting") | shown | {"showAllRuns": False}
 
 
 def _chart(kind: str, name: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Frames of one video with what a method reused in each, as they come: for pictures, not for results.
 
-F frames of a piece, H and W pixels, P patches a side, L - 1 boundaries (here named L, as in the map's own axis),
-N tokens.
+F frames of a piece, H and W pixels, L - 1 boundaries (here named L, as in the map's own axis), N tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ class ReusedFrame:
     """One frame and what was reused in it."""
 
     rgb_HWC: NDArray[np.uint8]
-    class_PP: NDArray[np.float32]
-    """The codec's macroblock classes."""
     seconds: float
     reuse_LN: NDArray[np.bool_]
     """True where a token was reused at a boundary; CLS first where the tower has one."""
@@ -40,10 +37,10 @@ def follow(method: Method, backbone: Backbone, pieces: Iterable[DecodedFrames]) 
     """
     device = method.vit.position.device
     memory = method.start(1)
-    waiting: deque[tuple[NDArray[np.uint8], NDArray[np.float32], float]] = deque()
+    waiting: deque[tuple[NDArray[np.uint8], float]] = deque()
     for piece, following in pairwise(chain(pieces, [None])):
         assert piece is not None, "the last one follows alone"
-        waiting.extend(zip(piece.rgb_FHWC, piece.codec_F4PP[:, 0], piece.seconds_F.tolist(), strict=True))
+        waiting.extend(zip(piece.rgb_FHWC, piece.seconds_F.tolist(), strict=True))
         chunk = Chunk(
             pixels=(backbone.preprocess(piece.rgb_FHWC),),
             codec=(torch.from_numpy(piece.codec_F4PP).to(device),),

@@ -100,10 +100,8 @@ def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips |
 
     Equal contents are one clip, under the name with which they were embedded first.
 
-    Args:
-        store: Where they are.
-        settings: In the order in which they are preferred.
-        likely: The clips to read, all their frames; all clips unless given.
+    Settings are in the order in which they are preferred; of `likely` clips all frames are read, of all clips unless
+    given.
 
     Raises:
         ValueError: There is no frame, or embeddings differ in width.
@@ -116,6 +114,7 @@ def read_frames(store: Store, settings: Sequence[Setting], likely: LikelyClips |
     ]
     chosen = None if likely is None else pc.field("content_id").isin(sorted(likely.content_ids))
     tables = side_by_side(store.root, lambda one: (one[0], read_parquet(one[1], COLUMNS, chosen)), paths)
+    tables = [one for one in tables if len(one[1])]
     widths = sorted({table.schema.field("embedding").type.list_size for _, table in tables})
     if len(widths) != 1:
         raise ValueError(

@@ -124,12 +124,8 @@ def open_index(store: Store, settings: Sequence[Setting], usual_share: float) ->
     """Open the index of these settings' frames: made where there is none, extended by shards that it lacks.
 
     It is made anew where a shard is gone, or the frames are more than twice those that its lists were made for. While
-    it is made or extended it lies in memory, a byte for each number of each frame.
-
-    Args:
-        store: With embeddings under one of the settings at least.
-        settings: Those that are searched together.
-        usual_share: As the score has it; an index serves one share.
+    it is made or extended it lies in memory, a byte for each number of each frame. It serves one `usual_share`, as the
+    score has it.
 
     Raises:
         ValueError: There is no frame, or embeddings differ in width.

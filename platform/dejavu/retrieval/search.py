@@ -39,26 +39,7 @@ class Frames:
     """Of each embedding; infinite where it is all zero or not finite, so that it has no direction."""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit, and measure the embeddings once for all queries.
-
-        Raises:
-            ValueError: They do not, or there is no frame.
-        """
-        num_rows = len(self.embedding_RE)
-        fits = (
-            self.embedding_RE.ndim == 2
-            and num_rows > 0
-            and self.embedding_RE.dtype == np.float16
-            and len(self.clip_ids) == len(self.content_ids) == len(self.starts) - 1
-            and (self.starts[0], self.starts[-1]) == (0, num_rows)
-            and bool((np.diff(self.starts) > 0).all())
-            and self.frame_R.shape == self.seconds_R.shape == (num_rows,)
-        )
-        if not fits:
-            raise ValueError(
-                f"frames: got {len(self.clip_ids)} clips with embeddings {self.embedding_RE.shape} of "
-                f"{self.embedding_RE.dtype}, expected one frame or more of each, float16 [R, E]; embed the clips first"
-            )
+        """Measure the embeddings once for all queries."""
         object.__setattr__(self, "length_R", _by_blocks(self.embedding_RE, partial(torch.linalg.vector_norm, dim=1)))
         self.length_R[~(np.isfinite(self.length_R) & (self.length_R > 0))] = np.inf
 
@@ -102,11 +83,6 @@ class MomentConfig:
     """Share of a clip's median cosine that is taken off its frames' cosines, as zero-shot answers do, 0..1."""
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: One of them is out of range.
-        """
         if self.top < 1:
             raise ValueError(f"--top: got {self.top}, expected 1 or more; ask for one hit at least")
         if not 0 <= self.merge_s < float("inf"):

@@ -20,8 +20,11 @@ from dejavu.embedding.reader import Decode, DecodeRow, step_on
 from dejavu.observability.events import Work
 from dejavu.observability.metrics import failed, metered, watched
 from dejavu.records import Failure, Transcoded
-from dejavu.storage.setting import Setting
-from dejavu.video.decode import DecodedFrames
+from dejavu.report.reuse_stream import follow
+from dejavu.storage.setting import Setting, with_local_weights
+from dejavu.storage.store import atomic, identity, local_copy
+from dejavu.storage.store_path import is_file
+from dejavu.video.decode import DecodedFrames, decode
 from reuse_models.method import Method
 from reuse_models.registry import config_to_dict
 
@@ -86,6 +89,8 @@ REAL = Kernels()
 PASSED_ON = ("failures", "clip_ids", "made")
 WAVE = 10_000
 """Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
+OBSERVED_FRAMES = 32
+"""Of each clip whose reuse is observed, from its first on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +178,49 @@ def describe(setting: Setting, embedding: EmbedContext) -> None:
         "embedding": embedding.config.shaping(),
     }
     embedding.store.describe(setting.setting_id, note)
+
+
+def observe_reuse(
+    settings: Sequence[Setting], clips: Sequence[Transcoded], embedding: EmbedContext
+) -> dict[Setting, list[NDArray[np.bool_]]]:
+    """Watch clips being encoded, since results hold rates alone: per setting, which tokens were reused in each clip.
+
+    What was observed before is read. Runs in one worker that holds a CPU, and a GPU where there is one.
+
+    Returns:
+        [F, L - 1, N] of each clip's first F = OBSERVED_FRAMES frames, L layers and N tokens.
+    """
+    contents = [clip.content_id for clip in clips]
+    folder = embedding.store.root / "reuse" / identity({"clips": contents, "frames": OBSERVED_FRAMES})
+    paths = {setting: folder / f"{setting.setting_id}.npz" for setting in settings}
+    pending = [setting for setting in settings if not is_file(paths[setting])]
+    if pending:
+        watch: Any = ray.remote(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0)(_watch)
+        for setting, found in zip(pending, ray.get(watch.remote(pending, clips, embedding)), strict=True):
+            with atomic(paths[setting]) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, *found)
+    observed = {}
+    for setting, path in paths.items():
+        with local_copy(path) as here, np.load(here) as arrays:
+            observed[setting] = [arrays[f"arr_{number}"] for number in range(len(clips))]
+    return observed
+
+
+def _watch(
+    settings: Sequence[Setting], clips: Sequence[Transcoded], embedding: EmbedContext
+) -> list[list[NDArray[np.bool_]]]:
+    backbone, config = load_backbone_for(embedding), embedding.config
+    found: list[list[NDArray[np.bool_]]] = []
+    for setting in settings:
+        method = with_local_weights(setting.config).build(backbone.vit)
+        found.append([])
+        for clip in clips:
+            with local_copy(embedding.store.root / clip.path) as path:
+                pieces = decode(
+                    path,
+                    count=OBSERVED_FRAMES,
+                    motion_binning=config.motion_binning,
+                    chunk_frames=config.chunk_frames,
+                )
+                found[-1].append(np.stack([one.reuse_LN for one in follow(method, backbone, pieces)]))
+    return found

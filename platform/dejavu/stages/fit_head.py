@@ -27,14 +27,14 @@ from ray.train import Checkpoint
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.sentences import load_sentences, trained_mean_hidden
-from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
+from dejavu.cluster.cluster import PROCESS_BYTES
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import clips_identity, read_beside
 from dejavu.embedding.worker_memory import head_fit_bytes
 from dejavu.records import Question, TaskScore, Transcoded
 from dejavu.stages.run_fit import FitRun, quieten, run_fit
 from dejavu.stages.temp_clip import TaskConfig, check_training_set, new_shape, prompt_of
-from dejavu.stages.train_task import TrainError
+from dejavu.stages.train_task import TrainError, within_memory
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import atomic, file_sha256, identity, write_json
 from dejavu.storage.store_path import StorePath, is_file
@@ -44,10 +44,7 @@ from dejavu.tasks.temp_clip import head as temp_clip
 from dejavu.tasks.temp_clip.answers import answer_questions, embed_candidates, see_clip
 from dejavu.tasks.temp_clip.fit import NotFiniteError, TempClipFit, TrainingSet, remembered
 from dejavu.tasks.temp_clip.head import NUM_FRAMES, TempClip
-from dejavu.tasks.temp_clip.weights import (
-    read_weights,
-    save_temp_clip,
-)
+from dejavu.tasks.temp_clip.weights import read_weights, save_temp_clip
 from reuse_models.tower.without_weights import without_weights
 
 WEIGHTS = "temp_clip.safetensors"
@@ -114,7 +111,15 @@ def fit_head(  # noqa: PLR0913, PLR0917  one call, in one place
     folder = embedding.store.root.resolve() / "heads" / head_id
     is_new = not is_file(folder / "fit.json")
     if is_new:
-        _run_fit(_Task(embedding, config, ours, tuple(clips), by_split["train"], by_split["val"], original), folder)
+        task = _Task(embedding, config, ours, tuple(clips), by_split["train"], by_split["val"], original)
+        on_gpu = bool(ray.cluster_resources().get("GPU", 0))
+        # One worker: a head of this size learns faster than several would agree on its gradients.
+        run = FitRun(f"head-{head_id}", embedding.store.root / "train", 1, on_gpu, config.max_failures)
+        with run_fit(_worker, {"task": task}, run) as (found, progress):
+            for suffix in ("json", "safetensors"):
+                with atomic((folder / WEIGHTS).with_suffix(f".{suffix}")) as temporary:
+                    shutil.copyfile(found / f"best.{suffix}", temporary)
+        write_json(folder / "fit.json", progress)
     note = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
     return HeadFit(folder / WEIGHTS, tuple(note["curve"]), is_new)
 
@@ -131,23 +136,8 @@ def check_fit_memory(config: TaskConfig, backbone: Backbone, num_clips: int) -> 
     with without_weights():
         head = TempClip(shape)
     needed = PROCESS_BYTES + head_fit_bytes(backbone.vit, head, sentences.encoder, num_clips)
-    if not grows() and needed > (there := max(memory_per_machine())):
-        have, want = there / 2**30, needed / 2**30
-        raise TrainError(
-            f"temp_clip: got machines of {have:.1f} GiB at most, expected {want:.1f} GiB to train the head on "
-            f"{num_clips} clips; give --task.text-encoder backbone, which is not trained, or fewer clips"
-        )
-
-
-def _run_fit(task: _Task, folder: StorePath) -> None:
-    on_gpu = bool(ray.cluster_resources().get("GPU", 0))
-    # One worker: a head of this size learns faster than several would agree on its gradients.
-    run = FitRun(f"head-{folder.name}", task.embedding.store.root / "train", 1, on_gpu, task.config.max_failures)
-    with run_fit(_worker, {"task": task}, run) as (found, progress):
-        for suffix in ("json", "safetensors"):
-            with atomic((folder / WEIGHTS).with_suffix(f".{suffix}")) as temporary:
-                shutil.copyfile(found / f"best.{suffix}", temporary)
-    write_json(folder / "fit.json", progress)
+    advice = "give --task.text-encoder backbone, which is not trained, or fewer clips"
+    within_memory(needed, "temp_clip", f" to train the head on {num_clips} clips", advice)
 
 
 # -------------------------------------------------------------------------------------------------------- in the worker

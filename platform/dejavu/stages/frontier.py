@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from dejavu.cluster.cluster import PACKAGES_ROOT
@@ -88,7 +89,7 @@ def gather_points(evidence: Evidence) -> list[ParetoPoint]:
 
 
 def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> ParetoPoint:
-    timing, task = evidence.timings.get(score.setting.setting_id), score.task
+    timing, task, config = evidence.timings.get(score.setting.setting_id), score.task, score.setting.config
     flops_reduction = original.gflops_per_frame / score.gflops_per_frame
     timed_reduction = original.gflops_per_frame / timing.gflops_per_frame if timing else None
     return ParetoPoint(
@@ -111,7 +112,7 @@ def _point(score: SettingScore, original: SettingScore, evidence: Evidence) -> P
         peak_memory_mb=timing.peak_memory_mb if timing else None,
         decode_ms_per_frame=timing.decode_ms_per_frame if timing else None,
         codec_ms_per_frame=timing.codec_ms_per_frame if timing else None,
-        trained=_trained(score.setting.config),
+        trained=config.weights is not None if isinstance(config, ReuseVitConfig | ResidualVitConfig) else None,
         **metric_columns("accuracy", "correct", score.rows, original.rows, evidence.seed),
         **(metric_columns("acc_gqa", "grounded", score.rows, original.rows, evidence.seed) if task else {}),
         **_recalls(score),
@@ -181,10 +182,6 @@ def _difference(score: SettingScore, evidence: Evidence) -> dict[str, Any]:
     return {"acc_gqa_diff_ci_low": found[0].difference.low, "acc_gqa_diff_ci_high": found[0].difference.high}
 
 
-def _trained(config: MethodConfig) -> bool | None:
-    return config.weights is not None if isinstance(config, ReuseVitConfig | ResidualVitConfig) else None
-
-
 def _reduction_published(score: SettingScore, original: SettingScore, shape: VitShape) -> float | None:
     ours = published_flops(score.setting.config, shape, score.reuse_rate)
     dense = published_flops(original.setting.config, shape, 0.0)
@@ -252,7 +249,8 @@ def log_frontier(
         for method, best in best_within(points, quality, gain, max_loss=max_loss).items():
             summary[f"best_{gain}_within_{100 * max_loss:g}pct/{method}"] = getattr(best, gain)
     artifacts = tuple(path for name in ARTIFACTS if is_file(path := results / name))
-    parameters = _flat(yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8")))
+    config = yaml.safe_load((results / "config.yaml").read_text(encoding="utf-8"))
+    parameters: dict[Any, Any] = pd.json_normalize(config, sep=".").to_dict("records")[0]
     tags = {
         **journal.tags,
         "mlflow.source.name": "jobs/pipeline.py",
@@ -302,16 +300,6 @@ def _child(point: ParetoPoint, tags: Mapping[str, str]) -> Run:
         metrics={name: getattr(point, name) for name in names},
         tags={**tags, **notes, **colour},
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def git_commit(configured: str | None) -> str:

@@ -12,11 +12,11 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import accumulate, islice
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,7 +33,7 @@ from dejavu.observability import events
 from dejavu.observability.events import track_progress
 from dejavu.observability.metrics import Step, metered
 from dejavu.records import Transcoded
-from dejavu.storage.setting import Setting
+from dejavu.storage.setting import Setting, with_local_weights
 from dejavu.storage.store import Store, identity, local_copy, write_json
 from dejavu.storage.store_path import StorePath, is_file, side_by_side
 from dejavu.video.decode import DecodedFrames, decode
@@ -64,21 +64,16 @@ class MeasureConfig:
     """How the timing pass runs."""
 
     num_clips: int | None = None
-    """Clips that advance in lockstep, spread over how much clips move: the same sample for every setting. As many as
-    are embedded at once (`embed.streams`) unless given; fewer where Original takes more than ten seconds over 16 frames
-    of each."""
+    """Number of clips that advance in lockstep: the same for every setting, spread over how much clips move. Fewer if
+    Original takes more than ten seconds for 16 frames of each. If not given, as many as are embedded at once
+    (`embed.streams`)."""
     num_frames: int = 32
-    """Frames of each clip, at most; down to 16 where Original takes more than ten seconds."""
+    """Maximum number of frames of each clip; down to 16 if Original takes more than ten seconds."""
     num_rounds: int = 5
-    """Times that each setting is run, alternating with Original; the median counts. Fewer, two at least, where that
-    takes more than a minute."""
+    """Number of times that each setting runs, alternating with Original; the median counts. Fewer, but at least two, if
+    this takes more than a minute."""
 
     def __post_init__(self) -> None:
-        """Check the counts.
-
-        Raises:
-            ValueError: One of them is below 1.
-        """
         for name, value in asdict(self).items():
             if value is not None and value < 1:
                 raise ValueError(f"measure.{name}: got {value}, expected 1 or more; leave it at its default")
@@ -133,11 +128,10 @@ def measure_settings(
         actor: Any = ray.remote(
             num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_restarts=3, max_task_retries=3
         )(_Stopwatch)
-        stopwatch = actor.remote(embedding, [asdict(clip) for clip in chosen], asdict(config))
+        stopwatch = actor.remote(embedding, chosen, config)
         work = events.Work(stage=STAGE, total=len(pending), unit="settings", kept=len(settings) - len(pending))
         for setting in track_progress(pending, work):
-            row = ray.get(stopwatch.time.remote(setting.to_row(), original.to_row()))
-            known[setting.setting_id] = Timing(**row)
+            known[setting.setting_id] = ray.get(stopwatch.time.remote(setting, original))
             write_json(path, {name: asdict(timing) for name, timing in known.items()})
         ray.kill(stopwatch)
     return {setting.setting_id: known[setting.setting_id] for setting in settings}, len(pending)
@@ -193,9 +187,9 @@ class _Round:
 class _Stopwatch:
     """The actor that runs settings in turn with Original."""
 
-    def __init__(self, embedding: EmbedContext, clips: Sequence[Mapping[str, Any]], config: Mapping[str, int]) -> None:
-        self.embedding, self.clips = embedding, [Transcoded(**clip) for clip in clips]
-        self.num_frames, self.num_rounds = config["num_frames"], config["num_rounds"]
+    def __init__(self, embedding: EmbedContext, clips: Sequence[Transcoded], config: MeasureConfig) -> None:
+        self.embedding, self.clips = embedding, clips
+        self.num_frames, self.num_rounds = config.num_frames, config.num_rounds
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.backbone: Backbone = load_backbone_for(embedding, self.device)
         self.frames: list[DecodedFrames] = []
@@ -220,20 +214,19 @@ class _Stopwatch:
     def _sample(self) -> list[Segment]:
         return [segment for segment in cut(self.clips, self.num_frames) if segment.start == 0]
 
-    def time(self, setting: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
+    def time(self, setting: Setting, original: Setting) -> Timing:
         """Alternate the two, each after a way of decoding; a first run of each warms up and does not count."""
         if not self.frames:
             self._load()
-            self._shorten(Setting.from_row(dict(original)).config)
-        named = Setting.from_row(dict(setting))
-        with metered(Step(stage=STAGE, step="time", method=named.method, setting_id=named.setting_id)) as done:
+            self._shorten(original.config)
+        with metered(Step(stage=STAGE, step="time", method=setting.method, setting_id=setting.setting_id)) as done:
             passes = PASSES_APART
             if self.dense is None:
                 passes += len(self._precisions()) * (1 + DENSE_ROUNDS)
-            timing = self._time(named.config, Setting.from_row(dict(original)).config)
+            timing = self._time(with_local_weights(setting.config), original.config)
             passes += PASSES_PER_ROUND * timing.num_rounds
             done.num_frames = passes * sum(len(frames.seconds_F) for frames in self.frames)
-        return asdict(timing)
+        return timing
 
     def _time(self, config: MethodConfig, original: MethodConfig) -> Timing:
         ours = config.build(self.backbone.vit)
@@ -246,9 +239,9 @@ class _Stopwatch:
         while True:
             rounds.append(
                 _Round(
-                    self._decode_s(_decode_plain),
+                    self._decode_s(with_codec=False),
                     self._encode_s(dense),
-                    self._decode_s(self._decode),
+                    self._decode_s(with_codec=True),
                     self._encode_s(ours),
                 )
             )
@@ -287,20 +280,19 @@ class _Stopwatch:
         """Return what Original is tried in: without arithmetic for it, bfloat16 takes several times as long."""
         return PRECISIONS if has_bfloat16(torch.device(self.device)) else ("float32",)
 
-    def _decode_s(self, read: Callable[[Path, int], Iterable[object]]) -> float:
-        """Time reading so many frames of each file of the sample; fetching it from an object store does not count."""
-        total = 0.0
+    def _decode_s(self, *, with_codec: bool) -> float:
+        """Time reading the sample: RGB frames alone, or codec grids as well, as the pipeline does; not fetching it."""
+        total, binning = 0.0, self.embedding.config.motion_binning
         for segment in self._sample()[: len(self.frames)]:
             with local_copy(self.embedding.store.root / segment.path) as path:
                 begin = time.perf_counter()
-                for _ in read(path, segment.num_frames):
-                    pass
+                count = segment.num_frames
+                frames: Iterable[object] = islice(decode_plain(path), count)
+                if with_codec:
+                    frames = decode(path, count=count, motion_binning=binning)
+                deque(frames, maxlen=0)
                 total += time.perf_counter() - begin
         return total
-
-    def _decode(self, path: Path, num_frames: int) -> Iterable[object]:
-        """Read frames and codec grids, as the pipeline does."""
-        return decode(path, count=num_frames, motion_binning=self.embedding.config.motion_binning)
 
     @torch.inference_mode()
     def _passed(self, method: Method) -> Iterator[tuple[float, tuple[Work, ...]]]:
@@ -341,11 +333,6 @@ class _Stopwatch:
         with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
             self._encode_s(config.build(self.backbone.vit))
         return peak_bytes(watched)
-
-
-def _decode_plain(path: Path, num_frames: int) -> Iterable[object]:
-    """Read RGB frames and nothing else."""
-    return islice(decode_plain(path), num_frames)
 
 
 def _first(decoded: DecodedFrames, count: int) -> DecodedFrames:

@@ -14,8 +14,7 @@ from dejavu.datasets.next_qa import load_next_qa
 from dejavu.datasets.splits import GroupBy, Splitting, add_training, split_folder
 from dejavu.datasets.synthetic import SyntheticConfig, VideoSpec, is_made, list_videos, make_one, write_annotations
 from dejavu.datasets.video_folder import clips_by_name
-from dejavu.records import Clip, Dataset, Split
-from dejavu.storage.store import write_csv
+from dejavu.records import Dataset, Split
 from dejavu.storage.store_path import StorePath, side_by_side, store_path
 
 DatasetName = Literal["synthetic", "next_qa", "msr_vtt", "how2qa", "video_folder", "class_folders"]
@@ -23,20 +22,6 @@ OWN_VIDEOS: tuple[DatasetName, ...] = ("video_folder", "class_folders")
 """Folders that a person divides, or a hash."""
 ANNOTATED = {"next_qa": load_next_qa, "msr_vtt": load_msr_vtt, "how2qa": load_how2qa}
 SCORED: tuple[Split, ...] = ("val", "test")
-
-
-def load_folder(
-    name: DatasetName, videos: StorePath, annotations: StorePath | None, splits: Sequence[Split] = SCORED
-) -> Dataset:
-    """Load a dataset with annotations.
-
-    Raises:
-        FileNotFoundError: A folder or an annotation file is missing.
-        ValueError: A file does not read as expected.
-    """
-    if annotations is None:
-        raise FileNotFoundError(f"annotations: got nothing, expected a folder of {name}'s files; give --annotations")
-    return ANNOTATED[name](videos, annotations, splits=tuple(splits))
 
 
 def load_videos(videos: StorePath, train_on: StorePath | None, group_by: GroupBy) -> Splitting:
@@ -56,11 +41,6 @@ def load_videos(videos: StorePath, train_on: StorePath | None, group_by: GroupBy
         return splitting
     tested = splitting.clips if splitting.given else [replace(clip, split="test") for clip in splitting.clips]
     return add_training(tested, clips_by_name(train_on), group_by)
-
-
-def write_splits(path: StorePath, clips: Sequence[Clip]) -> None:
-    """Write which split each clip is in, one row each."""
-    write_csv(path, ["clip", "split", "path"], ((clip.clip_id, clip.split, clip.path) for clip in clips))
 
 
 def draw_world(root: StorePath, config: SyntheticConfig, splits: Sequence[Split] = SCORED) -> tuple[Dataset, int]:

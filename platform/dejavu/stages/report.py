@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +12,20 @@ from numpy.typing import NDArray
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import read_beside
 from dejavu.records import ParetoPoint, Transcoded
-from dejavu.report.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
-from dejavu.report.drift import drift_curve, plot_drift, write_drift_csv
+from dejavu.report.breakdown import Answered, BreakdownRow, break_down, by_question_type, by_terciles
+from dejavu.report.drift import AgePoint, drift_curve, plot_drift
 from dejavu.report.equal_flops import write_leads_csv
 from dejavu.report.frontier import has_agreement_beside, original_quality, quality_of
 from dejavu.report.motion import measure_motion
-from dejavu.report.observe import observe_reuse
 from dejavu.report.page import Picture, RunFacts, Tables, write_report
 from dejavu.report.reuse_layers import LayerRates, layer_rates, plot_layer_rates
 from dejavu.report.reuse_map import plot_reuse_map
 from dejavu.report.style import styles_of
+from dejavu.stages.embed import observe_reuse
 from dejavu.stages.frontier import Evidence, compare
 from dejavu.stages.score import EvalSet
 from dejavu.storage.setting import Setting
-from dejavu.storage.store import local_copy
+from dejavu.storage.store import local_copy, write_records
 from dejavu.storage.store_path import StorePath
 from dejavu.tasks.fidelity import frame_cosines
 from dejavu.video.decode import decode_all
@@ -44,8 +45,6 @@ DRIFT_CAPTION = (
     "frame in full; shaded, its 95 % interval over resampled clips. Ages that fewer than a third of the clips reach "
     "are left out. The numbers are in drift.csv."
 )
-
-
 LAYERS_CAPTION = (
     "Share of patches reused at each boundary between two layers, in per cent, over the first frames of {clips}: "
     "clips of low, middle and high motion. Original and the methods that merge tokens within a frame reuse nothing."
@@ -90,7 +89,7 @@ def write_page(scored: Scored, facts: RunFacts, results: StorePath) -> StorePath
         for score in scored.evidence.scores
     ]
     rows = break_down(answered, answered[0], groups, seed=scored.evidence.seed)
-    write_breakdown_csv(results / "breakdown.csv", rows)
+    write_records(results / "breakdown.csv", BreakdownRow, rows)
     plots = [Picture(results / "pareto.svg", "", PARETO_CAPTION)]
     if has_agreement_beside(scored.points):
         plots.append(Picture(results / "agreement.svg", "Agreement of neighbours", AGREEMENT_CAPTION))
@@ -127,7 +126,7 @@ def _draw_drift(scored: Scored, frames: Mapping[Setting, Mapping[str, Frames]], 
         for point, score in zip(scored.points, scored.evidence.scores, strict=True)
         if point.reuse_rate
     ]
-    write_drift_csv(results / "drift.csv", curves)
+    write_records(results / "drift.csv", AgePoint, chain.from_iterable(curves))
     if not any(curves):
         return []
     picture = scored.embedding.store.root / "pictures" / "drift.png"

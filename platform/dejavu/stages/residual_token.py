@@ -16,7 +16,7 @@ from typing import Any, Final
 import ray
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
+from dejavu.cluster.cluster import PROCESS_BYTES
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import clips_identity
 from dejavu.embedding.windows import SHUFFLED_WINDOWS, Window, open_windows, to_batch
@@ -24,16 +24,15 @@ from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Failure, Transcoded
 from dejavu.stages.train import long_enough
-from dejavu.stages.train_task import TrainError
+from dejavu.stages.train_task import TrainError, within_memory
 from dejavu.storage.setting import Setting, kernel_version
 from dejavu.storage.store import atomic, identity, write_json
 from dejavu.storage.store_path import StorePath, is_file
-from reuse_models.baselines.residual_vit.fit import Pairs, TokenFit, TokenFitConfig, fit_tokenizer
-from reuse_models.baselines.residual_vit.method import ResidualVitConfig, num_kept
-from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, save_tokenizer
+from reuse_models.baselines.residual_vit.fit import Pairs, TokenFitConfig, fit_tokenizer
+from reuse_models.baselines.residual_vit.method import ResidualTokenizer, ResidualVitConfig, num_kept, save_tokenizer
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.tower.vit import Vit
-from reuse_models.training.large_blocks import return_large_blocks
+from reuse_models.training.memory import return_large_blocks
 
 STAGE: Final = "token"
 MOST_APART = 3
@@ -126,7 +125,7 @@ def task_bytes(vit: Vit, config: TokenFitConfig) -> int:
     """Bound the memory of the task: interpreter, tower while it is loaded, frames, and one window's backward pass."""
     shape = vit.shape
     kept = shape.num_prefix + 1 + max(num_kept(shape, keep) for keep in config.keeps)
-    backward = 4 * KEPT_INPUTS * shape.width * shape.num_layers * kept * _pairs_in_window()
+    backward = 4 * KEPT_INPUTS * shape.width * shape.num_layers * kept * len(PAIRS)
     windows = (SHUFFLED_WINDOWS + config.windows_per_step + HELD_OUT_WINDOWS) * len(PUBLISHED_PATTERN)
     frames = windows * 3 * shape.image_px**2 + 4 * config.windows_per_step * 4 * 3 * shape.image_px**2 * 6
     return PROCESS_BYTES + 2 * tower_bytes(vit) + backward + frames
@@ -138,14 +137,8 @@ def check_memory(vit: Vit, config: TokenFitConfig) -> int:
     Raises:
         TrainError: No machine has as many.
     """
-    needed = task_bytes(vit, config)
-    if not grows() and needed > (there := max(memory_per_machine())):
-        have, want = there / 2**30, needed / 2**30
-        raise TrainError(
-            f"residual token: got machines of {have:.1f} GiB at most, expected {want:.1f} GiB; lower --residual.keeps, "
-            "or leave residualvit out of --sweep.methods"
-        )
-    return needed
+    advice = "lower --residual.keeps, or leave residualvit out of --sweep.methods"
+    return within_memory(task_bytes(vit, config), "residual token", "", advice)
 
 
 def apart(frames: Sequence[int], most: int) -> list[tuple[int, int]]:
@@ -154,19 +147,19 @@ def apart(frames: Sequence[int], most: int) -> list[tuple[int, int]]:
     return [(key, other) for key, other in places if 0 < frames[other] - frames[key] <= most]
 
 
-def _pairs_in_window() -> int:
-    return len(apart([step.frame for step in PUBLISHED_PATTERN], MOST_APART))
+PAIRS = apart([step.frame for step in PUBLISHED_PATTERN], MOST_APART)
+"""Of a window."""
 
 
 def pairs_of(window: Window, backbone: Backbone) -> Pairs:
     """Return the frames of a window beside those shortly before them."""
     batch = to_batch([window], backbone)
-    keys, others = zip(*apart([step.frame for step in PUBLISHED_PATTERN], MOST_APART), strict=True)
+    keys, others = zip(*PAIRS, strict=True)
     pixels_F3HW, dense_FE = batch.pixels_CF3HW[0], batch.teacher.embeddings_CFE[0]
     return Pairs(pixels_F3HW[list(others)], pixels_F3HW[list(keys)], dense_FE[list(keys)], dense_FE[list(others)])
 
 
-Outcome = tuple[ResidualTokenizer, dict[str, float | None], list[Failure]] | str
+Outcome = tuple[ResidualTokenizer, Mapping[str, float | None], list[Failure]] | str
 """The token, its worth and which clips could not be read; or in one line why there are none."""
 
 
@@ -193,16 +186,11 @@ def _fit(
             done.num_frames = frames_seen(config)
     except ValueError as error:
         return first_line(error)
-    return found.tokenizer.cpu(), _worth(found, bool(judged)), [*stream.failures.values(), *judges.failures.values()]
+    cosines = (found.cosine, found.cosine_without) if judged else (None, None)
+    worth = dict(zip(("cosine", "cosine_without"), cosines, strict=True))
+    return found.tokenizer.cpu(), worth, [*stream.failures.values(), *judges.failures.values()]
 
 
 def frames_seen(config: TokenFitConfig) -> int:
     """Return how many frames a fit computes, each with some of its patches."""
-    return config.steps * config.windows_per_step * _pairs_in_window()
-
-
-def _worth(found: TokenFit, judged: bool) -> dict[str, float | None]:
-    return {
-        "cosine": found.cosine if judged else None,
-        "cosine_without": found.cosine_without if judged else None,
-    }
+    return config.steps * config.windows_per_step * len(PAIRS)

@@ -17,7 +17,7 @@ from ray import train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from dejavu.cluster.signals import own_handlers
+from dejavu.cluster.cluster import own_handlers
 from dejavu.stages.train_task import TrainError
 from dejavu.storage.store_path import StorePath, ray_storage
 
@@ -68,7 +68,11 @@ def run_fit(worker: Callable[[dict[str, Any]], None], told: dict[str, Any], fit:
     except SystemExit:  # how Ray Train answers Ctrl-C, after it has ended its workers
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
-        raise TrainError(_lost_workers(error, fit.max_failures)) from error
+        reason = str(error).strip().splitlines()[-1]
+        raise TrainError(
+            f"training: got workers that failed more than {fit.max_failures} times ({reason}), expected them to come "
+            "back; run the same command again: it goes on from the last checkpoint"
+        ) from error
     if result.checkpoint is None:
         raise TrainError(f"training: got no checkpoint ({result.error}), expected one; see Ray's log of the workers")
     with result.checkpoint.as_directory() as folder:
@@ -83,12 +87,3 @@ def quieten() -> None:
     by_file = [name for name in logging.root.manager.loggerDict if Path(train.__file__).parent in Path(name).parents]
     for name in ("ray.train", "botocore", "aiobotocore", *by_file):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _lost_workers(error: TrainingFailedError, max_failures: int) -> str:
-    """Say in one line why Ray Train gave up, and how to go on."""
-    reason = str(error).strip().splitlines()[-1]
-    return (
-        f"training: got workers that failed more than {max_failures} times ({reason}), expected them to come back; run "
-        "the same command again: it goes on from the last checkpoint"
-    )

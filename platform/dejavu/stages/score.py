@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from dejavu.embedding.stored import ClipEmbeddings, complete_clips, read_beside
 from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.storage.setting import Setting
+from dejavu.storage.store import write_csv
+from dejavu.storage.store_path import StorePath
 from dejavu.tasks.class_readers import ClassReaders, Reader
 from dejavu.tasks.fidelity import frame_cosines
-from dejavu.tasks.grounded_qa import score
-from dejavu.tasks.multiple_choice import score_choices
+from dejavu.tasks.grounded_qa import TYPE_GROUPS, score, score_choices
 from dejavu.tasks.neighbours import Agreement, NeighbourSearch, agreement, choose_queries
 from dejavu.tasks.retrieval import pool, score_retrieval
 from dejavu.tasks.temp_clip.answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
@@ -87,14 +88,11 @@ def build_eval_set(
     prompt: str,
     trained: TrainedHead | None = None,
 ) -> EvalSet:
-    """Embed the candidates of all questions about these clips, each text once.
+    """Embed the candidates of all questions about these clips, each text once; those about other clips are left out.
 
-    Args:
-        clips: Those every setting is scored on.
-        questions: Questions about other clips are left out.
-        embed: Texts to vectors of length 1, as `embed_texts` does; not called where there are no questions.
-        prompt: How question and answer become a text, such as `{answer}` or `{question} {answer}`.
-        trained: A head that answers instead, with its own text encoder and prompt.
+    `embed` turns texts into vectors of length 1, as `embed_texts` does; it is not called where there are no questions.
+    `prompt` says how question and answer become a text, such as `{answer}` or `{question} {answer}`. A `trained` head
+    answers instead, with its own text encoder and prompt.
     """
     names = {clip.clip_id for clip in clips}
     asked = tuple(question for question in questions if question.clip_id in names)
@@ -185,7 +183,10 @@ class _Accumulator:
             for kind, some in _ask_head(self.eval_set.head, clips, questions, answers).items():
                 self.predictions[kind] += some
         elif self.has_spans or not self.are_captions:
-            self.predictions[None] += [_predict(one, clips[one.clip_id], answers[one.question_id]) for one in questions]
+            for one in questions:
+                clip = clips[one.clip_id]
+                answer, span_s = zero_shot(clip.embeddings_FE, clip.seconds_F, answers[one.question_id])
+                self.predictions[None].append(Prediction(question_id=one.question_id, answer=answer, span_s=span_s))
         else:
             self.pooled |= {name: pool(clips[name].embeddings_FE) for name in {one.clip_id for one in questions}}
 
@@ -228,6 +229,28 @@ class _Accumulator:
         return score_choices(self.questions, {one.question_id: one.answer for one in self.predictions[None]})
 
 
+METRICS = tuple(field.name for field in fields(TaskScore) if field.name not in ("by_type", "rows"))
+COLUMNS = ("method", "setting", "span", *METRICS, *(f"acc_qa_{kind}" for kind in TYPE_GROUPS))
+"""Of task_scores.csv."""
+
+
+def write_task_scores(path: StorePath, scores: Sequence[SettingScore]) -> None:
+    """Write every metric of every setting and kind of span, a row each; nothing where no question was scored.
+
+    A question type that nobody asked is an empty cell; all other values are counts or shares of 1.
+    """
+    rows: list[list[object]] = []
+    for score_of in scores:
+        tasks = [(str(span), task) for span, task in score_of.by_span.items()]
+        if score_of.task and not tasks:
+            tasks = [("zero_shot", score_of.task)]
+        for span, task in tasks:
+            values = [getattr(task, name) for name in METRICS] + [task.by_type.get(kind) for kind in TYPE_GROUPS]
+            rows.append([score_of.setting.method, score_of.setting.label, span, *values])
+    if rows:
+        write_csv(path, COLUMNS, rows)
+
+
 def _ask_head(
     head: TempClip,
     clips: Mapping[str, ClipEmbeddings],
@@ -238,8 +261,3 @@ def _ask_head(
     asked_about = {question.clip_id for question in questions}
     seen = {name: see_clip(clips[name].embeddings_FE, clips[name].seconds_F, wanted) for name in asked_about}
     return answer_questions(head, seen, questions, answers_AE)
-
-
-def _predict(question: Question, clip: ClipEmbeddings, answers_AE: NDArray[np.float32]) -> Prediction:
-    result = zero_shot(clip.embeddings_FE, clip.seconds_F, answers_AE)
-    return Prediction(question_id=question.question_id, answer=result.answer, span_s=result.span_s)

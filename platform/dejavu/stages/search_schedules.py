@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dejavu.backbones.load import Backbone, load_backbone
-from dejavu.cluster.cluster import PROCESS_BYTES, grows, memory_per_machine
+from dejavu.cluster.cluster import PROCESS_BYTES
 from dejavu.cluster.ray_map import Row, report_progress
 from dejavu.embedding.batch import EmbedContext, Segment, decode_segment
 from dejavu.embedding.stored import clips_identity
@@ -27,15 +27,15 @@ from dejavu.embedding.worker_memory import tower_bytes
 from dejavu.observability.events import Work
 from dejavu.observability.metrics import Step, failed, first_line, metered, watched
 from dejavu.records import Failure, Transcoded
-from dejavu.stages.train_task import TrainError
+from dejavu.stages.train_task import TrainError, within_memory
 from dejavu.storage.setting import kernel_version
 from dejavu.storage.store import identity, local_copy, write_json
 from dejavu.storage.store_path import StorePath, is_file
-from reuse_models.baselines.diffrate.memory import plan_turns, search_bytes
-from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES, Schedule, read_schedule, schedule_json
+from reuse_models.baselines.diffrate.relaxed import plan_turns, search_bytes
+from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES, Schedule, read_schedule
 from reuse_models.baselines.diffrate.search import SearchConfig, SearchResult, search_schedule
 from reuse_models.tower.vit import Vit
-from reuse_models.training.large_blocks import return_large_blocks
+from reuse_models.training.memory import return_large_blocks
 
 STAGE = "schedules"
 FRAMES_PER_CLIP = 4
@@ -45,20 +45,15 @@ STRETCH = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulesConfig:
-    """Which targets are searched, and on how much."""
+    """FLOP targets for which DiffRate's schedules are searched, and the number of frames used."""
 
     shares: tuple[float, ...] = PUBLISHED_SHARES
-    """FLOPs as shares of dense, 0..1; a schedule is searched for each."""
+    """FLOP targets as shares of dense, 0..1; a schedule is searched for each."""
     num_frames: int = 384
-    """Training frames; up to 96 of them judge."""
+    """Number of training frames; up to 96 of them only judge schedules."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a tower.
-
-        Raises:
-            ValueError: A share is outside 0..1 or stands twice, or there are too few frames.
-        """
         if not self.shares or len(set(self.shares)) != len(self.shares) or not all(0 < s <= 1 for s in self.shares):
             raise ValueError(f"schedules.shares: got {self.shares}, expected different numbers in 0..1; correct them")
         if self.num_frames < 2 * self.search.frames_per_step:
@@ -89,7 +84,9 @@ def search_schedules(
         TrainError: There are too few frames, a target is out of the tower's reach, or no machine has the memory.
     """
     folder = _folder(embedding, backbone)
-    paths = {share: folder / f"{_schedule_id(share, clips, backbone, config)}.json" for share in config.shares}
+    follows_from = {"clips": clips_identity(clips), "backbone": backbone.identity, "num_frames": config.num_frames}
+    follows_from |= {"code": kernel_version(search_schedule.__module__), "search": asdict(config.search)}
+    paths = {share: folder / f"{identity({**follows_from, 'share': share})}.json" for share in config.shares}
     pending = [share for share in config.shares if not is_file(paths[share])]
     found: dict[float, SearchResult] = {}
     failures: set[Failure] = set()
@@ -103,7 +100,7 @@ def search_schedules(
                 raise TrainError(f"diffrate schedule {share:g}: {outcome}")
             found[share], unreadable = outcome
             failures.update(unreadable)
-            write_json(paths[share], schedule_json(found[share].schedule))
+            write_json(paths[share], asdict(found[share].schedule))
         embedding.store.write_failures(STAGE, sorted(failures, key=lambda failure: failure.clip_id))
         failed(failures)
     write_json(folder / "latest.json", [path.name for path in paths.values()])
@@ -170,25 +167,13 @@ def check_memory(backbone: Backbone, config: SchedulesConfig) -> int:
         TrainError: No machine has as many.
     """
     needed = task_bytes(backbone.vit, backbone.frame_px, config)
-    if not grows() and needed > (there := max(memory_per_machine())):
-        have, want, tower = (amount / 2**30 for amount in (there, needed, tower_bytes(backbone.vit)))
-        raise TrainError(
-            f"diffrate schedules: got machines of {have:.1f} GiB at most, expected {want:.1f} GiB for a search, "
-            f"{tower:.1f} GiB of it the tower; lower --schedules.search.kept-mib or --schedules.num-frames, or use a "
-            "smaller backbone"
-        )
-    return needed
+    of_it = f" for a search, {tower_bytes(backbone.vit) / 2**30:.1f} GiB of it the tower"
+    advice = "lower --schedules.search.kept-mib or --schedules.num-frames, or use a smaller backbone"
+    return within_memory(needed, "diffrate schedules", of_it, advice)
 
 
 def _folder(embedding: EmbedContext, backbone: Backbone) -> StorePath:
     return embedding.store.root / "schedules" / backbone.identity[:12]
-
-
-def _schedule_id(share: float, clips: Sequence[Transcoded], backbone: Backbone, config: SchedulesConfig) -> str:
-    """Name a schedule by everything that it follows from."""
-    parts = {"share": share, "clips": clips_identity(clips), "backbone": backbone.identity}
-    parts["code"] = kernel_version(search_schedule.__module__)
-    return identity({**parts, "num_frames": config.num_frames, "search": asdict(config.search)})
 
 
 Outcome = tuple[SearchResult, tuple[Failure, ...]] | str

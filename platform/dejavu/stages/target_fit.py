@@ -5,13 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dejavu.backbones.load import Backbone
+from dejavu.embedding.encode import encode_batch
+from dejavu.video.decode import DecodedFrames
 from reuse_models.reusevit.addon import Addon, load_addon, save_addon
+from reuse_models.reusevit.method import ReuseVitConfig
 from reuse_models.training.fit import Fit, Report
 from reuse_models.training.held_out import Batches
+
+PROBED_BIASES = (-8.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
+"""On reuse decisions: the rate grows with the bias, so that these few, interpolated (`bias_for`), answer for any."""
+CHUNK_FRAMES = 16
 
 
 @dataclass(slots=True)
@@ -88,6 +98,16 @@ class TargetFit:
         self.fit.addon.load_state_dict(last.state_dict())
         self.fit.load_optimizer(folder / f"{self.name}.optimizer.safetensors")
         self.curve, self.best_loss, self.stopped = saved["curve"], saved["best_loss"], saved["stopped"]
+
+
+def rate_curve(config: ReuseVitConfig, backbone: Backbone, frames: Sequence[DecodedFrames]) -> list[float]:
+    """Return the reuse rate that is really reached on these clips at each of PROBED_BIASES, dense frames counted in."""
+    rates = []
+    for bias in PROBED_BIASES:
+        method = replace(config, decision_bias=bias).build(backbone.vit)
+        encoded = encode_batch(method, backbone, frames, CHUNK_FRAMES)
+        rates.append(float(np.concatenate([segment.reuse_rate_F for segment in encoded]).mean()))
+    return rates
 
 
 def _judged(entry: Mapping[str, float]) -> float:

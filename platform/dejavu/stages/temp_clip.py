@@ -18,12 +18,7 @@ from dejavu.storage.store_path import StorePath, is_file
 from dejavu.tasks.temp_clip.answers import SpanKind
 from dejavu.tasks.temp_clip.fit import TempClipFitConfig
 from dejavu.tasks.temp_clip.head import TempClip, TempClipShape
-from dejavu.tasks.temp_clip.weights import (
-    PUBLISHED_HEADS,
-    TempClipWeights,
-    check_widths,
-    load_temp_clip,
-)
+from dejavu.tasks.temp_clip.weights import PUBLISHED_HEADS, TempClipWeights, check_widths, load_temp_clip
 
 PAIRED_PROMPT = "{question} </s> {answer}"
 """What a published RoBERTa was trained on: its own separator between both."""
@@ -31,34 +26,29 @@ PAIRED_PROMPT = "{question} </s> {answer}"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskConfig:
-    """Who answers the questions."""
+    """How questions are answered, in recipes that have questions."""
 
     head: Literal["zero_shot", "temp_clip"] = "zero_shot"
-    """zero_shot compares CLIP's text with frames; temp_clip is a trained head (NExT-GQA's TempCLIP NG+)."""
+    """What answers questions: `zero_shot` compares CLIP's text with frames, `temp_clip` is a trained head (NExT-GQA's
+    TempCLIP NG+)."""
     temp_clip_checkpoint: Path | None = None
-    """A published TempCLIP NG+ (.pth) or one that this platform trained (.safetensors); unless given, one is trained on
-    Original's embeddings of the training clips."""
+    """Checkpoint of TempCLIP NG+, published (.pth) or trained by this platform (.safetensors). If not given, a head is
+    trained on Original's embeddings of the training clips."""
     text_encoder: str = BACKBONE
-    """A RoBERTa: a directory written by save_pretrained or a name on the hub (roberta-base for the published
-    checkpoint); or `backbone`, the backbone's own text tower, which is not trained."""
+    """Text encoder of the head: a RoBERTa, as a directory written by save_pretrained or a name on the hub (roberta-base
+    for the published checkpoint), or `backbone`, the backbone's own text tower, which is not trained."""
     num_heads: int | None = None
-    """Of the head's transformer; unless given, as the checkpoint's JSON says, else 8 as published."""
+    """Number of heads of the head's transformer. If not given, as in the checkpoint's JSON, else the published 8."""
     span: SpanKind = "combined"
-    """Which span the plot and pareto.csv are about; task_scores.csv has all three."""
+    """Kind of span that the plot and pareto.csv show; task_scores.csv has all three."""
     prompt: str | None = None
-    """How question and answer become the text of a candidate; unless given, both with </s> between them for a RoBERTa,
-    the experiment's prompt for the backbone's text tower."""
+    """Template that makes {question} and {answer} into the text of a candidate. If not given, both with </s> between
+    them for a RoBERTa, and the experiment's --prompt for the backbone's text tower."""
     fit: TempClipFitConfig = field(default_factory=TempClipFitConfig)
     max_failures: int = 2
-    """Times that a dead training worker is replaced."""
+    """Maximum number of times that a dead training worker is replaced."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
-
-        Raises:
-            ValueError: A checkpoint is given without the head, the number of heads is below 1, or a prompt has other
-                names in braces.
-        """
         if self.temp_clip_checkpoint is not None and self.head != "temp_clip":
             raise ValueError(
                 f"--task.temp-clip-checkpoint: got {self.temp_clip_checkpoint} with head {self.head}, expected "

@@ -29,7 +29,7 @@ from dejavu.backbones.load import load_backbone
 from dejavu.backbones.shared import Arrays, BackboneOutline, outline, to_arrays
 from dejavu.cluster.cluster import grows
 from dejavu.embedding.batch import EmbedContext
-from dejavu.embedding.stored import clips_identity, read_embeddings
+from dejavu.embedding.stored import clips_identity, complete_clips
 from dejavu.embedding.windows import STAGE, num_windows
 from dejavu.observability.live_curves import See, following
 from dejavu.observability.metrics import failed, first_line
@@ -52,7 +52,6 @@ _log = logging.getLogger(__name__)
 MIN_WINDOWS = 8
 """What is learned from less holds for nothing else; steps that are made for less are taken at their word."""
 
-
 Watch = Callable[[Mapping[str, StorePath]], See]
 """Begins to show fits, given the folder of each by target."""
 
@@ -73,8 +72,7 @@ class TrainedAddon:
     @property
     def config(self) -> ReuseVitConfig:
         """ReuseViT as it was trained, under the name that tables give it."""
-        name = f"target={self.target:g}"
-        return ReuseVitConfig(weights=str(self.weights), name=name)
+        return ReuseVitConfig(weights=str(self.weights), name=f"target={self.target:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,18 @@ def train_addons(
     pending = tuple(target for target in config.targets if _read(embedding, ids[target], target) is None)
     failures: tuple[Failure, ...] = ()
     if pending:
-        _check(long, validation, original, embedding, config, len(clips["train"]))
+        wanted = min(MIN_WINDOWS, config.fit.clips_per_step)
+        if num_windows(long) < wanted:
+            raise TrainError(
+                f"training clips: got {len(clips['train'])}, of which {len(long)} have {PATTERN_SPAN} frames or more "
+                f"and give {num_windows(long)} windows, expected {wanted} or more; give more or longer videos"
+            )
+        for name, some in (("training", long), ("validation", validation)):
+            if some and not complete_clips(embedding, original, some):
+                raise TrainError(
+                    f"teacher: got no dense embedding of {len(some)} {name} clips under this backbone, transcode and "
+                    "code, expected those of the embed stage; run it with this very configuration first"
+                )
         task = FitTask(embedding, config, pending, long, validation, original)
         see = watch({f"{target:g}": _folder(embedding, ids[target]) for target in pending}) if watch else None
         failures = _fit(task, ids, see)
@@ -172,31 +181,6 @@ def _read(embedding: EmbedContext, addon_id: str, target: float) -> TrainedAddon
     )
 
 
-def _check(  # noqa: PLR0913, PLR0917  one call, in one place
-    long: Sequence[Transcoded],
-    validation: Sequence[Transcoded],
-    original: Setting,
-    embedding: EmbedContext,
-    config: TrainConfig,
-    num_given: int,
-) -> None:
-    """Refuse at start what would fail later."""
-    wanted = min(MIN_WINDOWS, config.fit.clips_per_step)
-    if num_windows(long) < wanted:
-        raise TrainError(
-            f"training clips: got {num_given}, of which {len(long)} have {PATTERN_SPAN} frames or more and give "
-            f"{num_windows(long)} windows, expected {wanted} or more; give more or longer videos"
-        )
-    for name, some in (("training", long), ("validation", validation)):
-        found = read_embeddings(embedding, original, some)
-        lacking = [clip.clip_id for clip in some if clip.clip_id not in found]
-        if len(lacking) == len(some) and some:
-            raise TrainError(
-                f"teacher: got no dense embedding of {len(some)} {name} clips under this backbone, transcode and code, "
-                "expected those of the embed stage; run it with this very configuration first"
-            )
-
-
 def _fit(task: FitTask, ids: Mapping[float, str], see: See | None) -> tuple[Failure, ...]:
     """Run Ray Train, showing its curves, and keep what it leaves."""
     resources = ray.cluster_resources()
@@ -207,7 +191,7 @@ def _fit(task: FitTask, ids: Mapping[float, str], see: See | None) -> tuple[Fail
     try:
         plan = plan_fit(
             lambda workers: task.memory_of(workers, tower.outline, shared=tower.loaded is not None, on_gpu=bool(gpus)),
-            _gpus() if gpus else _machines(),
+            [Machine(1, ray.get(_gpu_bytes.remote()))] if gpus else _machines(),
             wanted,
             task.config.windows_at_once,
             refuses=not grows(),
@@ -251,11 +235,6 @@ def _machines() -> list[Machine]:
     """List machines with CPUs, and what Ray has for tasks on each."""
     every = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Machine(int(one["CPU"]), int(one["memory"])) for one in every if one.get("CPU") and one.get("memory")]
-
-
-def _gpus() -> list[Machine]:
-    """Ask a worker with a GPU for its memory."""
-    return [Machine(1, ray.get(_gpu_bytes.remote()))]
 
 
 @ray.remote(num_cpus=0, num_gpus=1, max_calls=1)

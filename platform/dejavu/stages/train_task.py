@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from dejavu.backbones.shared import Arrays, BackboneOutline
+from dejavu.cluster.cluster import grows, memory_per_machine
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.windows import SHUFFLED_WINDOWS, num_windows
 from dejavu.records import Transcoded
@@ -18,7 +19,7 @@ from dejavu.storage.setting import Setting
 from reuse_models.reusevit.addon import addon_shape
 from reuse_models.training.fit import FitConfig
 from reuse_models.training.loss import LossConfig
-from reuse_models.training.memory import TrainingMemory
+from reuse_models.training.memory import GIB, TrainingMemory
 from reuse_models.training.warm_up import WarmUpConfig
 
 
@@ -26,63 +27,67 @@ class TrainError(OneLineError):
     """Training cannot begin, or broke off; one line says why and what to do."""
 
 
+def within_memory(needed: int, fit: str, spent_on: str, advice: str) -> int:
+    """Return the bytes that a fit needs, if a machine has as many or larger ones may come.
+
+    Raises:
+        TrainError: None has.
+    """
+    if not grows() and needed > (there := max(memory_per_machine())):
+        raise TrainError(
+            f"{fit}: got machines of {there / GIB:.1f} GiB at most, expected {needed / GIB:.1f} GiB{spent_on}; {advice}"
+        )
+    return needed
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What is fitted, and for how long."""
+    """How ReuseViT's add-ons are fitted, and for how long."""
 
     targets: tuple[float, ...] = (0.9, 0.8)
-    """Reuse rates, 0..1; one add-on is fitted for each."""
+    """Target reuse rates, 0..1; one add-on is fitted for each."""
     epochs: int = 5
-    """Visits to each training clip, at least."""
+    """Minimum number of visits to each training clip."""
     min_steps: int = 400
-    """Where there is little video, steps have fewer clips, and then there are more epochs, until there are so many."""
+    """Minimum number of steps. With little video, steps use fewer clips, and after that there are more epochs."""
     max_steps: int | None = None
-    """Ends the fit earlier."""
+    """Maximum number of steps; None means no limit."""
     patience: int = 7
-    """Epochs without a better loss on validation clips after which a target stops."""
+    """Number of epochs without a better loss on validation clips after which the fit of a target ends."""
     second_last_weight: float = 0.0
-    """Of the second-to-last layer's hidden states in the loss; needs a dense pass beside each step."""
+    """Weight of the second-to-last layer's hidden states in the loss; above 0, each step needs a dense pass too."""
     rate_weight: float = 0.35
+    """Weight of the reuse rate in the loss."""
     validation_windows: int = 32
-    """Windows of validation clips looked at after each epoch."""
+    """Number of windows of validation clips that are evaluated after each epoch."""
     calibrated_rates: tuple[float, ...] = (0.6, 0.7, 0.8, 0.85, 0.9, 0.93)
-    """Reuse rates for which the bias of the decisions is sought on validation clips."""
+    """Reuse rates, 0..1, for which a bias of the decisions is calibrated on validation clips."""
     calibration_clips: int = 8
+    """Maximum number of validation clips used for this calibration."""
     num_workers: int | None = None
-    """A GPU each where there are any, else a CPU each; as many as there are, up to two on CPUs; fewer where there is no
-    memory for all of them."""
+    """Number of training workers, each with a GPU or, without GPUs, a CPU; fewer start if memory is short. If not
+    given, one per GPU, or up to two on CPUs."""
     windows_at_once: int | None = None
-    """Of a step's, those run forward and backward together; their gradients add up to the step's. As many as there
-    is memory for unless given (docs/training.md)."""
+    """Number of a step's windows that run forward and backward together; their gradients add up to the step's. If not
+    given, as many as fit in memory (docs/training.md)."""
     max_failures: int = 2
-    """Times that dead workers are replaced."""
+    """Maximum number of times that dead workers are replaced."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen tower while it trains: bfloat16 on GPUs and float32 on CPUs unless given. What is trained, and what
-    is measured afterwards, is float32."""
+    """Precision of the frozen tower during training; `auto` means bfloat16 on GPUs and float32 on CPUs. The add-on
+    stays in float32, and embedding uses --embed.precision."""
     compile: Annotated[bool, tyro.conf.arg(aliases=["--compile"])] = False
-    """Whether steps go through torch.compile, which takes minutes before the first one (docs/training.md)."""
+    """Whether steps run through torch.compile, which takes minutes before the first step (docs/training.md)."""
     fit: FitConfig = field(default_factory=FitConfig)
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
-
-        Raises:
-            ValueError: A target is outside 0..1 or stands twice, or a count is below 1.
-        """
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(f"train.targets: got {self.targets}, expected different rates; name each once")
         for target in self.targets:
             LossConfig(target_rate=target)
+        counts = (self.epochs, self.min_steps, self.patience, self.validation_windows)
         optional = (self.num_workers, self.max_steps, self.windows_at_once)
-        counts = [
-            self.epochs,
-            self.min_steps,
-            self.patience,
-            self.validation_windows,
-            *(1 if n is None else n for n in optional),
-        ]
-        if min(counts) < 1:
+        if any(count is not None and count < 1 for count in counts + optional):
             raise ValueError(f"train: got {self}, expected counts of 1 or more; leave them at their defaults")
 
     def tower_dtype(self, device: str) -> torch.dtype:

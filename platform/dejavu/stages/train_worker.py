@@ -21,14 +21,13 @@ from ray.train import Checkpoint
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import from_arrays
 from dejavu.embedding.batch import EmbedContext, cut, decode_batch
-from dejavu.embedding.calibrate import PROBED_BIASES, rate_curve
 from dejavu.embedding.encode import load_backbone_for
 from dejavu.embedding.windows import STAGE, Window, in_parts, num_windows, open_windows, to_batch
 from dejavu.observability.metrics import Step, first_line, metered
 from dejavu.records import Failure
 from dejavu.stages.fit_plan import FitPlan
 from dejavu.stages.run_fit import quieten
-from dejavu.stages.target_fit import TargetFit, validated
+from dejavu.stages.target_fit import PROBED_BIASES, TargetFit, rate_curve, validated
 from dejavu.stages.train_task import FitTask, FitTower
 from dejavu.storage.store import write_json
 from dejavu.storage.store_path import StorePath

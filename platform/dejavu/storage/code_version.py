@@ -76,7 +76,6 @@ def _find(name: str) -> Path | None:
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Return the modules of ours that a file imports."""
     names: set[str] = set()
     for node in _walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,9 +1,10 @@
-"""Where a run writes: the one place that a run, its status and a later run must agree on."""
+"""Where a run writes, on which its status and a later run must agree, and the directory that a process works in."""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,26 @@ def submitted_job() -> str | None:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     name = (job.get("metadata") or {}).get("job_submission_id")
     return str(name) if name else None
+
+
+def _here() -> Path | None:
+    with suppress(FileNotFoundError):
+        return Path.cwd()
+    return None
+
+
+HERE = _here()
+"""When this was imported; None where it was gone just then."""
+
+
+def enter_again() -> None:
+    """Enter the working directory again where it was made anew: MLflow and Ray Tune ask where they are.
+
+    Where several of Ray's nodes share a machine, each that begins to work unpacks a submitted job's directory again,
+    under the feet of those that are in it.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        if HERE is not None:
+            os.chdir(HERE)

@@ -30,7 +30,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,6 +172,12 @@ def write_csv(target: StorePath, header: Iterable[str], rows: Iterable[Iterable[
     writer.writerow(header)
     writer.writerows(rows)
     write_text(target, text.getvalue())
+
+
+def write_records(target: StorePath, record: type, rows: Iterable[Any]) -> None:
+    """Write dataclasses of one kind as a table, a column for each field; numbers read back equal."""
+    cells = ([str(value).lower() if isinstance(value, bool) else value for value in astuple(row)] for row in rows)
+    write_csv(target, [field.name for field in fields(record)], cells)
 
 
 def write_json(target: StorePath, value: Any) -> None:

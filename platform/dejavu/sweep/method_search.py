@@ -15,7 +15,7 @@ from dejavu.stages.score import SettingScore
 from dejavu.storage.setting import Setting
 from dejavu.sweep.trial import quality
 from reuse_models.method import MethodConfig
-from tune_spaces.ranges import Ranges
+from tune_spaces.grid_inputs import Ranges
 
 OBJECTIVES = {"quality": "max", "gflops_per_frame": "min"}
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}

@@ -21,9 +21,8 @@ from dejavu.storage.store_path import is_file
 from dejavu.sweep.trial import WORTHLESS, quality
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict, config_to_dict
-from tune_spaces.grid_inputs import Density, GridInputs, Statistic, Trained
+from tune_spaces.grid_inputs import Density, GridInputs, Ranges, Statistic, Trained
 from tune_spaces.grids import GRIDS, RANGES
-from tune_spaces.ranges import Ranges
 
 Search = Literal["grid", "optuna"]
 
@@ -39,32 +38,28 @@ class SweepConfig:
     """Which settings are tried, and how many of each method go on to the test clips."""
 
     methods: tuple[str, ...] = tuple(GRIDS)
-    """In the order of tune_spaces/grids.py."""
+    """Methods to try, by their names in tune_spaces/grids.py."""
     density: Density = "demo"
+    """Number of settings in each method's grid: as in the paper (`paper`), a handful (`demo`) or two (`tiny`)."""
     chosen_per_method: int = 4
-    """Settings per method measured on test clips: those that hold most of its frontier on validation clips."""
+    """Maximum number of settings per method for test clips: those that add most to its validation frontier."""
     num_frames: int | None = None
-    """Of validation clips, on which settings are tried: whole clips until there are so many, the first by content; all
-    clips unless given."""
+    """Number of frames of validation clips on which settings are tried: whole clips in order of content id until there
+    are this many. None means all clips."""
     probe_clips: int = 8
-    """Validation clips on which CMC's distances and AdaptiveSkip's thresholds are looked at."""
+    """Number of validation clips from which CMC's distances and AdaptiveSkip's thresholds are taken."""
     diffrate_schedules: tuple[Path, ...] = ()
-    """Files written by jobs/search_schedules.py for this backbone, tried beside those that the train stage searches."""
+    """Schedules from jobs/search_schedules.py for this backbone, tried in addition to those of the train stage."""
     search: Search = "grid"
-    """`optuna` goes on from the grid: settings that Optuna suggests within each method's range (tune_spaces)."""
+    """Which settings are tried: the `grid`, or with `optuna` also new ones within each method's range (tune_spaces)."""
     num_samples: int = 8
-    """New settings of each method that a search tries, at most."""
+    """Maximum number of new settings of each method that an `optuna` search tries."""
     stop_after: tuple[float, ...] = (0.25, 0.5)
-    """Shares of the validation clips after which a poor sample of a search is stopped; none tries each on all."""
+    """Shares of the validation clips after which poor new settings are stopped; if empty, each sees all clips."""
     seed: int = 0
-    """Of the search."""
+    """Random seed of the search."""
 
     def __post_init__(self) -> None:
-        """Check names and counts.
-
-        Raises:
-            ValueError: A method has no grid, a count is below 1, or a share is none.
-        """
         if unknown := sorted(set(self.methods) - set(GRIDS)):
             raise ValueError(f"sweep.methods: got {unknown}, expected some of {', '.join(GRIDS)}; check the names")
         for name in ("chosen_per_method", "num_frames", "probe_clips", "num_samples"):

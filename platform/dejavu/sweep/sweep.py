@@ -22,8 +22,7 @@ from optuna.distributions import distribution_to_json
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from dejavu.cluster.cluster import Pool
-from dejavu.cluster.signals import own_handlers
+from dejavu.cluster.cluster import Pool, own_handlers
 from dejavu.embedding.batch import EmbedContext, plan
 from dejavu.embedding.stored import clips_identity
 from dejavu.observability.events import Work, log_event, stage_span
@@ -34,10 +33,10 @@ from dejavu.storage.store import identity
 from dejavu.storage.store_path import StorePath, is_file, listed, ray_storage
 from dejavu.sweep.method_search import MethodSearch, Name
 from dejavu.sweep.study import SweepConfig
-from dejavu.sweep.trial import GridBaseline, Part, cut_eval_set, quality, run_trial
+from dejavu.sweep.trial import Part, cut_eval_set, quality, reached_by, run_trial
 from dejavu.sweep.tried import Tried, read_tried, write_tried
 from reuse_models.registry import config_from_dict
-from tune_spaces.ranges import Ranges
+from tune_spaces.grid_inputs import Ranges
 
 MAX_LOST = 3
 """Times that a trial is begun again after its process or machine died; what it had written is not done again."""
@@ -89,23 +88,20 @@ def sweep(settings: Sequence[Setting], context: TrialContext) -> int:
     pending = _pending(settings, context)
     with stage_span(Work(stage="sweep", total=len(pending), unit="settings", kept=len(settings) - len(pending))):
         if pending:
-            _sweep(settings, pending, context)
+            names = [setting.setting_id for setting in settings]
+            parts = {"settings": names, "clips": clips_identity(context.eval_set.clips), "held": context.held}
+            _run_experiment(
+                f"sweep-{identity(parts)}",
+                context.trainable([Part(context.eval_set, 1.0)]),
+                tune.TuneConfig(metric="quality", mode="max", reuse_actors=True, trial_dirname_creator=_folder_name),
+                {"setting": tune.grid_search([setting.to_row() for setting in pending])},
+                context,
+            )
     return len(pending)
 
 
 def _pending(settings: Sequence[Setting], context: TrialContext) -> list[Setting]:
     return [setting for setting in settings if plan(context.eval_set.clips, [setting], context.embedding)]
-
-
-def _sweep(settings: Sequence[Setting], pending: Sequence[Setting], context: TrialContext) -> None:
-    parts = {"settings": [setting.setting_id for setting in settings], "clips": clips_identity(context.eval_set.clips)}
-    _run_experiment(
-        f"sweep-{identity({**parts, 'held': context.held})}",
-        context.trainable([Part(context.eval_set, 1.0)]),
-        tune.TuneConfig(metric="quality", mode="max", reuse_actors=True, trial_dirname_creator=_folder_name),
-        {"setting": tune.grid_search([setting.to_row() for setting in pending])},
-        context,
-    )
 
 
 def search(
@@ -114,7 +110,7 @@ def search(
     """Search for settings that add to the frontier of their method, quality up and GFLOPs per frame down.
 
     A trial reports after each share `config.stop_after` of the clips, and asynchronous successive halving stops it
-    where its shortfall (see GridBaseline) is larger than that of half of the trials before it on the same clips. One
+    where its shortfall (`shortfall`) is larger than that of half of the trials before it on the same clips. One
     that adds to its method's frontier has none and is never stopped, whatever it costs.
 
     `grid` are the grid's scores on all clips.
@@ -129,14 +125,10 @@ def search(
     note = context.embedding.store.root / "tune" / folder / TRIED
     if not is_file(note):
         settings = [score.setting for score in grid]
-        parts = [
-            Part(
-                eval_set,
-                share,
-                GridBaseline.of(score_settings(settings, context.original, eval_set, context.embedding)),
-            )
-            for share, eval_set in cut_eval_set(context.eval_set, config.stop_after)
-        ]
+        parts = []
+        for share, eval_set in cut_eval_set(context.eval_set, config.stop_after):
+            scores = score_settings(settings, context.original, eval_set, context.embedding)
+            parts.append(Part(eval_set, share, reached_by(scores)))
         searcher = MethodSearch(ranges, grid, name, num_samples=config.num_samples, seed=config.seed)
         with stage_span(Work(stage="search", total=config.num_samples * len(ranges), unit="settings")):
             _run_experiment(

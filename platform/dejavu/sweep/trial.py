@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,36 +24,28 @@ WORTHLESS = 0.5
 """Nobody runs a setting below this share of the best quality."""
 
 
-@dataclass(frozen=True, slots=True)
-class GridBaseline:
-    """What a grid reached on some clips: GFLOPs per frame and quality of its settings, by method."""
+Reached = Sequence[tuple[str, float, float]]
+"""On some clips by a grid: of each of its settings the method, GFLOPs per frame and quality."""
 
-    reached: Mapping[str, tuple[tuple[float, float], ...]]
 
-    @staticmethod
-    def of(scores: Sequence[SettingScore]) -> GridBaseline:
-        """Take it from scores on the same clips."""
-        methods = {score.setting.method for score in scores}
-        return GridBaseline(
-            {
-                method: tuple((s.gflops_per_frame, quality(s)) for s in scores if s.setting.method == method)
-                for method in sorted(methods)
-            }
-        )
+def reached_by(scores: Sequence[SettingScore]) -> Reached:
+    """Return what settings have reached, which is little beside their scores."""
+    return [(score.setting.method, score.gflops_per_frame, quality(score)) for score in scores]
 
-    def shortfall(self, score: SettingScore) -> float:
-        """Say how far a setting lies below what its method's grid reaches at that cost or less, on the same clips.
 
-        0 for one that adds to the frontier of its method, however cheap or dear. Below the cheapest setting of the
-        grid, what is expected is WORTHLESS.
+def shortfall(score: SettingScore, grid: Reached) -> float:
+    """Say how far a setting lies below what its method's grid reaches at that cost or less, on the same clips.
 
-        Returns:
-            In shares of the best quality of all methods, 0 or more.
-        """
-        best = max(value for settings in self.reached.values() for _, value in settings)
-        rivals = self.reached.get(score.setting.method, ())
-        expected = max([WORTHLESS * best, *(value for cost, value in rivals if cost <= score.gflops_per_frame)])
-        return max(0.0, expected - quality(score)) / best if best > 0 else 0.0
+    0 for one that adds to the frontier of its method, however cheap or dear. Below the cheapest setting of the grid,
+    what is expected is WORTHLESS.
+
+    Returns:
+        In shares of the best quality of all methods, 0 or more.
+    """
+    best = max(value for _, _, value in grid)
+    rivals = [(cost, value) for method, cost, value in grid if method == score.setting.method]
+    expected = max([WORTHLESS * best, *(value for cost, value in rivals if cost <= score.gflops_per_frame)])
+    return max(0.0, expected - quality(score)) / best if best > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,8 @@ class Part:
     eval_set: EvalSet
     share: float
     """Of all clips; 1 for the last part, which is all of them."""
-    baseline: GridBaseline | None = None
+    grid: Reached | None = None
+    """In a search."""
 
 
 def cut_eval_set(eval_set: EvalSet, shares: Sequence[float]) -> list[tuple[float, EvalSet]]:
@@ -96,8 +89,8 @@ def run_trial(config: dict[str, Any], parts: Sequence[Part], embedding: EmbedCon
         embedding.store.write_failures(STAGE, dict.fromkeys(failures), part=setting.setting_id)
         score = score_settings([setting], Setting.from_row(original), part.eval_set, embedding)[0]
         metrics = validation_metrics(score) | {"clips_share": part.share, "rung": 2.0**index}
-        if part.baseline is not None:
-            metrics["shortfall"] = part.baseline.shortfall(score)
+        if part.grid is not None:
+            metrics["shortfall"] = shortfall(score, part.grid)
         tune.report({**metrics, "embed_s": time.monotonic() - start})
 
 

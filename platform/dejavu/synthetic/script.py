@@ -279,7 +279,6 @@ def _hiding_track(rng: np.random.Generator, kind: Kind, hidden: Track, start_s: 
 
 
 def _recoloured(track: Track, kind: Kind, start_s: float, end_s: float, rng: np.random.Generator) -> Track:
-    """Return the track with another colour for a while."""
     (first,) = track.looks
     return replace(track, looks=(first, (start_s, kind, object_rgb(kind, rng)), (end_s, *first[1:])))
 

@@ -81,12 +81,7 @@ class Drawing:
 
 @lru_cache(maxsize=4096)
 def shape_cover(shape: str, size_px: int, angle_deg: int) -> NDArray[np.float32]:
-    """Return how much of each pixel a shape covers.
-
-    Args:
-        shape: One of SHAPES, or BLOCK.
-        size_px: Side of the square the shape lies in.
-        angle_deg: Turned by this much, clockwise.
+    """Return how much of each pixel of its square a shape (one of SHAPES, or BLOCK) covers, turned clockwise.
 
     Returns:
         [S, S] in 0..1, smooth at the outline. Shared between calls: do not write into it.

@@ -19,17 +19,9 @@ LEVEL = 0.95
 def paired_bootstrap(
     rows_a: Sequence[EvalRow], rows_b: Sequence[EvalRow], metric: Metric, *, num_samples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Estimate metric(a) - metric(b) where both answered the same questions.
+    """Estimate metric(a) - metric(b) where both answered the same questions, in any order.
 
-    Args:
-        rows_a: Scores of one setting.
-        rows_b: Scores of the other, for exactly the same questions, in any order.
-        metric: The field whose mean is compared.
-        num_samples: Resamples; 2000 puts the ends of a 95 % interval within about 3 % of its width.
-        seed: Same seed, same interval.
-
-    Returns:
-        The difference, and the interval that holds the middle 95 % of it over resampled videos.
+    2000 resamples put the ends of a 95 % interval within about 3 % of its width. Same seed, same interval.
 
     Raises:
         ValueError: The questions are not the same, are none, or stand twice.

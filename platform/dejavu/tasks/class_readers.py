@@ -50,10 +50,9 @@ class ClassReaders:
     """Text embeddings of the classes' names, of length 1."""
 
     def read(self, embeddings_NE: Floats) -> dict[Reader, Labels]:
-        """Return [N], the class of each clip, by every reader that there is. A tie goes to the first class.
+        """Return [N], the class of each clip by its pooled embedding of length 1, by every reader that there is.
 
-        Args:
-            embeddings_NE: Pooled, of length 1.
+        A tie goes to the first class.
         """
         said: dict[Reader, Labels] = {
             "linear_probe": self.logits(embeddings_NE).argmax(axis=1),
@@ -83,15 +82,9 @@ class ClassReaders:
 def fit_readers(
     classes: Sequence[str], train: Pooled, validation: Pooled | None, names_CE: Floats | None
 ) -> ClassReaders:
-    """Fit the probe, a logistic regression, and keep what the other readers need.
+    """Fit the probe, a logistic regression, on Original's embeddings, and keep what the other readers need.
 
-    Its C is the one under which the classes of dense validation clips are likeliest.
-
-    Args:
-        classes: Their names.
-        train: Original's embeddings of the training clips.
-        validation: Those of the validation clips; None where there are none.
-        names_CE: As in ClassReaders.
+    Its C is the one under which the classes of dense validation clips, if there are any, are likeliest.
 
     Raises:
         ValueError: A class has no training clip.

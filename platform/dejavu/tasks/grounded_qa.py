@@ -1,4 +1,4 @@
-"""Grounded video question answering as NExT-GQA scores it: the right answer, seen at the right time."""
+"""Questions about videos: the right answer, seen at the right time as NExT-GQA scores it, or the answer alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from dejavu.records import EvalRow, Prediction, Question, TaskScore
+from dejavu.records import AnswerScore, EvalRow, Prediction, Question, TaskScore
 
 Span = tuple[float, float]
 
@@ -19,18 +19,12 @@ TYPE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "T": ("TN", "TP", "TC"),
 }
 """NExT-QA's question types as its papers report them."""
-
-
 DURATION_ROUNDING_S = 0.5
 """Annotated durations are whole seconds: a span that ends so much later may still be inside the video."""
 
 
 def overlap_of(predicted_s: Span, annotated_s: Span) -> tuple[float, float]:
-    """Compare one predicted with one annotated span.
-
-    Args:
-        predicted_s: (start, end) in seconds, start <= end.
-        annotated_s: The same, for one annotated span.
+    """Compare one predicted with one annotated span, (start, end) in seconds each, start <= end.
 
     Returns:
         IoP, the overlap's share of the predicted span, and IoU, its share of the hull of both; 0..1. A predicted
@@ -82,6 +76,33 @@ def score(questions: Sequence[Question], predictions: Sequence[Prediction]) -> T
         rows=rows,
         num_beyond_video=sum(_leaves_video(question, by_id[question.question_id]) for question in scored),
     )
+
+
+def score_choices(questions: Sequence[Question], chosen: Mapping[str, int]) -> AnswerScore:
+    """Score one answer for each question, where nothing says when it is seen.
+
+    `chosen` is by question id an index into its answers, exactly one for each question.
+
+    Raises:
+        ValueError: There is no question, one stands twice or has no answer, or an answer is not among the choices.
+    """
+    ids = {question.question_id for question in questions}
+    outside = [one.question_id for one in questions if not 0 <= chosen.get(one.question_id, -1) < len(one.answers)]
+    if not questions or len(ids) != len(questions) or ids != set(chosen) or outside:
+        raise ValueError(
+            f"choices: got {len(questions)} questions of {len(ids)} ids and {len(chosen)} answers, {len(outside)} "
+            "questions without one of their choices, expected one for each; leave a clip that failed out for every "
+            "method alike"
+        )
+    rows = tuple(
+        EvalRow(
+            question_id=question.question_id,
+            clip_id=question.clip_id,
+            correct=chosen[question.question_id] == question.correct,
+        )
+        for question in questions
+    )
+    return AnswerScore(accuracy=fmean(row.correct for row in rows), rows=rows)
 
 
 def _leaves_video(question: Question, prediction: Prediction) -> bool:

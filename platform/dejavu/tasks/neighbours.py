@@ -60,10 +60,7 @@ class Queries:
 
 
 def choose_queries(num_frames_of: Mapping[str, int]) -> Queries | None:
-    """Choose the frames that are asked about.
-
-    Args:
-        num_frames_of: Clip id -> frames. Clips must differ in content: a copy would be everyone's nearest clip.
+    """Choose the frames that are asked about, of clips that differ in content: a copy would be everyone's nearest clip.
 
     Returns:
         None where the others of some clip have fewer than MIN_OTHERS frames together, as where there is one clip alone.

@@ -8,7 +8,6 @@ import numpy as np
 
 Span = tuple[float, float]
 
-
 THRESHOLD = 1.3
 """A frame passes at this many times the mean of the normalised attention."""
 FADE_S = 10.0
@@ -18,24 +17,14 @@ PATIENCE_S = 10.0
 
 
 def gaussian_span(fraction: Span, duration_s: float) -> Span:
-    """Turn a span in fractions of a clip into seconds.
-
-    Args:
-        fraction: (start, end) of the Gaussian, each a fraction of the duration.
-        duration_s: The annotation's duration of the clip.
-
-    Returns:
-        (start, end) rounded to 0.1 s, as NExT-GQA does before every use.
-    """
+    """Turn a span in fractions of a clip's annotated duration into seconds, rounded to 0.1 s as NExT-GQA does."""
     return round(fraction[0] * duration_s, 1), round(fraction[1] * duration_s, 1)
 
 
 def posthoc_span(attention: Sequence[float], times_s: Sequence[float]) -> Span:
     """Find the span around the most attended frame: walk outwards while frames stay well above the mean.
 
-    Args:
-        attention: One non-negative weight per sampled frame.
-        times_s: Its time, ascending; as many as weights.
+    Of each sampled frame there is a weight, 0 or more, and its time, ascending.
 
     Returns:
         (start, end): the times of the left-most and right-most frames that passed; both the peak's if none did.

@@ -5,45 +5,26 @@ Shapes: F frames, A answers, E embedding width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SPAN_LEVEL = 0.6
 """A frame belongs to the span while its score lies above median + SPAN_LEVEL * (peak - median)."""
-
-
 USUAL_SHARE = 0.4
 """Share of an answer's median cosine over the clip that is taken off its peak. Some phrases fit every frame of a clip a
 little (a colour of the background, a shape that others contain): what is usual says less than what stands out. Chosen
 on the demo's validation clips, where 0.3 to 0.5 are alike and 0 loses 7 points of Acc@QA."""
 
 
-@dataclass(frozen=True, slots=True)
-class ZeroShot:
-    """One answered question."""
-
-    answer: int
-    """Index into the answers."""
-    span_s: tuple[float, float]
-    """Where the answer was seen, in seconds."""
-    scores: NDArray[np.float32]
-    """[A]: each answer's cosine with the frame that it fits best, less 0.4 of its median cosine over the clip."""
-
-
-def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike) -> ZeroShot:
-    """Answer one question about one clip.
+def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike) -> tuple[int, tuple[float, float]]:
+    """Answer one question about one clip: an index into its answers, and where that was seen, in seconds.
 
     An answer's score is the largest cosine over frames, since what is asked for may be there for one frame alone, less
     a share of its median over frames, which is how well it fits the clip at any time. The span runs from the best frame
     of the chosen answer to both sides while frames score above median + 0.6 (peak - median), and half a frame period
     further at both ends, since a frame stands for the time around it.
 
-    Args:
-        frames_FE: Frame embeddings, of any length.
-        seconds_F: Time of each frame, ascending.
-        answers_AE: Text embeddings of the answers.
+    Embeddings may be of any length; the frames' times are ascending.
 
     Raises:
         ValueError: There is no frame or no answer, or the shapes do not fit.
@@ -55,7 +36,7 @@ def zero_shot(frames_FE: ArrayLike, seconds_F: ArrayLike, answers_AE: ArrayLike)
     scores_FA = unit(frames_FE) @ unit(answers_AE).T
     scores_A = scores_FA.max(axis=0) - np.float32(USUAL_SHARE) * np.median(scores_FA, axis=0).astype(np.float32)
     answer = int(scores_A.argmax())
-    return ZeroShot(answer, span_around_peak(scores_FA[:, answer], seconds_F), scores_A)
+    return answer, span_around_peak(scores_FA[:, answer], seconds_F)
 
 
 def span_around_peak(scores_F: NDArray[np.float32], seconds_F: NDArray[np.float64]) -> tuple[float, float]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dejavu.datasets.next_qa import load_frame_times, load_questions
 from dejavu.records import Prediction, Question
 from dejavu.tasks.grounded_qa import Span, score
 from dejavu.tasks.posthoc_span import combined_span, gaussian_span, posthoc_span
+from reuse_models.verify.golden import Row, judge
 
 PERCENT_TOLERANCE = 0.051
 """One decimal is printed, so half of its last digit and a thousandth for rounding."""
@@ -35,16 +35,7 @@ _TYPES: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One line of a comparison: right where largest_error is at most tolerance."""
-
-    name: str
-    largest_error: float
-    tolerance: float
-
-
-def check_nextgqa(predictions_json: Path, expected_json: Path, annotations: Path) -> list[Compared]:
+def check_nextgqa(predictions_json: Path, expected_json: Path, annotations: Path) -> list[Row]:
     """Score golden predictions with our code and compare with the golden scores.
 
     Args:
@@ -77,17 +68,22 @@ def check_nextgqa(predictions_json: Path, expected_json: Path, annotations: Path
         "combined": {key: combined_span(gauss[key], posthoc[key]) for key in gauss},
     }
     answers = {key: entry["prediction"] for key, entry in given["qa"].items()}
-    span_errors_s = [_distance_s(posthoc[key], span) for key, span in expected["posthoc_spans_seconds"].items()]
-    compared = [Compared("nextgqa posthoc spans (s)", max(span_errors_s), SPAN_TOLERANCE_S)]
+    span_errors_s = [
+        max(abs(ours - theirs) for ours, theirs in zip(posthoc[key], span, strict=True))
+        for key, span in expected["posthoc_spans_seconds"].items()
+    ]
+    file = expected_json.name
+    rows = [judge("nextgqa posthoc spans (s)", file, max(span_errors_s), SPAN_TOLERANCE_S)]
     for kind, kind_spans in spans.items():
         percent = expected["metrics_percent"]
         ours = _percent(questions, answers, kind_spans)
         wanted = {**percent[kind], **percent["qa_by_type"], "acc_qa": percent["acc_qa"]}
         names = list(percent[kind]) if kind != "gauss" else list(wanted)  # answers are the same for all spans
-        compared += [
-            Compared(f"nextgqa {kind} {name} (%)", abs(ours[name] - wanted[name]), PERCENT_TOLERANCE) for name in names
+        rows += [
+            judge(f"nextgqa {kind} {name} (%)", file, abs(ours[name] - wanted[name]), PERCENT_TOLERANCE)
+            for name in names
         ]
-    return compared
+    return rows
 
 
 def _percent(questions: Sequence[Question], answers: Mapping[str, int], spans: Mapping[str, Span]) -> dict[str, float]:
@@ -98,7 +94,3 @@ def _percent(questions: Sequence[Question], answers: Mapping[str, int], spans: M
     shares = {name: getattr(result, field) for name, field in _METRICS.items()}
     shares |= {name: result.by_type[kind] for name, kind in _TYPES.items() if kind in result.by_type}
     return {name: 100 * share for name, share in (shares | {"acc_qa": result.acc_qa}).items()}
-
-
-def _distance_s(ours: Span, wanted: Sequence[float]) -> float:
-    return max(abs(ours[0] - wanted[0]), abs(ours[1] - wanted[1]))

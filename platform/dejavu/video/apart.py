@@ -32,14 +32,9 @@ class ApartError(RuntimeError):
 
     def __init__(self, module: str, status: int) -> None:
         self.signal = signal.Signals(-status) if status < 0 else None
-        """What ended it; None where it ended by itself."""
+        """What ended it, such as its own alarm, SIGALRM; None where it ended by itself."""
         how = self.signal.name if self.signal else f"status {status}"
         super().__init__(f"{module}: got an end by {how}, expected a reply; see what it wrote to the log")
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether it was its own alarm."""
-        return self.signal == signal.SIGALRM
 
 
 class Apart:

@@ -52,12 +52,7 @@ _INTER = np.isin(np.arange(256), [ord(letter) for letter in "<>X"])
 
 
 def macroblock_classes(rows_text: Sequence[str], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Read the classes from the decoder's log, three characters per macroblock.
-
-    Args:
-        rows_text: F·R messages of equal length: y, then the macroblocks of that row.
-        rows: R.
-        cols: C.
+    """Read the classes from F·R messages of the decoder's log: y, then three characters per macroblock of that row.
 
     Returns:
         [F, R, C]: skip or direct 1, 16x16 2, 16x8 or 8x16 3, 8x8 4, intra 6.
@@ -112,12 +107,7 @@ def mean_motion(
 
 
 def quantisers(parameters_FB: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
-    """Read each macroblock's quantiser.
-
-    Args:
-        parameters_FB: Per frame the B bytes of its AVVideoEncParams.
-        rows: R.
-        cols: C.
+    """Read each macroblock's quantiser from the B bytes of each frame's AVVideoEncParams.
 
     Returns:
         [F, R, C], 0..51; MID_QUANTISER where a block has none, or for parameters of another codec.

@@ -137,6 +137,14 @@ def _last_packet_end(path: Path) -> float:
     return end_s
 
 
+def declared_seconds(path: Path) -> float | None:
+    """Return how long a file says that it lasts; None where it says nothing that can be, or is no video."""
+    with suppress(VideoError), open_video(path) as (container, _):
+        seconds = float((container.duration or 0) / av.time_base)
+        return seconds if seconds > 0 else None
+    return None
+
+
 def display_matrix(frame: VideoFrame) -> Buffer | None:
     """Return how a picture is to be turned, whatever else is attached to it."""
     try:

@@ -31,22 +31,22 @@ MAX_DURATION_S = 48 * 3600
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranscodeConfig:
-    """What, besides the backbone's patches, decides the bytes of a transcoded video."""
+    """How videos are transcoded. With the backbone's patches, this decides the bytes of a transcoded video."""
 
     fps: float = 2.0
-    """Frames per second, constant; at most 120."""
+    """Constant frame rate in frames per second, at most 120."""
     crf: float = 22.0
-    """x264's quality, 0 (lossless) to 51 (worst)."""
+    """Quality of x264 (CRF), 0 (lossless) to 51 (worst)."""
     preset: str = "slow"
-    """x264's effort."""
+    """Preset of x264: how much effort it puts into compression."""
     key_frame_interval: int = 250
-    """Frames from one key frame to the next: what a far segment has to decode before it at most."""
+    """Number of frames between key frames: the most that is decoded before a segment far into a clip."""
     max_gap_s: float = MAX_GAP_S
-    """Seconds between two pictures up to which the first is shown on; beyond, the clock is taken to have jumped."""
+    """Maximum gap between two pictures, in seconds, that is filled with the first; longer ones count as clock jumps."""
     damaged: Annotated[Damaged, tyro.conf.arg(aliases=["--damaged"])] = "conceal"
-    """Whether a damaged video is refused, or used as the decoder mends it."""
+    """What is done with a damaged video: `refuse` it, or use it as the decoder repairs it (`conceal`)."""
     max_damaged_share: Annotated[float, tyro.conf.arg(aliases=["--max-damaged-share"])] = 0.02
-    """Share of damaged or missing pictures, 0..1, above which a video is refused all the same."""
+    """Maximum share of damaged or missing pictures, 0..1; a video with more is refused in any case."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 120:

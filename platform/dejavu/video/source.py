@@ -58,11 +58,8 @@ def open_video(
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the first real video stream of a file; cover pictures of audio files are none.
 
-    One decoding thread, so that frames and FFmpeg's log messages come in one order, on the calling thread.
-
-    Args:
-        path: Any container FFmpeg reads; the name may hold any character.
-        decoder_options: FFmpeg options of the decoder.
+    One decoding thread, so that frames and FFmpeg's log messages come in one order, on the calling thread. The file's
+    name may hold any character.
 
     Raises:
         VideoError: The file is missing, empty, no video, has no video stream or a picture above MAX_PIXELS.

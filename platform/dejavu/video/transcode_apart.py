@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import atexit
 import signal
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dejavu.video import film
 from dejavu.video.apart import Apart, ApartError, serve
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig, VideoError, transcode
 
 CLIP_LIMIT_S = 1800.0
 """For one clip, unless another limit is given."""
+LOOK_LIMIT_S = 10.0
+"""For what a file declares."""
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 """Not the video's doing: the system took memory or the machine away. Worth another try."""
 
@@ -43,7 +47,7 @@ def transcode_apart(  # noqa: PLR0913  those of `transcode`, and the limit
     except ApartError as error:
         for torn in target.parent.glob(f".{target.name}.*.tmp"):
             torn.unlink(missing_ok=True)
-        if error.out_of_time:
+        if error.signal == signal.SIGALRM:
             raise VideoError(
                 f"{source.name}: got more than {limit_s:g} s of transcoding, expected less; leave it out, or raise "
                 "--clip-limit-s if it is just long"
@@ -59,10 +63,19 @@ def transcode_apart(  # noqa: PLR0913  those of `transcode`, and the limit
     raise {"OSError": OSError, "ValueError": VideoError}.get(reply["kind"], RuntimeError)(reply["line"])
 
 
+def declared_seconds(path: Path) -> float | None:
+    """Return how long a file says that it lasts; None where it does not say, or crashes FFmpeg or holds it up."""
+    with suppress(ApartError):
+        return _PROCESS.ask({"declared": str(path)}, LOOK_LIMIT_S).get("seconds")
+    return None
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Transcode what a request asks for; return what was made, or what kind of error there was, in one line."""
-    source, target = Path(request["source"]), Path(request["target"])
+    """Transcode or look, as a request asks; return what came of it, or what kind of error there was, in one line."""
     try:
+        if "declared" in request:
+            return {"seconds": film.declared_seconds(Path(request["declared"]))}
+        source, target = Path(request["source"]), Path(request["target"])
         config = TranscodeConfig(**request["config"])
         info = transcode(source, target, frame_px=request["frame_px"], config=config, view=request["view"])
     except Exception as error:  # whatever it is, the parent shall hear of it

@@ -15,16 +15,10 @@ from dejavu.storage.store_path import StorePath
 
 
 def write_video(path: StorePath, frames: Iterator[NDArray[np.uint8]], fps: int, crf: int) -> int:
-    """Write an MP4 that is either absent or whole.
+    """Write an MP4 that is either absent or whole, and its folder; return the number of frames.
 
-    Args:
-        path: Where to write; its folder is made.
-        frames: RGB [H, W, 3] of even sides, all of one size, taken one at a time.
-        fps: Frames per second, constant.
-        crf: H.264 quality; 18 is visually lossless, higher is smaller.
-
-    Returns:
-        The number of frames written.
+    Frames are RGB [H, W, 3] of even sides, all of one size, taken one at a time. Of `crf`, H.264's quality, 18 is
+    visually lossless, and higher is smaller.
 
     Raises:
         ValueError: There is no frame, or a side is odd.

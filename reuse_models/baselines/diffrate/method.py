@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.frame_by_frame import FrameByFrame
 from reuse_models.baselines.merging import merge_into, reduced_work, take_tokens
+from reuse_models.baselines.original import FrameByFrame
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Method, Work
 from reuse_models.tower.shape import VitShape

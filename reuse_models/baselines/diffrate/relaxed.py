@@ -8,8 +8,9 @@ Shapes: B frames, N tokens (prefix first), D width, h heads, d head width, M que
 Source: DiffRate (arXiv:2305.17997), section 3.2, which makes hard masks and passes the gradient straight through them;
 ours keeps them soft and narrows them.
 
-What the backward pass keeps of a frame is known from the tower's shape (`kept_values`), so that a caller can give as
-many frames at once as its memory takes; where one is too many, layers are computed again instead (`recompute`).
+What the backward pass keeps of a frame is known from the tower's shape (`kept_values`), so that as many frames go
+through at once as memory takes (`plan_turns`); where one is too many, layers are computed again instead (`recompute`).
+Checked against what autograd keeps and how a process grows (`tests/reuse_models/baselines/diffrate/test_memory.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ NARROWEST = 1e-3
 """Tokens: a window so narrow is a step."""
 LEAST_THERE = 1e-6
 """Of a token that a head pools: what is gone altogether has a logarithm."""
+DENSE_BATCH = 32
+"""Frames that are judged at once, without gradients."""
+LAYERS_IN_WORK = 2
+"""Beside what is kept, a backward pass holds gradients of the layer that it is in: less than that layer keeps, twice
+over for the margin."""
+SETUP_BYTES = 192 * 2**20
+"""Code and buffers of the first products, 30 MiB, and of `torch.utils.checkpoint`, another 110 where layers are
+computed twice; the rest is margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,43 @@ def kept_values(shape: VitShape) -> int:
     """
     tokens = shape.num_tokens
     return shape.num_heads * tokens * (3 * tokens + 2) + tokens * (7 * shape.width + shape.mlp_width + 14)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How a step's frames go through the relaxed tower."""
+
+    num_frames: int
+    """At once."""
+    recompute: bool
+    """Whether a frame's layers are computed twice rather than kept."""
+    kept_bytes: int
+    """For the backward pass of one turn; no more than allowed, unless one frame takes more."""
+
+
+def plan_turns(shape: VitShape, frames_per_step: int, kept_mib: int) -> Turns:
+    """Let as many frames go through at once as `kept_mib` takes, one at least."""
+    layers, allowed = shape.num_layers - 1, kept_mib * 2**20
+    layer_bytes = 4 * kept_values(shape)
+    if at_once := min(frames_per_step, allowed // max(1, layers * layer_bytes)):
+        return Turns(at_once, False, at_once * layers * layer_bytes)
+    inputs_bytes = 4 * layers * shape.num_tokens * (shape.width + 8)
+    at_once = max(1, min(frames_per_step, allowed // (inputs_bytes + layer_bytes)))
+    return Turns(at_once, True, at_once * (inputs_bytes + layer_bytes))
+
+
+def search_bytes(shape: VitShape, turns: Turns, num_frames: int, bytes_per_frame: int) -> int:
+    """Bound a search's memory beside the tower: frames, their embeddings, and one turn or one judged batch.
+
+    It holds where freed tensors go back to the system (`training/memory.py`). Of it, 46 to 83 % were measured.
+    Frames count as they are given, before they are prepared.
+    """
+    pixels_bytes = 2 * 4 * 3 * shape.image_px**2  # beside the frames as rows of patches
+    turn = turns.kept_bytes + turns.num_frames * (LAYERS_IN_WORK * 4 * kept_values(shape) + pixels_bytes)
+    tokens = shape.num_tokens
+    judged = 4 * tokens * (9 * shape.width + shape.mlp_width + 3 * tokens) + pixels_bytes
+    frames = num_frames * (bytes_per_frame + 4 * shape.embed_dim)
+    return SETUP_BYTES + frames + max(turn, min(DENSE_BATCH, num_frames) * judged)
 
 
 def relaxed_embed(

@@ -9,7 +9,6 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from reuse_models.baselines.diffrate.method import DiffRateConfig, schedule_work
 from reuse_models.flops import dense_flops, flops_per_frame
@@ -43,11 +42,7 @@ class Schedule:
         )
 
     def check(self, shape: VitShape, subject: str) -> None:
-        """Refuse a schedule of another tower.
-
-        Raises:
-            ValueError: Layers, tokens or cost differ from the tower's.
-        """
+        """Refuse, by a ValueError, what differs from the tower in layers, tokens or cost."""
         for name, got, expected in (
             ("layers", len(self.prune_kept), shape.num_layers),
             ("tokens", self.num_tokens, shape.num_tokens),
@@ -73,11 +68,6 @@ class Schedule:
 def cost_share(shape: VitShape, prune_kept: tuple[int, ...], merge_kept: tuple[int, ...]) -> float:
     """Return what a schedule costs as a share of `dense_flops`."""
     return float(flops_per_frame(shape, schedule_work(shape, prune_kept, merge_kept))[0]) / dense_flops(shape)
-
-
-def schedule_json(schedule: Schedule) -> dict[str, Any]:
-    """Return what the file holds."""
-    return dataclasses.asdict(schedule)
 
 
 def read_schedule(path: Path, shape: VitShape) -> Schedule:

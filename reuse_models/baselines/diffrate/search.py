@@ -9,7 +9,7 @@ A gradient cannot leave a layer that prunes a little for one that prunes nothing
 that others rely on, and the loss is paid once. So the search begins with the best of several schedules: the same rate
 in all layers, or nearly everything taken away in one.
 
-Memory has a bound that follows from shapes (`memory.py`). The loss is a mean over frames, so that a step's
+Memory has a bound that follows from shapes (`relaxed.plan_turns`). The loss is a mean over frames, so that a step's
 frames go through in as many turns as `SearchConfig.kept_mib` takes and their gradients add up to the step's own.
 
 Shapes: F frames, B of them in a step, E embedding; l the L - 1 layers before the last.
@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.diffrate.memory import DENSE_BATCH, plan_turns
 from reuse_models.baselines.diffrate.method import DiffRate, DiffRateConfig, fewest_kept, relaxed_work, uniform_schedule
-from reuse_models.baselines.diffrate.relaxed import RelaxedCounts, relaxed_embed
+from reuse_models.baselines.diffrate.relaxed import DENSE_BATCH, RelaxedCounts, plan_turns, relaxed_embed
 from reuse_models.baselines.diffrate.schedule import Schedule, cost_share
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.tower.shape import VitShape
@@ -45,21 +44,23 @@ JUDGED_FRAMES = 96
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """How long, and how boldly."""
+    """How a schedule is searched."""
 
     steps: int = 16
-    """Gradient steps."""
+    """Number of gradient steps."""
     frames_per_step: int = 24
+    """Number of frames per step."""
     kept_mib: int = 1024
-    """MiB that the backward pass may keep. Where a step's frames need more they take turns; where one frame does, its
-    layers are computed twice."""
+    """Maximum memory in MiB that the backward pass keeps. If a step's frames need more, they take turns; if one frame
+    does, its layers are computed twice."""
     learning_rate: float = 0.2
-    """Of Adam, in logits; falls to 0 linearly."""
+    """Initial learning rate of Adam, in logits; falls linearly to 0."""
     first_window: float = 0.3
-    """Width of the masks' fall, as a share of the tokens that a layer takes away, at the first step."""
+    """Width of the masks' soft edge at the first step, as a share of the tokens that a layer removes."""
     last_window: float = 0.02
+    """Width, as the same share, to which the edge shrinks by the last step."""
     judged_every: int = 4
-    """Steps after which the rounded schedule is tried on frames that no step sees; the best one is the result."""
+    """Number of steps between trials of the rounded schedule on frames that no step sees; the best is the result."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -136,7 +137,9 @@ class _Search:
         config = self.config
         uniform_cosine = self._judge(uniform)
         best = uniform_cosine, uniform
-        logits_2l = self._best_start().requires_grad_()
+        few_B = self.judged_J[: config.frames_per_step]
+        best_start_2l = max(self._starts(), key=lambda start_2l: self._judge(self._rounded(start_2l), few_B))
+        logits_2l = best_start_2l.requires_grad_()
         optimizer = torch.optim.Adam([logits_2l], lr=config.learning_rate, betas=(0.9, 0.99))
         for step in range(config.steps + 1):
             if step % config.judged_every == 0 or step == config.steps:
@@ -186,11 +189,6 @@ class _Search:
             for total_l, part_l in zip(sums, torch.autograd.grad(error, (there.pruned_l, there.merged_l)), strict=True):
                 total_l.add_(part_l.to(total_l))
         return sums[0], sums[1]
-
-    def _best_start(self) -> Tensor:
-        """Return the start whose rounded schedule is best on one step's frames."""
-        few_B = self.judged_J[: self.config.frames_per_step]
-        return max(self._starts(), key=lambda logits_2l: self._judge(self._rounded(logits_2l), few_B))
 
     def _starts(self) -> list[Tensor]:
         """Return the same rate everywhere, and for each layer that can: all that must go pruned, or merged, there."""

@@ -18,22 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.residual_vit.method import embed_some, num_kept
-from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer
+from reuse_models.baselines.residual_vit.method import ResidualTokenizer, embed_some, num_kept
 from reuse_models.tower.vit import Vit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenFitConfig:
-    """How the token is trained."""
+    """How ResidualViT's token is trained."""
 
     steps: int = 150
     windows_per_step: int = 4
-    """Training windows, of some frames beside key frames each, one after the other: gradients add up."""
+    """Number of training windows per step, each of some frames with their key frames; gradients of windows add up."""
     learning_rate: float = 2e-3
-    """At first; it falls to nothing along a cosine."""
+    """Initial learning rate; falls to 0 along a cosine."""
     keeps: tuple[float, ...] = (0.15, 0.25, 0.5)
-    """Shares of patches, taken in turn."""
+    """Shares of patches that are computed, 0..1; steps take them in turn."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,11 +101,8 @@ def fit_tokenizer(
             raise ValueError(f"residual token: got a loss of {total} in step {step}, expected a number; lower its rate")
         optimizer.step()
         schedule.step()
-    scores = (
-        {one: judge(vit, one, held_out, config.keeps) for one in (tokenizer, start)}
-        if held_out
-        else {tokenizer: math.nan}
-    )
+    # Without held-out windows neither is a number, and the first of them is taken: the end.
+    scores = {one: judge(vit, one, held_out, config.keeps) for one in (tokenizer, start)}
     best = max(scores, key=lambda one: scores[one])
     return TokenFit(best, scores[best], judge(vit, None, held_out, config.keeps))
 

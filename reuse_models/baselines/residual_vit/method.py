@@ -20,18 +20,20 @@ from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reuse_models.baselines.frame_skip import compute_or_repeat, every_nth, rows_shown, start_last
-from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, load_tokenizer
 from reuse_models.flops import dense_work
-from reuse_models.method import Chunk, Encoded, Method, Work
+from reuse_models.method import Chunk, Encoded, Method
 from reuse_models.streams import FRAMES_PER_BATCH, check_chunk
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
+INITIAL_STD = 0.02
 MOST_BATCHES = 4
 """Batches of frames at once, at most: of a chunk of eight streams, half."""
 
@@ -63,6 +65,21 @@ class ResidualVitConfig:
         return ResidualVit(self, vit, tokenizer)
 
 
+class ResidualTokenizer(nn.Module):
+    """A linear map. It reads the direction of an embedding, in numbers of order one: towers differ in scale."""
+
+    def __init__(self, shape: VitShape) -> None:
+        super().__init__()
+        self.weight_DE = nn.Parameter(torch.empty(shape.width, shape.embed_dim))
+        self.bias_D = nn.Parameter(torch.zeros(shape.width))
+        nn.init.normal_(self.weight_DE, 0.0, INITIAL_STD)
+
+    def forward(self, key_XE: Tensor) -> Tensor:
+        """Return [X, 1, D], the token that stands for a key frame."""
+        direction_XE = F.normalize(key_XE.float(), dim=-1) * key_XE.shape[-1] ** 0.5
+        return F.linear(direction_XE, self.weight_DE.float(), self.bias_D.float())[:, None].to(self.weight_DE.dtype)
+
+
 @dataclass(slots=True)
 class KeyMemory:
     """Per stream: frames seen, and the last key frame with its embedding."""
@@ -79,7 +96,9 @@ class ResidualVit:
         self.config, self.vit = config, vit
         self.tokenizer = None if tokenizer is None else tokenizer.to(vit.position).eval().requires_grad_(False)
         self.num_kept = num_kept(vit.shape, config.keep)
-        self.work = some_work(vit.shape, self.num_kept, has_token=tokenizer is not None)
+        self.work = dense_work(vit.shape, num_patches=self.num_kept, num_more=int(tokenizer is not None))
+        if tokenizer is not None:
+            self.work.parts["residual_token"] = torch.ones(1, 1, dtype=torch.int64)
 
     def start(self, num_streams: int) -> KeyMemory:
         side = self.vit.shape.image_px
@@ -130,7 +149,7 @@ def embed_some(  # noqa: PLR0913, PLR0917  one frame's inputs
     Of each frame K patches are `kept`, and a token of its key frame where there is a tokenizer.
     """
     patch_XK = most_changed(vit.shape, frames_X3HW, keys_X3HW, kept)
-    h_XMD = vit.embed_patches(frames_X3HW, patch_XK)
+    h_XMD = vit.embed(frames_X3HW, patch_XK)
     prefix_X = torch.arange(vit.shape.num_prefix, device=patch_XK.device).expand(len(patch_XK), -1)
     token_XM = torch.cat([prefix_X, patch_XK + vit.shape.num_prefix], dim=1)
     if tokenizer is not None:
@@ -160,9 +179,27 @@ def distance(a_X3HW: Tensor, b_X3HW: Tensor) -> Tensor:
     return (a_X3HW.float() - b_X3HW.float()).abs_().sum(-3)
 
 
-def some_work(shape: VitShape, kept: int, *, has_token: bool) -> Work:
-    """Return the work of one frame of which so many patches are computed."""
-    work = dense_work(shape, num_patches=kept, num_more=int(has_token))
-    if has_token:
-        work.parts["residual_token"] = torch.ones(1, 1, dtype=torch.int64)
-    return work
+def save_tokenizer(tokenizer: ResidualTokenizer, path: Path) -> None:
+    """Write a safetensors of float32 weights, which `load_tokenizer` reads."""
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in tokenizer.state_dict().items()}
+    safetensors.torch.save_file(weights, path)
+
+
+def load_tokenizer(path: Path, shape: VitShape) -> ResidualTokenizer:
+    """Read a tokenizer for a tower of this shape.
+
+    Raises:
+        ValueError: The file is missing, broken, or another tower's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = ResidualTokenizer(shape)
+    expected = {name: list(value.shape) for name, value in tokenizer.state_dict().items()}
+    try:
+        found = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"residual token {path}: got {error}, expected a safetensors file; train it again") from error
+    got = {name: list(value.shape) for name, value in found.items()}
+    if got != expected:
+        raise ValueError(f"residual token {path}: got {got}, expected {expected} on this tower; train it again")
+    tokenizer.load_state_dict(found, assign=True)  # where memory is estimated, nothing that is built has any
+    return tokenizer

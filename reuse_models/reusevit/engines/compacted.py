@@ -5,14 +5,15 @@ A pass takes the next group of each of S streams through all layers together. A 
 1. *Fill and attend*, block by block (a frame of a large tower): the block's q, k, v are restored from its stream's
    anchors, all rows in one product a tensor, computed rows are written over them, attention runs while they are still
    in cache, and they are forgotten: nothing but pre_proj and what the restoration needs is kept.
-2. *Choose*, wave after wave, which needs nothing but pre_proj.
+2. *Choose*, wave after wave, which needs nothing but pre_proj. Following sources, the rows in which patches were last
+   computed, replaces copying what was remembered.
 3. *Compute* the computed tokens of all streams through dense products. Of the layer's input h these tokens alone are
    needed, so that h is restored for them alone.
 
 A group's frames meet their references inside a layer; what outlives the pass is the anchors (anchors.py). One file: the
 three steps hand each other rows whose places all of them must know.
 
-Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
+Shapes: S streams of the pass, F frames of the pass, K of a block or wave, N tokens (prefix first), A patches, L layers,
 b = L - 1 boundaries, D width, C channels of a projection, p of its parts q, k, v, E embedding width, X rows (frame · N
 + token), R rank of a correction, Q ranks of all parts side by side.
 """
@@ -25,69 +26,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.addon import CORRECTED, ReusePolicy
 from reuse_models.reusevit.anchors import Anchors, cosine_from_norms, norms
-from reuse_models.reusevit.engines.choice import ANCHOR, Choice, Seen, choose
 from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
-from reuse_models.reusevit.gate import FrameId
-from reuse_models.reusevit.reference import plan_of
-from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.gate import Features
+from reuse_models.reusevit.reference import Pass, PassResult, Wave, choose_sources, nearer, plan_of, sources_of
 from reuse_models.tower.vit import Vit
 
 RESTORE_ALL_FROM = 0.5
 """Share of reused tokens from which restoring every row beats gathering the reused ones."""
+ANCHOR = -1
+"""A source that is the stream's anchor, not a row of the pass."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """The next groups of S streams."""
+class _Choice:
+    """Who is reused at a boundary, from where."""
 
-    streams: tuple[int, ...]
-    """Which of the anchors' streams."""
-    sizes: tuple[int, ...]
-    """Frames of each stream's group, 1..4."""
-    pixels_F3HW: Tensor
-    """Stream after stream, each group in computing order."""
-    history_F4TPP: Tensor
-    """Codec grids up to each frame, for the codec net."""
-    frames: Sequence[FrameId]
-    """For gates that draw by frame; may be empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassResult:
-    """Frames in the order of the pass."""
-
-    embeddings_FE: Tensor
-    reuse_FbN: Tensor
-    """bool [F, L - 1, N]."""
-    executed_Fb: Tensor
-    """int64: rows put through the products behind each boundary."""
-    restored_Fb: Tensor
-    """int64: rows times ranks put through the products of each boundary's restoration."""
-    compared_Fb: Tensor
-    """int64: pairs of rows compared at each boundary."""
-    weighed_Fb: Tensor
-    """int64: query-key pairs that importance took beyond those of attention."""
-    given: tuple[int, ...] = ()
-    """Rows that each boundary's products were given beforehand, see fixed_capacity; none where they take what comes."""
-
-
-def compute_dense(vit: Vit, anchors: Anchors, streams: Sequence[int], pixels_S3HW: Tensor) -> Tensor:
-    """Compute one frame of each stream whole, make it the streams' anchor, and return embedding_SE."""
-    streams_S = torch.tensor(streams, device=vit.position.device)
-    h_SND = vit.embed(pixels_S3HW)
-    projected_SNC = vit.qkv(0, h_SND)
-    for layer, at in enumerate(anchors):
-        pre_proj_SND = vit.attend(*vit.split_heads(projected_SNC))
-        h_SND = vit.close(layer, h_SND, pre_proj_SND)
-        projected_SNC = vit.key_value(layer + 1, h_SND) if at.h_BND is None else vit.qkv(layer + 1, h_SND)
-        at.pre_proj_BND[streams_S] = pre_proj_SND
-        at.norm_BN[streams_S] = norms(pre_proj_SND)
-        at.projected_BNC[streams_S] = projected_SNC
-        if at.h_BND is not None:
-            at.h_BND[streams_S] = h_SND
-    return vit.finish(projected_SNC, h_SND)
+    reused_FN: Tensor
+    """bool; False for the prefix."""
+    source_FN: Tensor
+    """Where the patch was last computed, and where its h, q, k, v come from: a row, its own if it is computed now."""
+    num_pairs_F: Tensor
+    """Comparisons with computed rows, beyond one a token with the anchor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +103,7 @@ class _Held:
     """What one boundary holds until the next has read it."""
 
     boundary: int
-    choice: Choice
+    choice: _Choice
     hidden_XQ: Tensor
     """Hidden units of the corrections of q, k, v side by side; of reused rows alone where few are."""
     place_X: Tensor
@@ -167,7 +128,7 @@ class CompactedRun:
         self.num_tokens, self.width = vit.shape.num_tokens, vit.shape.width
         self.num_frames = self.plan.num_frames
         self.num_rows = self.num_frames * self.num_tokens
-        self.last = vit.shape.num_layers - 1
+        self.prefix, self.last = vit.shape.num_prefix, vit.shape.num_layers - 1
         self.rank = policy.addon.shape.restoration_rank
         device = vit.position.device
         self.stream_F = torch.tensor(self.groups.streams, device=device)[self.plan.slot_F]
@@ -212,7 +173,6 @@ class CompactedRun:
 
     def run(self) -> PassResult:
         """Take the groups through the tower and move the anchors on."""
-        workspace, frames = self.workspace, slice(self.num_frames)
         tokens = (self.num_frames, self.last, self.num_tokens)
         reuse_FbN = torch.zeros(tokens, dtype=torch.bool, device=self.vit.position.device)
         compared_Fb = torch.full_like(self.restored_Fb, self.num_tokens)
@@ -222,16 +182,7 @@ class CompactedRun:
         held: _Held | None = None
         for boundary in range(self.last):
             self._attend(boundary, held)
-            # Step 2: choose.
-            seen = Seen(
-                self._pre_proj(boundary),
-                workspace.norm_FN[frames],
-                workspace.to_anchor_FN[frames],
-                workspace.importance_FN[frames],
-                self.codec_FA,
-                self.groups.frames,
-            )
-            choice = choose(boundary, seen, self.plan, self.policy.gate)
+            choice = self._choose(boundary)
             before, held = held, self._compute(boundary, choice, held)
             self._move_on(before)
             reuse_FbN[:, boundary] = choice.reused_FN
@@ -357,9 +308,54 @@ class CompactedRun:
             pre_proj_F1D[block.frames] = vit.attend(query_Fh1d[block.frames], k_KhNd, v_KhNd)
         return vit.head(vit.close(self.last, h_F1D, pre_proj_F1D))
 
+    # Step 2: choose.
+
+    def _choose(self, boundary: int) -> _Choice:
+        """Decide for all frames of the pass."""
+        num_pairs_F = torch.zeros(self.num_frames, dtype=torch.int64, device=self.anchor_X.device)
+
+        def nearest(source_FN: Tensor, wave: Wave) -> tuple[Tensor, Tensor]:
+            found = sources_of(source_FN, wave)
+            return nearer([self._similarity(boundary, wave, one_KN, num_pairs_F) for one_KN in found], found)
+
+        def decide(wave: Wave, similarity_KA: Tensor) -> Tensor:
+            frames = self.groups.frames
+            features = Features(
+                importance_XA=self.workspace.importance_FN[wave.frames_K, self.prefix :],
+                similarity_XA=similarity_KA,
+                codec_XA=self.codec_FA[wave.frames_K],
+                kind=wave.kind,
+                frames=[frames[index] for index in wave.frames] if frames else (),
+            )
+            return self.policy.gate(boundary, features)
+
+        source_FN = choose_sources(self.plan, decide, nearest, self.prefix)
+        row_FN = torch.where(source_FN == 0, ANCHOR, self.plan.rows_of(source_FN))
+        return _Choice(source_FN != self.plan.own_F1, row_FN, num_pairs_F)
+
+    def _similarity(self, boundary: int, wave: Wave, source_KN: Tensor, num_pairs_F: Tensor) -> Tensor:
+        """Compare with the sources: known already where that is the anchor."""
+        frames_K = wave.frames_K
+        similarity_KN = self.workspace.to_anchor_FN[frames_K]
+        if wave.kind == 0:
+            # There is nothing but the anchor.
+            return similarity_KN
+        to_row_KN = source_KN != 0
+        to_row_KN[:, : self.prefix] = False
+        place_X, token_X = to_row_KN.nonzero(as_tuple=True)
+        if len(place_X):
+            pre_proj_XD = as_rows(self._pre_proj(boundary))
+            norm_X = self.workspace.norm_FN.flatten()
+            own_X = frames_K[place_X] * self.num_tokens + token_X
+            other_X = self.plan.rows_of(source_KN, wave)[place_X, token_X]
+            difference_XD = pre_proj_XD.index_select(0, own_X).sub_(pre_proj_XD.index_select(0, other_X))
+            similarity_KN[place_X, token_X] = cosine_from_norms(norms(difference_XD), norm_X[own_X], norm_X[other_X])
+            num_pairs_F.index_add_(0, frames_K, to_row_KN.sum(1))
+        return similarity_KN
+
     # Step 3: compute.
 
-    def _compute(self, boundary: int, choice: Choice, before: _Held | None) -> _Held:
+    def _compute(self, boundary: int, choice: _Choice, before: _Held | None) -> _Held:
         """Put the computed rows through the layer, and prepare the restoration of the others."""
         vit, workspace = self.vit, self.workspace
         computed = _Rows.of(~choice.reused_FN)
@@ -411,7 +407,7 @@ class CompactedRun:
             plain=None if restores_all else plain,
         )
 
-    def _hide(self, boundary: int, choice: Choice, rows_X: Tensor) -> None:
+    def _hide(self, boundary: int, choice: _Choice, rows_X: Tensor) -> None:
         """Write the hidden units of single rows, from the difference to their sources."""
         if not len(rows_X):
             return
@@ -421,7 +417,7 @@ class CompactedRun:
             hidden_XQ.index_copy_(0, part_X, torch.relu_(difference_XD @ down_QD.mT))
         self._add_ranks(boundary, rows_X, len(down_QD))
 
-    def _difference(self, boundary: int, choice: Choice, rows_X: Tensor) -> Tensor:
+    def _difference(self, boundary: int, choice: _Choice, rows_X: Tensor) -> Tensor:
         """Return pre_proj of single rows minus that of their sources."""
         pre_proj_XD = as_rows(self._pre_proj(boundary))
         other_XD = as_rows(self.anchors[boundary].pre_proj_BND).index_select(0, self.anchor_X[rows_X])

@@ -1,16 +1,15 @@
 """ReuseViT inference for a GPU: a layer's products take a given number of rows, and no layer waits for the host.
 
-`compacted` asks in every layer how many tokens are computed. Here that number is guessed (capacities.py): computed rows
-are found by a prefix sum and gathered, rows beyond them are computed for nothing, and whether there were too few is
-seen when the results are read, once a call; then the call is redone with all rows. Every layer is a step that reads and
-writes fixed memory in fixed shapes, so that it can be recorded once and replayed (cuda_graphs.py).
+`compacted` asks in every layer how many tokens are computed. Here that number is guessed (given_rows.py): computed rows
+are found by a prefix sum and gathered, and rows beyond them are computed for nothing.
 
 A layer's step:
 
 1. *Fill and attend*: q, k, v of a row are what they are at its base plus a correction. Bases are the anchors and the
    computed rows, side by side in one pool, so that one gather and one product fill all rows. A computed row is its own
    source: the difference that its correction is made from is exactly 0.
-2. *Choose* among similarities that are all computed beforehand (fixed_choice.py).
+2. *Choose* among similarities that are all computed beforehand, in one go: a patch can only have been computed in the
+   few frames that its frame may refer to. Shapes follow from the sizes of the groups alone.
 3. *Compute* the given rows into the pool, and note bases and hidden units of corrections for the next step.
 
 What is computed is what `compacted` computes, to rounding. Of the corrections' first layers it takes the difference of
@@ -18,27 +17,26 @@ the products, not the product of the differences: one reads each row once, the o
 
 Shapes: S streams of the pass, F frames of the pass, K of a block, N tokens (prefix first), A patches, L layers,
 b = L - 1 boundaries, D width, C rows given, X = F · N rows, H = S · N rows of anchors, R rank of a correction, Q ranks
-of all corrections side by side (h, q, k, v; before the last layer k, v), p parts, h heads, E embedding width.
+of all corrections side by side (h, q, k, v; before the last layer k, v), p parts, h heads, E embedding width, c codes,
+P pairs of frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.addon import ReusePolicy
-from reuse_models.reusevit.anchors import Anchors, tensors_of
-from reuse_models.reusevit.engines.compacted import Pass
+from reuse_models.reusevit.addon import CORRECTED, ReusePolicy
+from reuse_models.reusevit.anchors import Anchors, cosine_from_norms, norms, tensors_of
 from reuse_models.reusevit.engines.cuda_graphs import Fused
-from reuse_models.reusevit.engines.fixed_choice import Addresses, addresses, nearest_candidate, similarities
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.gate import Features
-from reuse_models.reusevit.reference import Plan, Wave, choose_sources
-from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.reference import NUM_CODES, Pass, Plan, Wave, choose_sources, nearer, sources_of
 from reuse_models.tower.vit import Vit
 
 BLOCK_BYTES = 24 * 2**20
@@ -67,6 +65,20 @@ class FixedPlaces(Places):
 
     def tensors(self) -> list[Tensor]:
         return [*super().tensors(), *self.saved]
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where rows are found."""
+
+    computed_FN: Tensor
+    """bool."""
+    rows_C: Tensor
+    """The computed rows, ascending; row 0 beyond them."""
+    source_X: Tensor
+    """Where each row was last computed, among H rows of anchors and then X rows of the pass."""
+    base_X: Tensor
+    """Where its h, q, k, v lie: among H rows of anchors, then X places of which computed rows fill the first."""
 
 
 class FixedCapacity(GivenRows[FixedPlaces]):
@@ -297,6 +309,51 @@ class FixedRun(GivenRun[FixedPlaces]):
 
     def _hidden(self, boundary: int) -> Tensor:
         return self.places.hidden_XQ[: self.num_rows, : self.num_ranks(boundary)]
+
+
+def nearest_candidate(similarity_FcN: Tensor, source_FN: Tensor, wave: Wave) -> tuple[Tensor, Tensor]:
+    """Return for each token the best similarity and that candidate's source."""
+    similarity_KcN, found = similarity_FcN.index_select(0, wave.frames_K), sources_of(source_FN, wave)
+    return nearer([similarity_KcN.gather(1, found_KN[:, None])[:, 0] for found_KN in found], found)
+
+
+def similarities(pre_proj_FND: Tensor, anchor_SND: Tensor, anchor_norm_SN: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Return norm_FN, and [F, c, N]: the cosine of each frame's pre_proj with that of the anchor and of the others.
+
+    Pairs that may not be compared hold 0 and are never read.
+    """
+    num_frames, num_tokens, _ = pre_proj_FND.shape
+    norm_FN = norms(pre_proj_FND)
+    to_anchor_FN = cosine_from_norms(
+        norms(pre_proj_FND - anchor_SND[plan.slot_F]), norm_FN, anchor_norm_SN[plan.slot_F]
+    )
+    later_P, earlier_P = plan.pairs_2P
+    difference_PN = norms(pre_proj_FND[later_P] - pre_proj_FND[earlier_P])
+    to_frame_PN = cosine_from_norms(difference_PN, norm_FN[later_P], norm_FN[earlier_P])
+    to_others_YN = norm_FN.new_zeros(num_frames * NUM_CODES, num_tokens).index_copy(0, plan.pair_place_P, to_frame_PN)
+    to_others_FcN = to_others_YN.view(num_frames, NUM_CODES, num_tokens)
+    return norm_FN, torch.cat([to_anchor_FN[:, None], to_others_FcN[:, 1:]], 1)
+
+
+def addresses(source_FN: Tensor, plan: Plan, num_given: int) -> Addresses:
+    """Turn codes into places; with more computed rows than `num_given`, C, the last ones get wrong places."""
+    num_frames, num_tokens = source_FN.shape
+    num_rows, num_anchors = num_frames * num_tokens, plan.num_streams * num_tokens
+    computed_FN = source_FN == plan.own_F1
+    computed_X = computed_FN.flatten()
+    rank_X = computed_X.cumsum(0) - 1
+    place_X = torch.where(computed_X & (rank_X < num_given), rank_X, num_given)
+    every_X = torch.arange(num_rows, device=rank_X.device)
+    # What is not computed meets in one place beyond those given.
+    rows_C = torch.zeros(num_given + 1, dtype=torch.int64, device=rank_X.device).scatter(0, place_X, every_X)[:-1]
+    stored_X = rank_X.clamp(0, num_given - 1)
+
+    row_X = plan.rows_of(source_FN).flatten()
+    anchor_X = plan.anchor_FN.flatten()
+    from_anchor_X = (source_FN == 0).flatten()
+    source_X = torch.where(from_anchor_X, anchor_X, num_anchors + row_X)
+    base_X = torch.where(from_anchor_X, anchor_X, num_anchors + stored_X[row_X.clamp_min(0)])
+    return Addresses(computed_FN, rows_C, source_X, base_X)
 
 
 def hidden_units(own_XQ: Tensor, anchor_HQ: Tensor, source_X: Tensor) -> Tensor:

@@ -18,18 +18,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
+import triton
 from torch import Tensor
 
-from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.addon import CORRECTED, ReusePolicy
 from reuse_models.reusevit.anchors import Anchors, start_anchors, tensors_of
 from reuse_models.reusevit.engines import fused_kernels as kernels
-from reuse_models.reusevit.engines.compacted import Pass
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places, put
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.frame_order import GROUPS, PREVIOUS
 from reuse_models.reusevit.gate import LEAST_CHANGE, Decision, ForcedGate, HardGate
-from reuse_models.reusevit.reference import Plan
-from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.reference import Pass, Plan
 from reuse_models.tower.vit import Vit
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -207,7 +206,7 @@ class FusedRun(GivenRun[FusedPlaces]):
         self._gather(boundary - 1, self.places.rows_C, num_given, with_pre_proj=True)
         self._move(boundary - 1, boundary)
         if rank:
-            kernels.hidden_kernel[(_parts(self.num_rows, HIDDEN_ROWS),)](
+            kernels.hidden_kernel[(triton.cdiv(self.num_rows, HIDDEN_ROWS),)](
                 own_XQ, of_anchors_HQ, self.places.source_X, self.plan.slot_F, self.places.hidden_XQ, self.num_rows,
                 self.num_tokens, self.places.hidden_XQ.stride(0),
                 UNITS=units, BLOCK_T=HIDDEN_ROWS, BLOCK_U=_power(units),
@@ -252,7 +251,7 @@ class FusedRun(GivenRun[FusedPlaces]):
         key_value_XC = self.stored_XC[:, behind_q * width :]
         if held >= 0:
             columns = min(FILL_COLUMNS, _power(width))
-            kernels.fill_kernel[(_parts(self.num_rows, FILL_ROWS), _parts(width, columns), 2)](
+            kernels.fill_kernel[(triton.cdiv(self.num_rows, FILL_ROWS), triton.cdiv(width, columns), 2)](
                 key_value_XC, hidden_XQ[:, behind_q * rank :], ups_pDR[behind_q:], self._base(held), places.stream_F,
                 places.filled_XC, ahead, *strides, hidden_XQ.stride(0), self.num_rows, self.num_tokens,
                 WIDTH=width, RANK=rank, BLOCK_R=block_r, BLOCK_T=FILL_ROWS, BLOCK_C=columns, num_warps=4,
@@ -285,7 +284,7 @@ class FusedRun(GivenRun[FusedPlaces]):
             candidates, kind = steps[index] if index < len(steps) else ((PREVIOUS,), 0)
             codes = [code_of[one] for one in candidates]
             later |= {f"{name}_A": codes[0], f"{name}_B": codes[-1], f"{name}_KIND": kind}
-        kernels.choose_kernel[(self.plan.num_streams, _parts(self.num_tokens, CHOICE_TOKENS))](
+        kernels.choose_kernel[(self.plan.num_streams, triton.cdiv(self.num_tokens, CHOICE_TOKENS))](
             self.pre_proj_XD, at.pre_proj_BND, at.norm_BN, places.streams_S, places.scores, places.stats,
             places.codec_FA, nothing if masks_RbA is None else masks_RbA, places.draws_F,
             decision.enter.weight, decision.enter.bias, decision.leave.weight, decision.leave.bias,
@@ -304,7 +303,7 @@ class FusedRun(GivenRun[FusedPlaces]):
         places, rank, at = self.places, 0 if held < 0 else self.rank, self.anchors[max(held, 0)]
         anchors_h = self.stored_h_XD if at.h_BND is None else at.h_BND
         columns = min(GATHER_COLUMNS, _power(self.width))
-        kernels.gather_kernel[(_parts(num_given, GATHER_ROWS), _parts(self.width, columns))](
+        kernels.gather_kernel[(triton.cdiv(num_given, GATHER_ROWS), triton.cdiv(self.width, columns))](
             self.stored_h_XD, places.hidden_XQ, self.addon.restoration(max(held, 0)).up_4DR,
             self._base(held), places.stream_F, self.pre_proj_XD, rows_C, places.h_CD, places.gathered_CD,
             _ahead(anchors_h, self.stored_h_XD), num_given, self.num_tokens, places.hidden_XQ.stride(0),
@@ -357,7 +356,8 @@ class FusedRun(GivenRun[FusedPlaces]):
 
 def query_tiles(num_patches: int) -> int:
     """Return how many programs share the patches of a frame as queries of one head."""
-    return _parts(num_patches, min(QUERIES_AT_ONCE, _power(num_patches)))
+    tiles: int = triton.cdiv(num_patches, min(QUERIES_AT_ONCE, _power(num_patches)))
+    return tiles
 
 
 def _ahead(anchors: Tensor, stored: Tensor) -> int:
@@ -368,10 +368,6 @@ def _ahead(anchors: Tensor, stored: Tensor) -> int:
 def _beside(seen: Tensor, like: Tensor) -> Tensor:
     """Return flags by token beside what is kept of each."""
     return (seen if seen.ndim == like.ndim else seen[..., None]).bool()
-
-
-def _parts(number: int, size: int) -> int:
-    return -(-number // size)
 
 
 def _power(number: int) -> int:

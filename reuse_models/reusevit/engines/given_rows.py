@@ -10,26 +10,32 @@ Q ranks of all corrections side by side (h, q, k, v; before the last layer k, v)
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.addon import ReusePolicy
+from reuse_models.reusevit.addon import CORRECTED, ReusePolicy
 from reuse_models.reusevit.anchors import Anchors, start_anchors
 from reuse_models.reusevit.codec_net import CODEC_CHANNELS, CODEC_STEPS
-from reuse_models.reusevit.engines.capacities import Capacities
-from reuse_models.reusevit.engines.compacted import Pass, PassResult
 from reuse_models.reusevit.engines.cuda_graphs import Recorded
 from reuse_models.reusevit.frame_order import GROUP_SIZE
 from reuse_models.reusevit.gate import ForcedGate, HardGate
-from reuse_models.reusevit.reference import Plan, plan_of
-from reuse_models.reusevit.restore import CORRECTED
+from reuse_models.reusevit.reference import Pass, PassResult, Plan, plan_of
 from reuse_models.tower.vit import Vit
+
+SIZES_PER_HALVING = 8
+"""Sizes lie 9 % apart: rounding up costs half of that on average."""
+HEADROOM = 1.05
+REMEMBERED = 16
+"""Groups."""
+MULTIPLE = 8
+"""Of rows: what products on a GPU like."""
 
 
 class Places:
@@ -59,6 +65,45 @@ class Places:
         return sum(x.untyped_storage().nbytes() for x in self.tensors())
 
 
+class Capacities:
+    """How many rows a layer's products are given before the host can know how many are computed.
+
+    At each boundary the most that recent groups needed, as a share of all rows, with some headroom, rounded up among a
+    few sizes, so that few recordings serve many groups. Before anything is known, and where it fell short, all rows.
+    """
+
+    def __init__(self, num_boundaries: int) -> None:
+        self._num_boundaries = num_boundaries
+        self._needed: deque[tuple[float, ...]] = deque(maxlen=REMEMBERED)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether less than all rows may be given, so that it may fall short."""
+        return bool(self._needed)
+
+    def rows(self, num_rows: int) -> tuple[int, ...]:
+        """Return the rows of each boundary for a pass of `num_rows`."""
+        if not self._needed:
+            return (num_rows,) * self._num_boundaries
+        return tuple(capacity(max(shares), num_rows) for shares in zip(*self._needed, strict=True))
+
+    def note(self, needed: Sequence[int], num_rows: int) -> None:
+        """Remember the rows that a pass of `num_rows` needed at each boundary."""
+        self._needed.append(tuple(rows / num_rows for rows in needed))
+
+    def forget(self) -> None:
+        """Give all rows until something is noted."""
+        self._needed.clear()
+
+
+def capacity(share: float, num_rows: int) -> int:
+    """Return the smallest size that holds a share of the rows and the headroom; never more than all rows."""
+    needed = min(max(share * HEADROOM, 1 / num_rows), 1.0)
+    steps = math.floor(-math.log2(needed) * SIZES_PER_HALVING)
+    size = max(math.ceil(num_rows * 2 ** (-steps / SIZES_PER_HALVING)), math.ceil(needed * num_rows))
+    return min(-(-size // MULTIPLE) * MULTIPLE, num_rows)
+
+
 P = TypeVar("P", bound=Places)
 
 
@@ -77,7 +122,7 @@ class GivenRows(ABC, Generic[P]):
         self.masks_RbA: Tensor | None = None
         if isinstance(policy.gate, ForcedGate) and policy.gate.choice == "random":
             self.masks_RbA = policy.gate.masks_RbA.to(device)
-        self.work_of: dict[tuple[int, ...], KnownWork] = {}
+        self.work_of: dict[tuple[int, ...], list[Tensor]] = {}
         self._free: dict[int, list[tuple[Anchors, P]]] = {}
 
     @abstractmethod
@@ -152,15 +197,6 @@ class GivenRows(ABC, Generic[P]):
             put(self.policy.gate.draws(groups.frames), places.draws_F)
 
 
-@dataclass(frozen=True, slots=True)
-class KnownWork:
-    """The part of PassResult that the sizes of the groups decide."""
-
-    restored_Fb: Tensor
-    compared_Fb: Tensor
-    weighed_Fb: Tensor
-
-
 class GivenRun(ABC, Generic[P]):
     """One group of each stream on its way through the layers: views of fixed memory, and the steps."""
 
@@ -200,22 +236,22 @@ class GivenRun(ABC, Generic[P]):
         work = self.engine.work_of.get(self.plan.sizes)
         if work is None:
             self.engine.work_of[self.plan.sizes] = work = self._known_work()
+        restored_Fb, compared_Fb, weighed_Fb = work
         # h of what the next layer computes; of all that the last one does, where that is more than CLS.
         in_last = 0 if self.vit.shape.has_cls else self.num_tokens
         later_Fb = torch.nn.functional.pad(executed_Fb[:, 1:], (0, 1), value=in_last)
-        restored_Fb = torch.add(work.restored_Fb, later_Fb, alpha=self.rank)
         return PassResult(
             embeddings_FE=self.places.embeddings_FE[:num_frames].clone(),
             reuse_FbN=reuse_FbN,
             executed_Fb=executed_Fb,
-            restored_Fb=restored_Fb,
-            compared_Fb=work.compared_Fb,
-            weighed_Fb=work.weighed_Fb,
+            restored_Fb=torch.add(restored_Fb, later_Fb, alpha=self.rank),
+            compared_Fb=compared_Fb,
+            weighed_Fb=weighed_Fb,
             given=given,
         )
 
-    def _known_work(self) -> KnownWork:
-        """Return the work that follows from the layout alone."""
+    def _known_work(self) -> list[Tensor]:
+        """Return what the sizes of the groups decide: rows restored, pairs compared and pairs weighed, each [F, b]."""
         ranks = []
         for boundary in range(self.last):
             num_parts, num_h = self.num_parts(boundary), int(self.anchors[boundary].h_BND is not None)
@@ -227,9 +263,7 @@ class GivenRun(ABC, Generic[P]):
         compared = [[number] * self.last for number in self.plan.compared]
         weighed = [[self.keys_weighed()] * self.last for _ in every]
         device = self.plan.slot_F.device
-        return KnownWork(
-            *(self.num_tokens * torch.tensor(rows, device=device) for rows in (restored, compared, weighed))
-        )
+        return [self.num_tokens * torch.tensor(rows, device=device) for rows in (restored, compared, weighed)]
 
     # What restoration is made of.
 

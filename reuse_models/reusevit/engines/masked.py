@@ -73,7 +73,8 @@ def masked_forward(vit: Vit, policy: ReusePolicy, clips: Clips, *, keep_last: bo
     # What leads the order and refers to nothing depends on no trained weight: it records nothing for gradients.
     num_dense = next((index for index, step in enumerate(clips.steps) if step.candidates), num_frames)
     parts = ((pixels[: num_dense * num_clips], False), (pixels[num_dense * num_clips :], torch.is_grad_enabled()))
-    states = [_enter(vit, part) for part, _ in parts if len(part)]
+    inputs = (vit.embed(part) for part, _ in parts if len(part))
+    states = [State(h_XND, vit.qkv(0, h_XND)) for h_XND in inputs]
     records = [recording for part, recording in parts if len(part)]
     gates: list[Tensor] = []
     for boundary in range(last):
@@ -115,11 +116,6 @@ class _Computed:
     importance_CN: Tensor
     state: State
     """h, and q, k, v of the next layer, CLS included."""
-
-
-def _enter(vit: Vit, pixels_X3HW: Tensor) -> State:
-    h_XND = vit.embed(pixels_X3HW)
-    return State(h_XND, vit.qkv(0, h_XND))
 
 
 def _layer(vit: Vit, index: int, state: State, num_clips: int) -> list[_Computed]:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reuse_models.reusevit.addon import CORRECTED, Restoration
 from reuse_models.reusevit.engines.token_memory import Reference, State, Trace
-from reuse_models.reusevit.restore import CORRECTED, Restoration
 
 
 def mix(g_CN: Tensor, own: Trace, reference: Reference, restoration: Restoration, *, remembers: bool) -> Trace:

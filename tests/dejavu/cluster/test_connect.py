@@ -12,7 +12,7 @@ import grpc
 import pytest
 import ray
 
-from dejavu.cluster import control_store
+from dejavu.cluster import cluster
 from dejavu.cluster.cluster import ClusterError, connect
 
 
@@ -23,7 +23,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", lambda **words: calls.append(words))
-    monkeypatch.setattr(control_store, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_S", 1.0)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "ray").mkdir()
@@ -64,9 +64,9 @@ def other_version(monkeypatch: pytest.MonkeyPatch, attempts: list[dict[str, Any]
 
 
 def test_a_control_store_answers_or_it_does_not(silent: str, alive: str, attempts: list[dict[str, Any]]) -> None:
-    assert control_store.answers(alive)
-    assert not control_store.answers(silent)
-    assert not control_store.answers("127.0.0.1:1"), "nobody listens"
+    assert cluster.answers(alive)
+    assert not cluster.answers(silent)
+    assert not cluster.answers("127.0.0.1:1"), "nobody listens"
     assert not attempts
 
 

@@ -7,7 +7,7 @@ import pytest
 from ray.train.torch import TorchTrainer
 from ray.tune.tune import _setup_signal_catching
 
-from dejavu.cluster.signals import TAKEN, own_handlers
+from dejavu.cluster.cluster import TAKEN, own_handlers
 
 
 class Controller:

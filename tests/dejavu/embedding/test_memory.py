@@ -101,6 +101,18 @@ def test_decoded_batches_are_bounded_by_who_takes_and_who_makes_them_on_cpus(
     assert bound_of(backbone, monkeypatch, replace(pool, gpus_per_actor=1.0)) == math.inf
 
 
+@pytest.mark.parametrize(("usual_frames", "counted"), [(256.0, 256), (4096.0, 1024), (None, 1024)])
+def test_batches_that_wait_are_bounded_by_what_they_usually_hold(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, usual_frames: float | None, counted: int
+) -> None:
+    monkeypatch.setattr(stage, "memory_per_machine", lambda: [20 * 2**30])
+    monkeypatch.setattr(stage, "grows", lambda: False)
+    context = EmbedContext("x", Store(Path("/tmp")), EmbedConfig(batch_frames=1024))
+    found = stage.shrink_to_memory(backbone, [named(OriginalConfig())], context, POOL, usual_frames)[1]
+    per_frame = 3 * backbone.frame_px**2 + 16 * backbone.vit.shape.num_patches + 8
+    assert found.store_bytes == 2 * (2 * POOL.num_actors + 1) * counted * per_frame
+
+
 def test_what_is_chosen_fits_and_one_more_does_not(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         vit = Vit(LARGE)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dejavu.records import EvalRow, Question
-from dejavu.report.breakdown import Answered, break_down, by_question_type, by_terciles, write_breakdown_csv
+from dejavu.report.breakdown import Answered, BreakdownRow, break_down, by_question_type, by_terciles
+from dejavu.storage.store import write_records
 from dejavu.tasks.bootstrap import paired_bootstrap
 
 
@@ -84,7 +85,7 @@ def test_without_answers_only_the_cosine_is_told(tmp_path: Path) -> None:
     rows = break_down(
         [silent], Answered("original", "dense", [], {}), by_terciles("duration_s", {"c0": 1.0, "c5": 3.0})
     )
-    write_breakdown_csv(tmp_path / "b.csv", rows)
+    write_records(tmp_path / "b.csv", BreakdownRow, rows)
     with (tmp_path / "b.csv").open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     assert [(one["value"], one["num_questions"], one["accuracy"], one["acc_gqa"]) for one in found] == [

@@ -48,12 +48,11 @@ def test_points_no_better_than_the_worst_add_nothing() -> None:
     assert hypervolume([0.5, 2.0], [90.0, 10.0], worst=(1.0, 10.0)) == 0.0
 
 
-def test_the_frontier_is_marked_for_each_split_alone_and_in_place() -> None:
+def test_the_frontier_is_marked_in_place() -> None:
     test = [point("original", "", 1.0, 0.9), point("cmc", "t=3", 2.0, 0.8), point("cmc", "t=6", 1.5, 0.7)]
-    val = ParetoPoint(method="cmc", setting="t=3", split="val", num_clips=3, flops_reduction=9.0, acc_gqa=0.95)
-    marked = mark_frontier([*test, val, point("cmc", "t=9", None, 0.99)])
-    assert [p.on_frontier for p in marked] == [True, True, False, True, False]
-    assert [p.setting for p in marked] == ["", "t=3", "t=6", "t=3", "t=9"]
+    marked = mark_frontier([*test, point("cmc", "t=9", None, 0.99)])
+    assert [p.on_frontier for p in marked] == [True, True, False, False]
+    assert [p.setting for p in marked] == ["", "t=3", "t=6", "t=9"]
 
 
 def test_the_best_within_two_percent_is_chosen_by_gain_and_by_method() -> None:

@@ -23,7 +23,7 @@ def test_the_frame_stands_beside_its_copy() -> None:
     rng = np.random.default_rng(0)
     reuse_LN = np.ones((5, 5), dtype=bool)
     reuse_LN[:, 0] = False  # CLS, which is never reused
-    frame = ReusedFrame(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8), np.ones((2, 2), np.float32), 1.5, reuse_LN)
+    frame = ReusedFrame(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8), 1.5, reuse_LN)
     size, picture = OverlaySize(32), draw_overlay(frame, 3, "CMC: t=1")
     assert picture.shape == (size.height_px, size.width_px, 3)
     assert size.height_px % 2 == size.width_px % 2 == 0
@@ -44,6 +44,6 @@ def test_small_frames_are_enlarged_by_whole_factors(frame_px: int) -> None:
 
 
 def test_patches_that_do_not_fit_the_frame_are_refused() -> None:
-    frame = ReusedFrame(np.zeros((32, 30, 3), np.uint8), np.ones((2, 2), np.float32), 0.0, np.ones((5, 4), dtype=bool))
+    frame = ReusedFrame(np.zeros((32, 30, 3), np.uint8), 0.0, np.ones((5, 4), dtype=bool))
     with pytest.raises(ValueError, match="got a frame of 30x32 px with 2 patches a side"):
         draw_overlay(frame, 0, "")

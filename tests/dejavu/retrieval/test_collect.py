@@ -64,9 +64,11 @@ def test_of_two_settings_the_first_is_taken(tmp_path: Path) -> None:
     assert frames.embedding_RE[:, 1].tolist() == [5, 5, 7, 7]
 
 
-def test_embeddings_of_two_widths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"embeddings: got widths \[\]"):
-        read_frames(Store(tmp_path), [DENSE])
+def test_a_store_without_a_frame_is_refused(tmp_path: Path) -> None:
+    for _ in range(2):  # without a shard, and with an empty one
+        with pytest.raises(ValueError, match=r"embeddings: got widths \[\]"):
+            read_frames(Store(tmp_path), [DENSE])
+        write(Store(tmp_path), "dense0", "a", "content-a", range(0), 1)
 
 
 def test_settings_are_listed_by_their_notes_and_only_with_embeddings(tmp_path: Path) -> None:

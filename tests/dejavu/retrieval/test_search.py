@@ -120,11 +120,6 @@ def test_a_query_without_direction_or_of_another_width_is_refused(query: np.ndar
         cosines(collection([3]), query)
 
 
-def test_frames_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="frames: got 0 clips"):
-        Frames((), (), np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros((0, 4), np.float16))
-
-
 @pytest.mark.parametrize("values", [{"top": 0}, {"merge_s": -1.0}, {"merge_s": float("nan")}, {"usual_share": 1.1}])
 def test_settings_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from dejavu.embedding.batch import PRECISIONS, EmbedConfig, EmbedContext
 from dejavu.records import Transcoded
 from dejavu.stages import measure
-from dejavu.stages.measure import Timing, peak_bytes, rounds_within, sample_within, spread_over_motion
+from dejavu.stages.measure import MeasureConfig, Timing, peak_bytes, rounds_within, sample_within, spread_over_motion
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
@@ -47,7 +47,7 @@ def stopwatch(tmp_path_factory: pytest.TempPathFactory) -> measure._Stopwatch:
         codec_metadata=True,
     )  # fmt: skip
     return measure._Stopwatch(
-        EmbedContext("embedded", store, EmbedConfig(chunk_frames=4)), [asdict(clip)], {"num_frames": 8, "num_rounds": 1}
+        EmbedContext("embedded", store, EmbedConfig(chunk_frames=4)), [clip], MeasureConfig(num_frames=8, num_rounds=1)
     )
 
 
@@ -55,10 +55,10 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     stopwatch: measure._Stopwatch,
 ) -> None:
     original, ours = (
-        name_setting(config, stopwatch.backbone.identity, {}).to_row()
+        name_setting(config, stopwatch.backbone.identity, {})
         for config in (OriginalConfig(), EventfulConfig(refreshed_tokens=8))
     )
-    first, again = (Timing(**stopwatch.time(ours, original)) for _ in range(2))
+    first, again = (stopwatch.time(ours, original) for _ in range(2))
     assert min(first.ms_per_frame, first.speedup, first.decode_ms_per_frame) > 0
     assert first.dense == again.dense  # measured once
     assert first.dense in PRECISIONS
@@ -66,7 +66,7 @@ def test_a_setting_is_timed_with_its_decoding_and_its_memory_comes_out_the_same(
     assert again.peak_memory_mb == pytest.approx(first.peak_memory_mb, rel=0.05)
     # Eventful keeps what it computed last; Original keeps nothing.
     assert first.peak_memory_mb > 0.1
-    dense = Timing(**stopwatch.time(original, original))
+    dense = stopwatch.time(original, original)
     assert 0 < dense.peak_memory_mb != first.peak_memory_mb
     shape = stopwatch.backbone.vit.shape
     assert dense.gflops_per_frame == pytest.approx(float(flops_per_frame(shape, dense_work(shape))) / 1e9)
@@ -129,8 +129,8 @@ def test_clips_are_left_out_where_original_takes_long(
 ) -> None:
     several = measure._Stopwatch(
         stopwatch.embedding,
-        [asdict(replace(clip, clip_id=f"{clip.clip_id}{number}")) for clip in stopwatch.clips for number in range(3)],
-        {"num_frames": 8, "num_rounds": 3},
+        [replace(clip, clip_id=f"{clip.clip_id}{number}") for clip in stopwatch.clips for number in range(3)],
+        MeasureConfig(num_frames=8, num_rounds=3),
     )
     if not stopwatch.frames:
         stopwatch._load()
@@ -141,8 +141,8 @@ def test_clips_are_left_out_where_original_takes_long(
     assert len(several.frames) == 2
     monkeypatch.undo()
     monkeypatch.setattr(measure, "ROUNDS_S", 1e-6)
-    named = name_setting(OriginalConfig(), stopwatch.backbone.identity, {}).to_row()
-    timing = Timing(**several.time(named, named))
+    named = name_setting(OriginalConfig(), stopwatch.backbone.identity, {})
+    timing = several.time(named, named)
     assert (timing.num_clips, timing.num_rounds) == (2, 2)
 
 

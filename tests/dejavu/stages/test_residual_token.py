@@ -15,6 +15,7 @@ from dejavu.backbones.load import Backbone
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.windows import Window
 from dejavu.stages import residual_token as stage
+from dejavu.stages import train_task
 from dejavu.stages.residual_token import TokenResult, apart, pairs_of, read_residual_token, task_bytes
 from dejavu.stages.train_task import TrainError
 from dejavu.storage.setting import Setting, name_setting
@@ -100,9 +101,9 @@ def test_a_token_that_is_no_help_is_left_out(backbone: Backbone, embedding: Embe
 def test_what_fits_on_no_machine_is_refused(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     large = Vit.random(replace(KNOWN_SHAPES["openai/clip-vit-base-patch32"], num_layers=2))
     assert task_bytes(large, TokenFitConfig()) > task_bytes(backbone.vit, TokenFitConfig())
-    monkeypatch.setattr(stage, "grows", lambda: False)
-    monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**29, 2**20])
+    monkeypatch.setattr(train_task, "grows", lambda: False)
+    monkeypatch.setattr(train_task, "memory_per_machine", lambda: [2**29, 2**20])
     with pytest.raises(TrainError, match=r"residual token: got machines of 0.5 GiB at most, expected .* GiB; lower"):
         stage.check_memory(large, TokenFitConfig())
-    monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**36])
+    monkeypatch.setattr(train_task, "memory_per_machine", lambda: [2**36])
     assert stage.check_memory(large, TokenFitConfig()) == task_bytes(large, TokenFitConfig())

@@ -11,6 +11,7 @@ import torch
 from dejavu.backbones.load import Backbone
 from dejavu.embedding.batch import EmbedContext
 from dejavu.stages import search_schedules as stage
+from dejavu.stages import train_task
 from dejavu.stages.search_schedules import SchedulesConfig, gather_frames, read_schedules
 from dejavu.stages.train_task import TrainError
 from dejavu.video.decode import decode
@@ -52,14 +53,14 @@ def test_nothing_searched_is_nothing_to_read(backbone: Backbone, embedding: Embe
 def test_a_task_that_no_machine_has_the_memory_for_is_refused(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "grows", lambda: False)
-    monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**28, 2**29])
+    monkeypatch.setattr(train_task, "grows", lambda: False)
+    monkeypatch.setattr(train_task, "memory_per_machine", lambda: [2**28, 2**29])
     with pytest.raises(
         TrainError, match=r"got machines of 0\.5 GiB at most, expected \d\.\d GiB for a search"
     ) as refusal:
         stage.check_memory(backbone, SchedulesConfig())
     assert "--schedules.search.kept-mib" in str(refusal.value)
-    monkeypatch.setattr(stage, "memory_per_machine", lambda: [2**28, 2**32])
+    monkeypatch.setattr(train_task, "memory_per_machine", lambda: [2**28, 2**32])
     assert 2**29 < stage.check_memory(backbone, SchedulesConfig()) < 1.5 * 2**30
 
 

@@ -25,9 +25,9 @@ from dejavu.embedding.batch import EmbedConfig, EmbedContext, cut
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.records import Question, Transcoded
 from dejavu.stages import fit_head as fitting
+from dejavu.stages import train_task
 from dejavu.stages.fit_head import check_fit_memory, fit_head
-from dejavu.stages.score import build_eval_set, score_settings
-from dejavu.stages.task_table import write_task_scores
+from dejavu.stages.score import build_eval_set, score_settings, write_task_scores
 from dejavu.stages.temp_clip import (
     TaskConfig,
     check_head,
@@ -173,15 +173,15 @@ def test_sizes_that_do_not_fit_are_refused_at_start() -> None:
 
 def test_a_fit_that_no_machine_has_the_memory_for_is_refused(roberta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_backbone()
-    monkeypatch.setattr(fitting, "grows", lambda: False)
-    monkeypatch.setattr(fitting, "memory_per_machine", lambda: [2**29, 2**30])
+    monkeypatch.setattr(train_task, "grows", lambda: False)
+    monkeypatch.setattr(train_task, "memory_per_machine", lambda: [2**29, 2**30])
     config = TaskConfig(head="temp_clip", text_encoder=str(roberta), fit=SMALL)
     check_fit_memory(config, backbone, 100)
     with pytest.raises(
         TrainError, match=r"got machines of 1\.0 GiB at most, expected \d+\.\d GiB to train the head on"
     ):
         check_fit_memory(config, backbone, 10**6)
-    monkeypatch.setattr(fitting, "grows", lambda: True)
+    monkeypatch.setattr(train_task, "grows", lambda: True)
     check_fit_memory(config, backbone, 10**6)
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from dejavu.embedding import reader
 from dejavu.embedding.batch import DecodedBatch, EmbedConfig, EmbedContext, Segment
 from dejavu.embedding.reader import DecodeMade
-from dejavu.records import Transcoded
+from dejavu.records import Clip, Transcoded
+from dejavu.stages.transcode_embed import usual_batch_frames
 from dejavu.storage.setting import name_setting
 from dejavu.storage.store import Store
 from dejavu.video.plain import write_moving_texture
@@ -127,7 +129,7 @@ RESULTS = [
     ],
 )
 def test_what_is_made_becomes_batches_and_is_told_once(
-    tmp_path: Path, wanted: set[str], batches: list[list[str]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: set[str], batches: list[list[str]]
 ) -> None:
     asked: list[list[str]] = []
 
@@ -135,9 +137,27 @@ def test_what_is_made_becomes_batches_and_is_told_once(
         asked.append([one.unit_id for one in segments])
         return DecodedBatch((), (), ())
 
+    monkeypatch.setattr(reader, "decode_batch", note)
     embedding = EmbedContext("embedded", Store(tmp_path), CONFIG)
     by_name = {row["clip_id"]: row for row in RESULTS}
-    make = DecodeMade(SETTING, embedding, frozenset(wanted), lambda row: by_name[row["clip"]["clip_id"]], note)
+    make = DecodeMade(SETTING, embedding, frozenset(wanted), lambda row: by_name[row["clip"]["clip_id"]])
     rows = list(make({"rows": json.dumps([{"clip": {"clip_id": name}} for name in by_name])}))
     assert asked == batches
     assert [json.loads(row["made"]) for row in rows] == [RESULTS, *([[]] * (len(batches) - 1))]
+
+
+def test_a_usual_batch_is_estimated_by_what_files_declare(tmp_path: Path) -> None:
+    def clip(name: str, num_frames: int) -> Clip:
+        if num_frames:
+            write_moving_texture(tmp_path / name, num_frames, 64)
+        else:
+            (tmp_path / name).write_text("no video")
+        return Clip(clip_id=name, path=str(tmp_path / name), split="test")
+
+    clips = [clip("5.mp4", 5), clip("torn.mp4", 0), clip("17.mp4", 17)]
+    # Two streams of (5 + 8) / 2: what is longer than a segment comes in pieces.
+    assert usual_batch_frames(clips, 2.0, CONFIG) == pytest.approx(13, abs=0.5)
+    assert usual_batch_frames(clips, 4.0, CONFIG) == pytest.approx(16)
+    assert usual_batch_frames(clips[1:2], 2.0, CONFIG) is None
+    in_a_bucket = Clip(clip_id="far", path="s3://bucket/far.mp4", split="test")
+    assert usual_batch_frames([in_a_bucket], 2.0, CONFIG) is None

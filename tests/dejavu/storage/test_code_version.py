@@ -52,7 +52,9 @@ def test_a_file_in_a_folder_below_is_in_it_too(copied: Path) -> None:
     (copied / "inner").mkdir()
     (copied / "inner" / "__init__.py").write_text("")
     (copied / "inner" / "deep.py").write_text("RATE = 1\n")
-    change(copied / "reusevit" / "restore.py", "import torch\n", "import torch\nfrom reuse_models.inner import deep\n")
+    change(
+        copied / "reusevit" / "codec_net.py", "import torch\n", "import torch\nfrom reuse_models.inner import deep\n"
+    )
     was = version()
     assert "reuse_models.inner.deep" in import_closure("reuse_models.reusevit.method")
     (copied / "inner" / "deep.py").write_text("RATE = 2\n")
@@ -76,15 +78,15 @@ def test_comments_docstrings_and_layout_are_not(copied: Path) -> None:
 
 
 def test_what_only_a_type_checker_reads_is_not(copied: Path) -> None:
-    was = import_closure("reuse_models.reusevit.restore")
+    was = import_closure("reuse_models.reusevit.codec_net")
     change(
-        copied / "reusevit" / "restore.py",
+        copied / "reusevit" / "codec_net.py",
         "import torch\n",
         "from typing import TYPE_CHECKING\n\nimport torch\n\n"
         "if TYPE_CHECKING:\n    from reuse_models.verify.golden import compare\n",
     )
     forget()
-    assert import_closure("reuse_models.reusevit.restore") == was
+    assert import_closure("reuse_models.reusevit.codec_net") == was
 
 
 def test_every_method_has_the_tower_and_the_decoder_in_its_identity() -> None:

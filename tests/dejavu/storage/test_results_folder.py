@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.storage.results_folder import local_folder, results_folder, submitted_job
+from dejavu.storage.results_folder import enter_again, local_folder, results_folder, submitted_job
 from dejavu.storage.store import StoreError
 from dejavu.storage.store_path import store_path
 
@@ -58,3 +58,23 @@ def test_a_submitted_job_knows_its_name(monkeypatch: pytest.MonkeyPatch) -> None
     assert submitted_job() == "raysubmit_1"
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     assert submitted_job() is None
+
+
+def test_a_directory_that_is_made_anew_is_entered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("dejavu.storage.results_folder.HERE", here)
+    here.rmdir()
+    here.mkdir()
+    with pytest.raises(FileNotFoundError):
+        Path.cwd()
+    enter_again()
+    assert Path.cwd() == here
+
+
+def test_any_other_directory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dejavu.storage.results_folder.HERE", tmp_path.parent)
+    enter_again()
+    assert Path.cwd() == tmp_path

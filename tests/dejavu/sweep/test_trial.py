@@ -9,7 +9,7 @@ import pytest
 from dejavu.records import AnswerScore, Question, Transcoded
 from dejavu.stages.score import EvalSet, SettingScore
 from dejavu.storage.setting import Setting
-from dejavu.sweep.trial import GridBaseline, cut_eval_set, quality, validation_metrics
+from dejavu.sweep.trial import cut_eval_set, quality, reached_by, shortfall, validation_metrics
 from dejavu.tasks.neighbours import Agreement
 from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
@@ -99,7 +99,7 @@ GRID = [
 
 
 @pytest.mark.parametrize(
-    ("gflops", "cosine", "shortfall"),
+    ("gflops", "cosine", "gap"),
     [
         (3.0, 0.65, 0.0),  # between two of the grid, and better than the cheaper one
         (3.0, 0.52, 0.1),  # worse than what costs less
@@ -109,13 +109,11 @@ GRID = [
         (1.9, 0.0, 0.5),
     ],
 )
-def test_a_shortfall_is_the_gap_to_what_the_grid_reaches_at_that_cost(
-    gflops: float, cosine: float, shortfall: float
-) -> None:
-    found = GridBaseline.of(GRID).shortfall(score(EventfulConfig(refreshed_tokens=9), gflops, cosine))
-    assert found == pytest.approx(shortfall)
+def test_a_shortfall_is_the_gap_to_what_the_grid_reaches_at_that_cost(gflops: float, cosine: float, gap: float) -> None:
+    found = shortfall(score(EventfulConfig(refreshed_tokens=9), gflops, cosine), reached_by(GRID))
+    assert found == pytest.approx(gap)
 
 
 def test_nothing_falls_short_of_a_grid_that_is_worth_nothing() -> None:
-    baseline = GridBaseline.of([score(CmcConfig(threshold=3.0), 1.0, 0.0)])
-    assert baseline.shortfall(score(CmcConfig(threshold=9.0), 2.0, 0.0)) == 0
+    grid = reached_by([score(CmcConfig(threshold=3.0), 1.0, 0.0)])
+    assert shortfall(score(CmcConfig(threshold=9.0), 2.0, 0.0), grid) == 0

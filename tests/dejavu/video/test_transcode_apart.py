@@ -42,7 +42,20 @@ def injected(source, target, **words):
         raise ZeroDivisionError("of FFmpeg's")
     return transcode(source, target, **words)
 
+declared_seconds = stage.film.declared_seconds
+
+def declared(path):
+    """Do what the file's name says."""
+    if path.stem == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if path.stem == "hang":
+        re.fullmatch("(a+)+b", "a" * 64)
+    if path.stem == "wrong":
+        raise ZeroDivisionError("of FFmpeg's")
+    return declared_seconds(path)
+
 stage.transcode = injected
+stage.film.declared_seconds = declared
 serve(stage.answer)
 '''
 
@@ -122,3 +135,14 @@ def test_errors_keep_their_kind(tmp_path: Path) -> None:
         stage.transcode_apart(source, tmp_path / "file" / "x.mp4", frame_px=PX, config=TranscodeConfig())
     with pytest.raises(VideoError, match=r"^gone.mp4: got no such file, expected a video file; "):
         stage.transcode_apart(tmp_path / "gone.mp4", tmp_path / "x.mp4", frame_px=PX, config=TranscodeConfig())
+
+
+@pytest.mark.usefixtures("_injected")
+def test_a_file_that_ends_the_process_that_looks_at_it_declares_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "LOOK_LIMIT_S", 2.0)
+    names = ("crash", "good", "hang", "wrong", "good", "gone")
+    paths = [Path(clip(tmp_path, name).path) for name in names[:-1]] + [tmp_path / "gone.mp4"]
+    found = dict(zip(names, map(stage.declared_seconds, paths), strict=True))
+    assert found == {"crash": None, "good": pytest.approx(1.0), "hang": None, "wrong": None, "gone": None}

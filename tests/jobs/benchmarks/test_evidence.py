@@ -8,8 +8,9 @@ import evidence
 import pytest
 
 from dejavu.records import ParetoPoint
-from dejavu.report.breakdown import BreakdownRow, write_breakdown_csv
+from dejavu.report.breakdown import BreakdownRow
 from dejavu.report.pareto_csv import write_pareto_csv
+from dejavu.storage.store import write_records
 
 
 def point(method: str, setting: str, speedup: float, **values: float) -> ParetoPoint:
@@ -56,7 +57,7 @@ def test_the_page_has_each_set_with_its_command(tmp_path: Path) -> None:
         )
         for third, low in (("low", 0.0), ("middle", 1.0), ("high", 2.0))
     ]  # fmt: skip
-    write_breakdown_csv(job.out / "clips" / "breakdown.csv", thirds)
+    write_records(job.out / "clips" / "breakdown.csv", BreakdownRow, thirds)
     sets = [evidence.VideoSet.parse(text) for text in job.sets]
     page = evidence.page(sets, job, [61.0])
     assert "## clips, 2 frames a second" in page

@@ -38,29 +38,27 @@ def test_equal_contents_are_stored_once_and_no_clip_is_lost(tmp_path: Path, monk
     assert transcode_clips(clips, store, config, 128).num_made == 0
 
 
-def test_a_manifest_is_planned_against_what_the_store_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_is_planned_against_what_the_store_holds(tmp_path: Path) -> None:
     import overhead
 
     index_s = overhead.fill_store(Store(tmp_path), 200)
-    overhead.report_planning(str(tmp_path), 200, index_s)
-    row = json.loads(capsys.readouterr().out)
+    row = overhead.report_planning(str(tmp_path), 200, index_s)
     # 180 contents, 8 to a batch: the first half lacks one setting, the second two.
     assert (row["num_rows"], row["num_shards"], row["num_batches"]) == (200, 23 + 12, 12 + 12)
 
 
-def test_what_the_store_holds_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_store_holds_is_scored(tmp_path: Path) -> None:
     import overhead
 
     overhead.fill_embeddings(Store(tmp_path), 20)
-    overhead.report_scoring(str(tmp_path), 20)
-    row = json.loads(capsys.readouterr().out)
+    row = overhead.report_scoring(str(tmp_path), 20)
     assert (row["num_clips"], row["num_frames"]) == (20, 480)
     assert row["peak_mib"] >= row["before_mib"] > 0
 
 
 @pytest.mark.ray
 def test_a_manifest_goes_through_both_stages_and_back(ray_environment: dict[str, str]) -> None:
-    call = [sys.executable, "-c", "import overhead as b; b.report_load(30)"]
+    call = [sys.executable, "-c", "import json, overhead as b; print(json.dumps(b.report_load(30)))"]
     done = subprocess.run(
         call, cwd=JOBS / "benchmarks", env=ray_environment, capture_output=True, text=True, timeout=900, check=False
     )

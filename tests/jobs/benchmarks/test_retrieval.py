@@ -24,8 +24,8 @@ def test_a_planted_frame_is_found_and_a_row_is_measured() -> None:
     threads = torch.get_num_threads()
     row = retrieval.measure(frames, num_queries=3, threads=1)
     torch.set_num_threads(threads)
-    assert (row.num_frames, row.num_queries, row.embeddings_mb) == (1000, 3, 0.032)
-    assert 0 < row.median_ms <= row.worst_ms
+    assert (row["num_frames"], row["num_queries"], row["embeddings_mb"]) == (1000, 3, 0.032)
+    assert 0 < row["median_ms"] <= row["worst_ms"]
 
 
 def test_an_index_is_measured_beside_exact_search(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_an_index_is_measured_beside_exact_search(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     row = retrieval.measure_index(store, num_queries=3, threads=1)
     torch.set_num_threads(threads)
-    assert (row.num_frames, row.width) == (1280, 16)  # whole shards
-    assert row.file_mb > 1280 * 16 / 1e6
-    assert 0 < row.median_ms <= row.worst_ms
-    assert row.found_share > 0.8
-    assert 0 < row.read_share <= 1
+    assert (row["num_frames"], row["width"]) == (1280, 16)  # whole shards
+    assert row["file_mb"] > 1280 * 16 / 1e6
+    assert 0 < row["median_ms"] <= row["worst_ms"]
+    assert row["found_share"] > 0.8
+    assert 0 < row["read_share"] <= 1

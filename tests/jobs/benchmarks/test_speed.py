@@ -69,7 +69,7 @@ def test_the_table_says_where_reuse_is_slower(benchmark: ModuleType, tmp_path: P
     arguments = ["--backbone", "tiny", "--random-weights", "--reuse-rates", "0", "--rounds", "1", "--json", str(out)]
     assert benchmark.main([*arguments, "--compile-mode", "no"]) == 0
     (row,) = json.loads(out.read_text())
-    table = benchmark.break_even_table([benchmark.Row(**row)])
+    table = benchmark.break_even_table([row])
     assert ("slower than dense: 8 streams at 0% reuse" in table) == (row["speedup"] < 1)
 
 

@@ -38,23 +38,30 @@ class NotFiniteError(ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TempClipFitConfig:
-    """How a head is fitted. The defaults are the published ones, for a RoBERTa trained with it."""
+    """How a head is trained. Except in demo and tiny, defaults are as published, for a RoBERTa trained with it."""
 
     width: int = 768
+    """Width of the head."""
     ffn_width: int = 768
+    """Width of the hidden layer in the head's transformer."""
     epochs: int = 30
+    """Number of visits to each training question."""
     questions_per_step: int = 64
+    """Maximum number of questions per step."""
     learning_rate: float = 1e-5
+    """Learning rate of the head, and of the RoBERTa trained with it."""
     weight_decay: float = 0.0
     dropout: float = 0.3
+    """Dropout rate, 0..1."""
     clip_norm: float = 12.0
+    """Maximum norm of the gradient over all weights."""
     grounding_weight: float = 1.0
-    """Of the second loss: with the question itself as query, the answer pass must find it among other questions (NG+).
-    0 leaves it out."""
+    """Weight of NG+'s second loss, in which the answer pass, with the question itself as query, must find that question
+    among others; 0 leaves it out."""
     redrawn_rate: float = 0.3
-    """Share of questions whose wrong answers are drawn anew among those to questions of their type."""
+    """Share of questions, 0..1, whose wrong answers are redrawn from the answers to questions of the same type."""
     same_clip_rate: float = 0.3
-    """Share of questions that must be told from others about the same clip rather than from any of their type."""
+    """Share of questions, 0..1, that must be told from others about the same clip, not from any of the same type."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -117,11 +117,9 @@ def text_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_temp_clip(path: Path, num_heads: int | None = None) -> TempClipWeights:
-    """Read a published checkpoint or what `save_temp_clip` wrote.
+    """Read a published checkpoint, a `.pth` of tensors, or the `.safetensors` that `save_temp_clip` wrote.
 
-    Args:
-        path: A `.pth` of tensors, or `.safetensors`.
-        num_heads: Of the head; as our JSON beside the file says, else as published, unless given.
+    The head has `num_heads`; unless given, as our JSON beside the file says, else as published.
 
     Raises:
         ValueError: As `read_weights` and `head_from_state`; or a number is none.

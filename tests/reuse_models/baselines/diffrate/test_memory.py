@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reuse_models.baselines.diffrate.memory import plan_turns, search_bytes
-from reuse_models.baselines.diffrate.relaxed import RelaxedCounts, kept_values, relaxed_embed
+from reuse_models.baselines.diffrate.relaxed import RelaxedCounts, kept_values, plan_turns, relaxed_embed, search_bytes
 from reuse_models.baselines.diffrate.search import SearchConfig, _Search, relaxed_counts, search_schedule
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
@@ -119,12 +118,12 @@ def test_bytes_prepared_when_needed_give_the_schedule_of_prepared_frames() -> No
 STEP = """
 import json, sys
 import torch
-from reuse_models.baselines.diffrate.memory import *
+from reuse_models.baselines.diffrate.relaxed import *
 from reuse_models.baselines.diffrate.search import *
 from reuse_models.baselines.diffrate.search import _Search, relaxed_counts
 from reuse_models.tower.vit import Vit
 from reuse_models.tower.shape import VitShape
-from reuse_models.training.large_blocks import return_large_blocks
+from reuse_models.training.memory import return_large_blocks
 torch.set_num_threads(1)
 return_large_blocks()
 shape, config = VitShape(**json.loads(sys.argv[1])), SearchConfig(**json.loads(sys.argv[2]))

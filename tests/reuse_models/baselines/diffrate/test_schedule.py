@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reuse_models.baselines.diffrate.schedule import Schedule, cost_share, read_schedule, schedule_json
+from reuse_models.baselines.diffrate.schedule import Schedule, cost_share, read_schedule
 from reuse_models.tower.vit import Vit
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -28,7 +29,7 @@ def schedule(vit: Vit) -> Schedule:
 
 def test_a_schedule_reads_back_and_is_a_setting_with_a_name(clip_vit: Vit, tmp_path: Path) -> None:
     path = tmp_path / "0.627.json"
-    path.write_text(json.dumps(schedule_json(schedule(clip_vit))))
+    path.write_text(json.dumps(asdict(schedule(clip_vit))))
     found = read_schedule(path, clip_vit.shape)
     assert found == schedule(clip_vit)
     assert found.config().setting == "searched 0.627"
@@ -61,7 +62,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
 def test_what_does_not_fit_is_one_line(clip_vit: Vit, tmp_path: Path, name: str) -> None:
     edit, message = EDITS[name]
     path = tmp_path / "schedule.json"
-    path.write_text(json.dumps(edit(schedule_json(schedule(clip_vit)))))
+    path.write_text(json.dumps(edit(asdict(schedule(clip_vit)))))
     with pytest.raises(ValueError, match=message) as raised:
         read_schedule(path, clip_vit.shape)
     assert str(raised.value).startswith(f"diffrate schedule {path}: ")

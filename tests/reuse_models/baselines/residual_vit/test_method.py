@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_models.baselines.residual_vit.method import ResidualVitConfig, distance, most_changed, num_kept
-from reuse_models.baselines.residual_vit.tokenizer import ResidualTokenizer, load_tokenizer, save_tokenizer
+from reuse_models.baselines.residual_vit.method import (
+    ResidualTokenizer,
+    ResidualVitConfig,
+    distance,
+    load_tokenizer,
+    most_changed,
+    num_kept,
+    save_tokenizer,
+)
 from reuse_models.flops import dense_flops, flops_per_frame
 from reuse_models.method import Encoded
 from reuse_models.tower.hugging_face import from_hf

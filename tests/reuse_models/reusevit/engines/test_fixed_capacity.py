@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk
 from reuse_models.reusevit.addon import Addon, ReusePolicy, addon_shape
-from reuse_models.reusevit.engines.compacted import Pass
 from reuse_models.reusevit.engines.fixed_capacity import FixedCapacity, FixedRun
 from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineState
 from reuse_models.reusevit.gate import ForcedGate, Gate, HardGate
 from reuse_models.reusevit.method import INFERENCES, Inference, ReuseVit, ReuseVitConfig
-from reuse_models.reusevit.reference import plan_of
+from reuse_models.reusevit.reference import Pass, plan_of
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 from reuse_models.verify.counting import ExecutedFlops

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reuse_models.reusevit.engines.cached_attention import CachedAttention
+from reuse_models.reusevit.engines.workspace import CachedAttention
 from reuse_models.tower import attention
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reuse_models.reusevit.engines.capacities import REMEMBERED, Capacities, capacity
+from reuse_models.reusevit.engines.given_rows import REMEMBERED, Capacities, capacity
 
 
 @pytest.mark.parametrize("num_rows", [37, 740, 16448])
