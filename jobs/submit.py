@@ -59,6 +59,8 @@ class Cluster:
 
 def main(arguments: list[str]) -> int:
     """Submit the pipeline with these arguments; return the job's exit status."""
+    if {"-h", "--help"} & set(arguments):  # no cluster is needed to answer this
+        return subprocess.call([sys.executable, _bootstrap.ROOT / "jobs" / "pipeline.py", *arguments])
     results = Path.cwd() / "results"
     check_package(_bootstrap.ROOT)
     with cluster() as started:

@@ -101,6 +101,14 @@ def test_more_than_ray_takes_is_one_line_before_anything_starts(clone: Path, mon
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_help_is_the_pipelines_and_starts_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(submit, "cluster")
+    assert submit.main(["folder", "--help"]) == 0
+    assert "usage: python jobs/pipeline.py folder" in capfd.readouterr().out
+
+
 def test_workers_that_wait_for_work_longer_than_a_moment_are_kept(
     ray_environment: dict[str, str], tmp_path: Path
 ) -> None:
