@@ -170,8 +170,9 @@ def _panel(axes: Axes, first: Run, second: Run, quality: Quality, gain: Gain) ->
                 (point.method, point.setting): spot for point, spot in zip(some, zip(x, y, strict=True), strict=True)
             }
         places.append(place)
-    for setting in places[0].keys() & places[1].keys():
-        axes.plot(*zip(places[0][setting], places[1][setting], strict=True), color=MUTED, linewidth=0.7, alpha=0.6)
+    for setting, spot in places[0].items():
+        if setting in places[1]:
+            axes.plot(*zip(spot, places[1][setting], strict=True), color=MUTED, linewidth=0.7, alpha=0.6)
     axes.set_xlabel(f"{GAIN_NAMES[gain]}  →  better", color=INK, fontsize=10)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
