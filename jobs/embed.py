@@ -215,12 +215,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--setting",
-        help="method with its fields, or a setting as in pareto.csv; default: with --like, the fastest setting of that "
-        "run by wall-clock time within --allowed-loss, otherwise original",
+        help="method with its fields, or with --like `method` and `setting` as in that run's pareto.csv; default: with "
+        "--like, the run's fastest setting by wall-clock time within --allowed-loss, otherwise original",
     )
     parser.add_argument("--allowed-loss", type=float, help="share of Original's quality to lose; default: --like's")
     parser.add_argument("--like", type=store_path, help="results folder whose backbone, rate and settings are used")
-    parser.add_argument("--backbone", help="backbone; default: that of --like, otherwise embedded")
+    parser.add_argument("--backbone", help="backbone as in the pipeline; default: that of --like, else the demo's")
     parser.add_argument("--image-px", type=int, help="side in pixels of the tower's input frames")
     parser.add_argument(
         "--precision",

@@ -314,7 +314,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--store", type=store_path, required=True, help="results folder to search; with --videos, created if absent"
     )
     parser.add_argument("--top", type=int, default=10, help="maximum number of hits (default 10)")
-    parser.add_argument("--setting", default="original", help="stored method, with its setting if it has several")
+    parser.add_argument(
+        "--setting", default="original", help="stored method, with its setting if it has several (default original)"
+    )
     parser.add_argument("--videos", type=store_path, help="folder of videos; new ones are embedded first")
     parser.add_argument("--backbone", help="backbone as in the pipeline; default: the store's")
     parser.add_argument("--merge-s", type=float, default=5.0, help="seconds within which hits are merged (default 5)")

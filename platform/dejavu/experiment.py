@@ -247,7 +247,7 @@ DRAWN = EmbedConfig(precision="auto", streams=16)
 
 RECIPES: dict[str, tuple[str, Experiment]] = {
     "demo": (
-        "Synthetic world of 220 videos on the embedded backbone; takes minutes on a laptop.",
+        "Synthetic world of 220 videos on the embedded backbone; takes a quarter of an hour on two cores.",
         Experiment(train=DEMO_TRAINING, task=DEMO_HEAD, embed=DRAWN),
     ),
     "tiny": (
@@ -267,7 +267,7 @@ RECIPES: dict[str, tuple[str, Experiment]] = {
         ),
     ),
     "folder": (
-        "Folder of your own videos, without labels; the score is fidelity to Original.",
+        "Folder of your own videos, without labels; the score is the agreement of neighbours with Original.",
         Experiment(
             recipe="folder", dataset="video_folder", train=OWN_TRAINING, schedules=OWN_SCHEDULES, sweep=OWN_SWEEP
         ),
@@ -332,6 +332,7 @@ def parse(arguments: Sequence[str]) -> Experiment:
     return tyro.extras.overridable_config_cli(
         RECIPES,
         prog="python jobs/pipeline.py",
-        description="From video files to a Pareto plot. Without a recipe, `demo` runs. --status reports on a run.",
+        description="From video files to a Pareto plot. Without a recipe, `demo` runs. RECIPE --help lists its options."
+        " --status (or --status --json) after a run's command reports on that run.",
         args=words,
     )

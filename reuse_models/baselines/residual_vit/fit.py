@@ -27,6 +27,7 @@ class TokenFitConfig:
     """How ResidualViT's token is trained."""
 
     steps: int = 150
+    """Number of gradient steps."""
     windows_per_step: int = 4
     """Number of training windows per step, each of some frames with their key frames; gradients of windows add up."""
     learning_rate: float = 2e-3

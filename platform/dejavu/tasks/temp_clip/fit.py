@@ -51,6 +51,7 @@ class TempClipFitConfig:
     learning_rate: float = 1e-5
     """Learning rate of the head, and of the RoBERTa trained with it."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     dropout: float = 0.3
     """Dropout rate, 0..1."""
     clip_norm: float = 12.0
