@@ -60,7 +60,7 @@ def test_a_trial_runs_from_the_world_to_a_result(tmp_path: Path) -> None:
     config = SyntheticConfig(
         num_train=2, num_val=2, num_test=0, min_duration_s=8, max_duration_s=8, questions_per_video=2
     )
-    world = open_world(tmp_path, None, config, backbone)
+    world = open_world(tmp_path, config, backbone)
     clip = world.train[0]
     window = next(windows([clip], PUBLISHED_PATTERN, "destination", seed=0))
     first = next(
