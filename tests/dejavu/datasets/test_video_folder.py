@@ -40,7 +40,7 @@ def test_any_name_becomes_a_safe_and_unique_id(tmp_path: Path) -> None:
         "n\nl.mp4",
     ]
     put(tmp_path, *names)
-    clips = tuple(clips_by_name(tmp_path).values())
+    clips = clips_by_name(tmp_path).values()
     ids = {clip.clip_id for clip in clips}
     assert len(ids) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", clip_id) for clip_id in ids)
@@ -50,9 +50,9 @@ def test_any_name_becomes_a_safe_and_unique_id(tmp_path: Path) -> None:
 def test_a_plain_name_stays_and_an_id_does_not_depend_on_other_files(tmp_path: Path) -> None:
     assert clip_id_of("bikes.mp4") == "bikes.mp4"
     put(tmp_path, "x/a b.mp4")
-    (alone,) = tuple(clips_by_name(tmp_path).values())
+    (alone,) = clips_by_name(tmp_path).values()
     put(tmp_path, "a.mp4", "x/a_b.mp4")
-    assert alone in tuple(clips_by_name(tmp_path).values())
+    assert alone in clips_by_name(tmp_path).values()
 
 
 def test_a_long_name_stays_usable_as_a_file_name() -> None:
@@ -64,7 +64,7 @@ def test_a_long_name_stays_usable_as_a_file_name() -> None:
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "outside.mp4", "root/inside.mp4")
     (tmp_path / "root" / "link.mp4").symlink_to(tmp_path / "root" / "inside.mp4")
-    assert len(tuple(clips_by_name(tmp_path / "root").values())) == 2
+    assert len(clips_by_name(tmp_path / "root")) == 2
     (tmp_path / "root" / "escape.mp4").symlink_to(tmp_path / "outside.mp4")
     with pytest.raises(ValueError, match=r"escape.mp4, a link to .*outside.mp4, expected files inside"):
         clips_by_name(tmp_path / "root")
@@ -75,13 +75,13 @@ def test_a_link_to_itself_is_a_clip_that_fails_and_one_to_a_pipe_is_none(tmp_pat
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link.mp4").symlink_to("pipe")
-    assert {Path(clip.path).name for clip in tuple(clips_by_name(tmp_path).values())} == {"a.mp4", "loop.mp4"}
+    assert {Path(clip.path).name for clip in clips_by_name(tmp_path).values()} == {"a.mp4", "loop.mp4"}
 
 
 def test_a_linked_folder_that_leaves_is_refused_and_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     put(tmp_path, "other/a.mp4", "root/b.mp4")
     (tmp_path / "alias").symlink_to(tmp_path / "root")
-    assert len(tuple(clips_by_name(tmp_path / "alias").values())) == 1
+    assert len(clips_by_name(tmp_path / "alias")) == 1
     (tmp_path / "root" / "folder").symlink_to(tmp_path / "other")
     with pytest.raises(ValueError, match="a link to"):
         clips_by_name(tmp_path / "root")
@@ -105,7 +105,7 @@ def test_an_empty_or_absent_folder_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_the_real_clips_are_found(shared_dir: Path) -> None:
-    clips = tuple(clips_by_name(shared_dir / "data" / "videos").values())
+    clips = clips_by_name(shared_dir / "data" / "videos").values()
     assert "world.mp4" in {clip.clip_id for clip in clips}
 
 
@@ -113,7 +113,7 @@ def test_a_folder_in_an_object_store_gives_the_same_clips(tmp_path: Path) -> Non
     away = store_path(f"memory://{uuid.uuid4().hex}/videos")
     for root in (tmp_path, away):
         put(root, "z.mp4", "b/a b.mp4", "b/deep/x.mkv", "b/z.mp4", "a/y.mp4", "notes.txt", ".hidden.mp4", ".c/d.mp4")
-    here, there = tuple(clips_by_name(tmp_path).values()), tuple(clips_by_name(away).values())
+    here, there = clips_by_name(tmp_path).values(), clips_by_name(away).values()
     assert [clip.clip_id for clip in there] == [clip.clip_id for clip in here]
     assert all(store_path(clip.path).read_bytes() == b"x" for clip in there)
 
@@ -127,9 +127,7 @@ def test_containers_of_camcorders_are_videos_and_what_is_none_is_counted(tmp_pat
     names = ("a.m2t", "b.MOD", "c.qt", "d.m1v", "sub/e.mpe", "f.Trp")
     others = ("notes.txt", "sub/more.TXT", "cover.jpg", "README", ".hidden", ".git/config.txt")
     put(tmp_path, *names, *others)
-    assert {Path(clip.path).relative_to(tmp_path).as_posix() for clip in tuple(clips_by_name(tmp_path).values())} == {
-        *names
-    }
+    assert {Path(clip.path).relative_to(tmp_path).as_posix() for clip in clips_by_name(tmp_path).values()} == {*names}
     assert passed_over(tmp_path) == "4 (2 .txt, 1 .jpg, 1 without an ending)"
     away = store_path(f"memory://{uuid.uuid4().hex}")
     put(away, "a.mp4", "b.txt", "c/.d/e.txt")
