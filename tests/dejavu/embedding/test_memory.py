@@ -131,8 +131,9 @@ def test_a_machine_without_room_for_one_actor_is_refused(backbone: Backbone, mon
 
 ENCODE = """
 import json, sys
-sys.path[:0] = ["platform", "."]
+sys.path[:0] = ["platform", ".", "jobs/benchmarks"]
 import numpy as np, torch
+from apart import forget_peak, status_bytes
 from types import SimpleNamespace
 from dejavu.backbones.preprocess import Preprocess
 from dejavu.backbones.load import Backbone
@@ -143,14 +144,11 @@ from reuse_models.tower.vit import Vit
 from reuse_models.tower.shape import VitShape
 torch.set_num_threads(1)
 shape, streams = VitShape(**json.loads(sys.argv[1])), int(sys.argv[2])
-def status(name):
-    line = next(line for line in open("/proc/self/status") if line.startswith(name))
-    return 1024 * int(line.split()[1])
 vit = Vit.random(shape)
 backbone = Backbone("x", "x", vit, Preprocess(shape.image_px), None, None)
 px, rng = backbone.frame_px, np.random.default_rng(0)
-open("/proc/self/clear_refs", "w").write("5")
-before = status("VmRSS")
+forget_peak()
+before = status_bytes("VmRSS")
 frames = [
     DecodedFrames(rng.integers(0, 256, (length, px, px, 3), dtype=np.uint8),
                   np.zeros((length, 4, px // 16, px // 16), np.float32), np.arange(length) / 2, "", True)
@@ -158,7 +156,7 @@ frames = [
 ]
 for config in json.loads(sys.argv[3]):
     encode_batch(config_from_dict(config).build(vit), backbone, frames, 16)
-print(json.dumps({"grown": status("VmHWM") - before}))
+print(json.dumps({"grown": status_bytes("VmHWM") - before}))
 """
 
 
