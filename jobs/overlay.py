@@ -38,11 +38,20 @@ from reuse_models.baselines.cmc import CmcConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.key_frames import KeyFramesConfig
 from reuse_models.method import MethodConfig
 from reuse_models.registry import config_from_dict
 from reuse_models.reusevit.method import ReuseVitConfig
 
-REUSING = (ReuseVitConfig, EventfulConfig, EventfulFullConfig, CmcConfig, FrameSkipConfig, AdaptiveSkipConfig)
+REUSING = (
+    ReuseVitConfig,
+    EventfulConfig,
+    EventfulFullConfig,
+    CmcConfig,
+    FrameSkipConfig,
+    AdaptiveSkipConfig,
+    KeyFramesConfig,
+)
 """Methods that reuse between frames; the first that a run has is shown unless another is named."""
 OVERLAY_CRF = 18
 NEEDED = ("method", "setting", "split", "num_clips", "flops_reduction")

@@ -12,6 +12,7 @@ from reuse_models.baselines.diffrate.method import DiffRateConfig
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.key_frames import KeyFramesConfig
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
@@ -25,6 +26,7 @@ METHODS: dict[str, type[MethodConfig]] = {
         OriginalConfig,
         FrameSkipConfig,
         AdaptiveSkipConfig,
+        KeyFramesConfig,
         LowResolutionConfig,
         EventfulConfig,
         EventfulFullConfig,

@@ -19,6 +19,7 @@ from reuse_models.baselines.diffrate.schedule import PUBLISHED_SHARES
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.key_frames import KeyFramesConfig, key_thresholds
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
 from reuse_models.baselines.tome import ToMeConfig
@@ -60,6 +61,18 @@ def adaptive_skip_ranges(inputs: GridInputs) -> Ranges:
     """See `adaptive_skip_grid`."""
     low, high = inputs.probe(skip_thresholds, SEARCHED_SKIP_SHARES)
     return Ranges((AdaptiveSkipConfig(),), {"threshold": FloatDistribution(low, high)})
+
+
+def key_frames_grid(inputs: GridInputs, density: Density) -> tuple[KeyFramesConfig, ...]:
+    """Thresholds at which validation clips keep as many frames as under AdaptiveSkip."""
+    thresholds = map(three_digits, inputs.probe(key_thresholds, thin(SKIP_SHARES, density)))
+    return tuple(KeyFramesConfig(threshold=threshold) for threshold in dict.fromkeys(thresholds))
+
+
+def key_frames_ranges(inputs: GridInputs) -> Ranges:
+    """See `key_frames_grid`."""
+    low, high = inputs.probe(key_thresholds, SEARCHED_SKIP_SHARES)
+    return Ranges((KeyFramesConfig(),), {"threshold": FloatDistribution(low, high)})
 
 
 SIDES = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -204,7 +217,7 @@ def reusevit_grid(inputs: GridInputs, density: Density) -> tuple[ReuseVitConfig,
     """A curve for each trained add-on; without any, forced rates with an add-on that has learned nothing.
 
     Of a trained add-on: as trained, and at every bias that was calibrated on validation clips; at the least, middle and
-    largest of them on moved frames alone, which the paper's grid has not. The names of untrained settings say so.
+    largest of them on key frames alone, which the paper's grid has not. The names of untrained settings say so.
     """
     if not inputs.trained.addons:
         return tuple(ReuseVitConfig(forced_rate=rate) for rate in thin(FORCED_RATES, density))
@@ -215,7 +228,7 @@ def reusevit_grid(inputs: GridInputs, density: Density) -> tuple[ReuseVitConfig,
     if density == "paper":
         return tuple(chain.from_iterable(whole))
     some = [config for curve in whole for config in dict.fromkeys([curve[0], curve[len(curve) // 2], curve[-1]])]
-    thresholds = dict.fromkeys(map(three_digits, inputs.probe(skip_thresholds, SKIPPED_TO)))
+    thresholds = dict.fromkeys(map(three_digits, inputs.probe(key_thresholds, SKIPPED_TO)))
     return (*chain.from_iterable(whole), *(replace(config, skip=skip) for config in some for skip in thresholds))
 
 
@@ -226,7 +239,7 @@ def reusevit_ranges(inputs: GridInputs) -> Ranges:
     biases = [0.0, *(bias for addon in inputs.trained.addons for bias in addon.biases)]
     bases = tuple(addon.config for addon in inputs.trained.addons)
     bias = FloatDistribution(min(biases) - BEYOND, max(biases) + BEYOND)
-    (most,) = inputs.probe(skip_thresholds, [LEAST_SHARE])
+    (most,) = inputs.probe(key_thresholds, [LEAST_SHARE])
     return Ranges(bases, {"decision_bias": bias, "skip": FloatDistribution(0.0, most)})
 
 
@@ -234,6 +247,7 @@ Grid = Callable[[GridInputs, Density], tuple[MethodConfig, ...]]
 SPACES: dict[str, tuple[Grid, Callable[[GridInputs], Ranges] | None]] = {
     "frame_skip": (frame_skip_grid, frame_skip_ranges),
     "adaptive_skip": (adaptive_skip_grid, adaptive_skip_ranges),
+    "key_frames": (key_frames_grid, key_frames_ranges),
     "low_resolution": (low_resolution_grid, low_resolution_ranges),
     "eventful": (eventful_grid, eventful_ranges),
     "eventful_full": (eventful_full_grid, eventful_full_ranges),

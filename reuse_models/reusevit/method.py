@@ -11,6 +11,7 @@ patches a side, K units of a part.
 from __future__ import annotations
 
 import importlib.util
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from reuse_models.artifact.weights import VARIANTS, Variant, addon_from_state, read_checkpoint
+from reuse_models.baselines.key_frames import keep_key_frames
 from reuse_models.flops import dense_work
 from reuse_models.method import Chunk, Encoded, Method, Work
 from reuse_models.reusevit.addon import CORRECTED, Addon, AddonShape, ReusePolicy, addon_shape, check_addon, load_addon
@@ -35,7 +37,6 @@ from reuse_models.reusevit.frame_order import GROUPS, check_refresh
 from reuse_models.reusevit.gate import FORCED_CHOICES, ForcedChoice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.reference import Pass, PassResult
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
-from reuse_models.reusevit.skipping import Skipping
 from reuse_models.streams import check_chunk, each_core
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -68,7 +69,7 @@ class ReuseVitConfig:
     decision_bias: float = 0.0
     """Added to every reuse logit: the runtime knob, calibrated on validation clips."""
     skip: float = 0.0
-    """Frames nearer than this to the last one embedded show its embedding, as under `adaptive_skip`; 0 for none."""
+    """What a frame must save to be embedded at all, as under `key_frames`; 0 embeds every frame."""
     forced_rate: float | None = None
     """Reuse this share of tokens whatever the decision says, for measuring speed apart from training."""
     forced_choice: ForcedChoice = "similar"
@@ -82,8 +83,8 @@ class ReuseVitConfig:
         check_refresh(self.refresh)
         if self.forced_rate is not None:
             check_rate(self.forced_rate)
-        if not self.skip >= 0:
-            raise ValueError(f"skip: got {self.skip}, expected 0 or more; 0 embeds every frame")
+        if not 0 <= self.skip < math.inf:
+            raise ValueError(f"skip: got {self.skip}, expected a number from 0 on; 0 embeds every frame")
         for name, got, known in (
             ("reference_state", self.reference_state, ENGINE_STATES),
             ("variant", self.variant, VARIANTS),
@@ -115,7 +116,7 @@ class ReuseVitConfig:
 
     def build(self, vit: Vit) -> Method:
         method = ReuseVit(self, vit, self.addon(vit))
-        return Skipping(method, self.skip) if self.skip else method
+        return keep_key_frames(method, self.skip) if self.skip else method
 
     def addon(self, vit: Vit) -> Addon:
         """Return the weights on the tower's device and type.

@@ -12,6 +12,7 @@ from reuse_models.baselines.diffrate.method import DiffRateConfig, uniform_sched
 from reuse_models.baselines.eventful import EventfulConfig
 from reuse_models.baselines.eventful_full import EventfulFullConfig
 from reuse_models.baselines.frame_skip import FrameSkipConfig
+from reuse_models.baselines.key_frames import KeyFramesConfig, key_thresholds
 from reuse_models.baselines.low_resolution import LowResolutionConfig
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.baselines.residual_vit.method import ResidualVitConfig
@@ -34,12 +35,14 @@ def example_configs(vit: Vit, clips: Sequence[Tensor], *, diffrate_share: float 
     quarter = shape.num_patches // 4
     (distance,) = distance_quantiles(vit, clips, [0.6])
     (moved,) = thresholds_for(clips, [0.5])
+    (saved,) = key_thresholds(vit, clips, [0.5])
     prune_kept, merge_kept = uniform_schedule(shape, diffrate_share)
     found = {
         "original": OriginalConfig(),
         "frame_skip": FrameSkipConfig(every=3),
         "frame_skip interpolated": FrameSkipConfig(every=3, interpolate=True),
         "adaptive_skip": AdaptiveSkipConfig(threshold=moved),
+        "key_frames": KeyFramesConfig(threshold=saved),
         "low_resolution": LowResolutionConfig(image_px=(shape.patches_per_side * 3 // 4) * shape.patch_px),
         "eventful": EventfulConfig(refreshed_tokens=quarter),
         "eventful_full": EventfulFullConfig(refreshed_tokens=quarter),

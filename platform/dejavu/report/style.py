@@ -27,10 +27,11 @@ STYLES = {
     "tome": Style("ToMe", "#e08300", "v"),
     "frame_skip": Style("FrameSkip", "#7a6a53", "X"),
     "adaptive_skip": Style("AdaptiveSkip", "#5c6b00", "h"),
+    "key_frames": Style("KeyFrames", "#5aae00", ">"),
     "low_resolution": Style("LowResolution", "#b0578d", "p"),
     "residualvit": Style("ResidualViT", "#a3561f", "d"),
 }
-_SPARE = (("#a3333d", "<"), ("#41506b", ">"))
+_SPARE = (("#a3333d", "<"), ("#41506b", "H"))
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, Style]:

@@ -138,6 +138,7 @@ def test_every_stage_of_the_recipe_that_reads_video_is_a_line() -> None:
     assert sizes == {
         "frame_skip": 10,
         "adaptive_skip": 7,
+        "key_frames": 7,
         "low_resolution": 5,
         "eventful": 15,
         "eventful_full": 15,
