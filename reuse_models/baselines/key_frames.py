@@ -103,8 +103,8 @@ class KeyFramePlan:
 
 def distances(thumbnails_FT: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return [F, F], mean absolute differences; what is no number is infinitely far from everything."""
-    flat_FT = torch.from_numpy(thumbnails_FT).double()
-    distance_FF: NDArray[np.float64] = (torch.cdist(flat_FT, flat_FT, p=1) / flat_FT.shape[1]).numpy()
+    flat_FT = thumbnails_FT.astype(np.float64)
+    distance_FF = np.stack([np.abs(flat_FT - row_T).mean(1) for row_T in flat_FT])
     return np.where(np.isnan(distance_FF), np.inf, distance_FF)
 
 
