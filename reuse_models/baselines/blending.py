@@ -3,7 +3,7 @@
 A video that is there as a whole need not show an old embedding until the next one comes. Blending costs nothing but
 waiting for the later key frame; behind a stream's last one that one stands.
 
-Shapes: B streams, F frames, W of them undecided, X key frames, C completed frames, S the tower's side, P patches a
+Shapes: B streams, F frames, W of them open, X key frames, C completed frames, S the tower's side, P patches a
 side, L layers, N tokens (prefix first), E embedding width, K units of a part.
 """
 

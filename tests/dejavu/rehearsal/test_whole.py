@@ -157,19 +157,22 @@ def test_the_page_says_what_follows_from_the_recipe() -> None:
     recipe, page = RECIPES["nextqa"][1], PAGE.read_text(encoding="utf-8")
     sizes = grid_sizes(LARGE, recipe)
     chosen = sum(min(recipe.sweep.chosen_per_method, size) for size in sizes.values())
-    assert f"{sum(sizes.values())} settings on validation clips, {chosen} of them at most on test clips" in page
     steps = recipe.train.epochs * (NEXT_QA.windows // recipe.train.fit.clips_per_step)
-    assert f"{len(recipe.train.targets)} targets, {steps:,} steps of {recipe.train.fit.clips_per_step} windows" in page
     frames = {split: NEXT_QA.frames(split, 2) for split in ("train", "val", "test")}
     embedded = sum(frames.values()) + frames["val"] * sum(sizes.values()) + frames["test"] * chosen
-    assert f"| {sum(frames.values()) / 1e3:.0f},000 |" in page
-    assert f"| {embedded / 1e6:.1f} million |" in page
-    assert f"| {embedded * 2 * LARGE.embed_dim / 1e9:.0f} GB |" in page
     flops = dense_flops(LARGE)
     settings = (embedded + sum(frames.values())) / 2  # Original is dense, the others half of that
-    assert f"| {settings * flops:.1e} FLOP |".replace("e+", "e") in page
     fitted = steps * recipe.train.fit.clips_per_step * 6 * len(recipe.train.targets)
-    assert f"| {3 * fitted * flops:.1e} FLOP |".replace("e+", "e") in page
+    expected = (
+        f"{sum(sizes.values())} settings on validation clips, {chosen} of them at most on test clips",
+        f"{len(recipe.train.targets)} targets, {steps:,} steps of {recipe.train.fit.clips_per_step} windows",
+        f"| {sum(frames.values()) / 1e3:.0f},000 |",
+        f"| {embedded / 1e6:.1f} million |",
+        f"| {embedded * 2 * LARGE.embed_dim / 1e9:.0f} GB |",
+        f"| {settings * flops:.1e} FLOP |".replace("e+", "e"),
+        f"| {3 * fitted * flops:.1e} FLOP |".replace("e+", "e"),
+    )
+    assert not [text for text in expected if text not in page]
 
 
 def test_the_passes_of_a_search_are_those_that_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
