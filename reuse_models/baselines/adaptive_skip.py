@@ -75,6 +75,20 @@ def thumbnails(pixels_F3HW: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(pixels_F3HW.float(), THUMBNAIL_PX).cpu()
 
 
+def flat_thumbnails(clips_F3HW: Iterable[Tensor], shares: Sequence[float]) -> list[Tensor]:
+    """Return the thumbnails [F, 3 T T] of clips from which the thresholds for some shares can follow.
+
+    Raises:
+        ValueError: No clip has two frames, or a share is outside 0..1.
+    """
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: got {list(shares)}, expected 0..1; divide percentages by 100")
+    found = [thumbnails(pixels_F3HW).flatten(1) for pixels_F3HW in clips_F3HW if len(pixels_F3HW)]
+    if all(len(flat_FX) < 2 for flat_FX in found):
+        raise ValueError("clips: got none of two frames or more, expected at least one; pass longer clips")
+    return found
+
+
 @torch.no_grad()
 def thresholds_for(clips_F3HW: Iterable[Tensor], shares: Sequence[float]) -> list[float]:
     """Return, for each share, the least threshold found at which no more than this share of all frames is computed.
@@ -89,15 +103,9 @@ def thresholds_for(clips_F3HW: Iterable[Tensor], shares: Sequence[float]) -> lis
     Raises:
         ValueError: No clip has two frames, or a share is outside 0..1.
     """
-    if not all(0 <= share <= 1 for share in shares):
-        raise ValueError(f"shares: got {list(shares)}, expected 0..1; divide percentages by 100")
-    distances_FF = []
-    for pixels_F3HW in filter(len, clips_F3HW):
-        flat_FX = thumbnails(pixels_F3HW).flatten(1)
-        distances_FF.append((torch.cdist(flat_FX, flat_FX, p=1) / flat_FX.shape[1]).tolist())
+    clips_FX = flat_thumbnails(clips_F3HW, shares)
+    distances_FF = [(torch.cdist(flat_FX, flat_FX, p=1) / flat_FX.shape[1]).tolist() for flat_FX in clips_FX]
     num_frames = sum(map(len, distances_FF))
-    if num_frames == len(distances_FF):
-        raise ValueError("clips: got none of two frames or more, expected at least one; pass longer clips")
     levels = sorted({distance for one in distances_FF for distance_F in one for distance in distance_F})
     levels.append(2 * levels[-1] or 0.1)  # beyond any distance: where nothing moves, whatever it is
     found = []

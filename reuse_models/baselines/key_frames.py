@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reuse_models.baselines.adaptive_skip import THUMBNAIL_PX, thumbnails
+from reuse_models.baselines.adaptive_skip import THUMBNAIL_PX, flat_thumbnails, thumbnails
 from reuse_models.baselines.blending import Blended, Decision, Shown
 from reuse_models.baselines.original import OriginalConfig
 from reuse_models.method import Method
@@ -164,12 +164,8 @@ def key_thresholds(_: Vit, clips_F3HW: Iterable[Tensor], shares: Sequence[float]
     Raises:
         ValueError: No clip has two frames, or a share is outside 0..1.
     """
-    if not all(0 <= share <= 1 for share in shares):
-        raise ValueError(f"shares: got {list(shares)}, expected 0..1; divide percentages by 100")
-    clips_FT = [thumbnails(pixels_F3HW).flatten(1).numpy() for pixels_F3HW in clips_F3HW if len(pixels_F3HW)]
+    clips_FT = [flat_FT.numpy() for flat_FT in flat_thumbnails(clips_F3HW, shares)]
     num_frames = sum(map(len, clips_FT))
-    if num_frames == len(clips_FT):
-        raise ValueError("clips: got none of two frames or more, expected at least one; pass longer clips")
 
     def num_computed(threshold: float) -> int:
         return sum(len(KeyFramePlan(threshold).decide_on(clip_FT, ended=True).keys) for clip_FT in clips_FT)

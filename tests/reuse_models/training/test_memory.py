@@ -21,6 +21,7 @@ from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.memory import CPU_LOSS, FAVOURED_STEP_BYTES, GIB, TrainingMemory
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs
 
+ROOT = Path(__file__).resolve().parents[3]
 CLIP = VitShape(
     image_px=64, patch_px=8, width=192, num_heads=3, num_layers=6, mlp_width=768, embed_dim=64, has_cls=True
 )
@@ -70,23 +71,20 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_formula_says(name: str) 
 
 
 SCRIPT = """
-import ctypes, json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+import json, sys
+sys.path[:0] = [sys.argv[1], "jobs/benchmarks"]
 import torch
+from apart import forget_peak, status_bytes
 from test_memory import LossConfig, Fit, FitConfig, SHAPES, Vit, batch_of, replace
 torch.set_num_threads(1)
 shape = replace(SHAPES["clip"], **json.loads(sys.argv[2]))
 fit = Fit(Vit.random(shape), LossConfig(target_rate=0.8), FitConfig())
 batch = batch_of(shape, int(sys.argv[3]))
 fit.step(batch_of(shape, 1))
-def status(name):
-    return next(int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-ctypes.CDLL(None).malloc_trim(0)
-Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
+forget_peak()
+before = status_bytes("VmRSS")
 fit.step(batch)
-print((status("VmHWM") - before) * 1024)
+print(status_bytes("VmHWM") - before)
 """
 
 
@@ -101,7 +99,7 @@ print((status("VmHWM") - before) * 1024)
 )
 def test_a_step_takes_at_most_what_the_formula_says_and_not_half_of_it(sizes: dict[str, int], clips: int) -> None:
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), json.dumps(sizes), str(clips)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     expected = memory_of(replace(CLIP, **sizes)).step_bytes(clips)  # type: ignore[arg-type]
     assert 0.5 * expected < int(done.stdout) < 1.15 * expected
 

@@ -117,7 +117,9 @@ def test_bytes_prepared_when_needed_give_the_schedule_of_prepared_frames() -> No
 
 STEP = """
 import json, sys
+sys.path.insert(0, "jobs/benchmarks")
 import torch
+from apart import forget_peak, status_bytes
 from reuse_models.baselines.diffrate.relaxed import *
 from reuse_models.baselines.diffrate.search import *
 from reuse_models.baselines.diffrate.search import _Search, relaxed_counts
@@ -127,12 +129,9 @@ from reuse_models.training.memory import return_large_blocks
 torch.set_num_threads(1)
 return_large_blocks()
 shape, config = VitShape(**json.loads(sys.argv[1])), SearchConfig(**json.loads(sys.argv[2]))
-def status(name):
-    line = next(line for line in open("/proc/self/status") if line.startswith(name))
-    return 1024 * int(line.split()[1])
 vit = Vit.random(shape)
-open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
-before, library = status("VmRSS"), status("RssFile")
+forget_peak()
+before, library = status_bytes("VmRSS"), status_bytes("RssFile")
 frames = torch.randint(0, 256, (2 * config.frames_per_step, shape.image_px, shape.image_px, 3), dtype=torch.uint8)
 prepare = lambda some: some.permute(0, 3, 1, 2).float() / 128 - 1
 search = _Search(vit, frames, 0.7, config, prepare)
@@ -140,8 +139,8 @@ counts = relaxed_counts(shape, torch.full((2, shape.num_layers - 1), 2.5, dtype=
 with torch.enable_grad():
     search._error_gradient(counts, search.learned_F[:config.frames_per_step], 0.3)
 # Pages of torch's own library that a short machine had taken back are no memory of the search.
-again = max(0, status("RssFile") - library)
-print(json.dumps({"grown": status("VmHWM") - before - again, "whole": status("VmHWM")}))
+again = max(0, status_bytes("RssFile") - library)
+print(json.dumps({"grown": status_bytes("VmHWM") - before - again, "whole": status_bytes("VmHWM")}))
 """
 
 
