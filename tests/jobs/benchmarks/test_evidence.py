@@ -79,7 +79,7 @@ def test_the_page_has_each_set_with_its_command(tmp_path: Path) -> None:
         ("folder:x:.", "'folder:x:.'"),
         ("demo:2:.", "'demo:2:.'"),
         ("folder:0:.", "frames a second"),
-        ("classes:8:/nowhere/at/all", "which is no folder"),
+        ("classes:8:nowhere", "which is no folder"),
     ],
 )
 def test_a_set_that_is_none_is_refused(
