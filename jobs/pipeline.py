@@ -14,6 +14,8 @@ if __name__ == "__main__" and "--status" in sys.argv:  # answered before what ta
     sys.exit(exit_status(lambda: tell(sys.argv[1:])))
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dejavu.cluster.no_error import without_advice
 from dejavu.experiment import parse
@@ -52,22 +54,22 @@ def run(job: Job) -> None:
         score(job, settings, timings)
 
 
-def main() -> int:
-    """Run the pipeline; say in one line what ended it early; return the exit status."""
+@contextmanager
+def reported_end() -> Iterator[None]:
+    """Tell how the run ends; say in one line what ends it early, and leave with that exit status."""
     try:
-        run(start(parse(sys.argv[1:])))
+        yield
     except one_line_errors() as error:
         end_status("failed", str(error))
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        sys.exit(1)
     except KeyboardInterrupt:
         end_status("stopped")
         print(STOPPED, file=sys.stderr, flush=True)
-        return 128 + signal.SIGTERM
+        sys.exit(128 + signal.SIGTERM)
     end_status("finished")
-    return 0
 
 
 if __name__ == "__main__":
-    with without_advice():
-        sys.exit(main())
+    with without_advice(), reported_end():
+        run(start(parse(sys.argv[1:])))

@@ -6,8 +6,9 @@ N tokens, D width, E embedding width, P patches a side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -137,19 +138,27 @@ class Record:
         return self._units[part]
 
 
-def each_core(run: Callable[[int, Sequence[int]], None], num_streams: int, device: torch.device) -> None:
-    """Call run(part, streams) for parts of the streams, a core each; on an accelerator for all of them at once."""
+def shares_of_cores(num_streams: int, device: torch.device) -> list[range]:
+    """Divide streams among the cores, for `map_on_cores`; on an accelerator all are one share."""
     cores = torch.get_num_threads() if device.type == "cpu" else 1
     parts = min(cores, num_streams)
     # Cores left over by a few streams serve better within each operator.
     if parts < 2 or parts < cores:
-        run(0, range(num_streams))
+        return [range(num_streams)]
+    return [range(part * num_streams // parts, (part + 1) * num_streams // parts) for part in range(parts)]
+
+
+@contextmanager
+def map_on_cores(num_parts: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a `map` that gives each of so many parts a thread with one core; the built-in one for a single part."""
+    if num_parts == 1:
+        yield map
         return
-    shares = [range(part * num_streams // parts, (part + 1) * num_streams // parts) for part in range(parts)]
+    cores = torch.get_num_threads()
     # An operator's number of threads belongs to the thread that calls it; the number it is set to last is also what
     # later threads begin with, so that the caller's is set again.
-    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(num_parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            list(pool.map(run, range(parts), shares))
+            yield pool.map
         finally:
             torch.set_num_threads(cores)

@@ -125,6 +125,7 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> dic
     # Workers do not see this file: what they need of it travels with the work.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     embed.DecodeRow = _Decode  # type: ignore[attr-defined]
+    embed.EncodeRow = _Encode  # type: ignore[misc]
     clips, settings, embedding = work(Path(folder), name)
     spans = Path(folder) / name / SPANS
     spans.mkdir()
@@ -133,8 +134,7 @@ def report_cluster(folder: str, name: str, num_nodes: int, head_pid: int) -> dic
     cluster.connect()
     watch = Watch(spans, [head_pid, *node_pids])
     with looking(watch.look, 0.2):
-        batches, kernels = plan(clips, settings, embedding), embed.Kernels(encoder=_Encode)
-        list(embed.embed_batches(batches, embedding, cluster.actor_pool(None, None), kernels))
+        embed.embed_clips(clips, settings, embedding, cluster.actor_pool(None, None), "test")
     check(clips, settings, embedding)
     return watch.spent()
 

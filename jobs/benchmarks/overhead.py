@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,8 @@ from dejavu.cluster import cluster
 from dejavu.records import Clip, Question, Transcoded
 from dejavu.storage.setting import Setting
 from dejavu.embedding.batch import DecodedBatch, EmbedContext, EmbedConfig, Segment, cut, plan
-from dejavu.stages.embed import EncodeRow, Kernels, embed_batches, embed_clips
+from dejavu.stages import embed
+from dejavu.stages.embed import EncodeRow, embed_clips
 from dejavu.embedding.encode import EncodedSegment, to_table
 from dejavu.embedding.stored import read_embeddings
 from dejavu.stages.score import EvalSet, score_settings
@@ -95,15 +96,17 @@ class Waiter(EncodeRow):
     """For each clip."""
 
     def __init__(self, embedding: EmbedContext) -> None:
-        self.embedding = embedding
+        self.embedding, self.backbone = embedding, cast("Any", None)
 
-    def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
+    def method(self, _setting: Setting) -> Any:
+        """Build nothing."""
+
+    def compute(
+        self, _method: object, _backbone: object, frames: Sequence[DecodedFrames], _chunk_frames: int
+    ) -> list[EncodedSegment]:
         """Wait; return nothing but zeros."""
-        time.sleep(self.wait_s * len(decoded.segments))
-        return [encoded_as(np.zeros((segment.num_frames, WIDTH), np.float32)) for segment in decoded.segments]
-
-
-NOTHING = Kernels(decode_nothing, Waiter)
+        time.sleep(self.wait_s * len(frames))
+        return [encoded_as(np.zeros((len(segment.seconds_F), WIDTH), np.float32)) for segment in frames]
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -126,7 +129,7 @@ def report_load(num_clips: int) -> dict[str, Any]:
         transcoded = list(transcode_clips(clips, store, TranscodeConfig(), FRAME_PX, make=make).clips.values())
         transcode_s = time.perf_counter() - start
         start = time.perf_counter()
-        failures = list(embed_batches(plan(transcoded, [setting], embedding), embedding, pool, NOTHING))
+        failures = embed_clips(transcoded, [setting], embedding, pool, "first").failures
         embed_s, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, status_bytes("VmHWM") / MIB
 
         start = time.perf_counter()
@@ -154,19 +157,17 @@ def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> dict[
 
     `share` is of what as many workers would reach that did nothing but wait.
     """
-    _connect()
+    _connect(wait_ms / 1e3)
     pool = cluster.actor_pool(num_workers, 0)
-    kernels = Kernels(decode_nothing, type("Waiter", (Waiter,), {"wait_s": wait_ms / 1e3}))
     with tempfile.TemporaryDirectory() as folder:
         embedding = EmbedContext("none", Store.open(Path(folder)), EmbedConfig())
-        clips = list_clips(num_clips)
-        batches = plan(clips, name_settings(1), embedding)
+        clips, settings = list_clips(num_clips), name_settings(1)
         # Actors that load no tower are up in seconds; those are left out.
-        list(embed_batches(batches[:num_workers], embedding, pool, kernels))
+        num_first = num_workers * embedding.config.streams
+        embed_clips(clips[:num_first], settings, embedding, pool, "first")
         start = time.perf_counter()
-        list(embed_batches(batches, embedding, pool, kernels))
+        num_made = embed_clips(clips[num_first:], settings, embedding, pool, "others").num_clips
         seconds = time.perf_counter() - start
-    num_made = sum(len(batch.segments) for batch in batches)
     return {
         "num_workers": num_workers,
         "num_clips": num_made,
@@ -331,9 +332,13 @@ def expect(subject: str, got: object, expected: object) -> None:
         raise RuntimeError(f"{subject}: got {got}, expected {expected}; the benchmark's figures would mean nothing")
 
 
-def _connect() -> None:
+def _connect(wait_s: float = 0.0) -> None:
+    """Connect, and have the stage decode nothing, and encode by waiting, so long for each clip."""
     # Workers cannot import a job.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    Waiter.wait_s = wait_s
+    embed.decode_batch = decode_nothing  # type: ignore[assignment, attr-defined]
+    embed.EncodeRow = Waiter  # type: ignore[misc]
     cluster.connect()
 
 

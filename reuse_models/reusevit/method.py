@@ -37,7 +37,7 @@ from reuse_models.reusevit.frame_order import GROUPS, check_refresh
 from reuse_models.reusevit.gate import FORCED_CHOICES, ForcedChoice, ForcedGate, FrameId, Gate, HardGate, check_rate
 from reuse_models.reusevit.reference import Pass, PassResult
 from reuse_models.reusevit.scheduler import HeldFrame, Scheduler, StreamState, Turn
-from reuse_models.streams import check_chunk, each_core
+from reuse_models.streams import check_chunk, map_on_cores, shares_of_cores
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
 
@@ -221,10 +221,12 @@ class ReuseVit:
                             done = self._dense(turn, memory) if turn.is_dense else self._group(part, turn, memory)
                             finished.append(done)
 
+        num_streams = len(memory.states)
+        shares = [range(num_streams)]
         if self.fixed is None:
-            each_core(run, len(memory.states), self.vit.position.device)
-        else:
-            run(0, range(len(memory.states)))
+            shares = shares_of_cores(num_streams, self.vit.position.device)
+        with map_on_cores(len(shares)) as each:
+            list(each(run, range(len(shares)), shares))
         return finished
 
     def _advance_fixed(self, fixed: GivenRows[Any], memory: ReuseVitMemory) -> list[_Finished]:

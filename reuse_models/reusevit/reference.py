@@ -10,7 +10,7 @@ boundaries, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -167,26 +167,6 @@ def plan_of(sizes: tuple[int, ...], num_tokens: int, device: torch.device) -> Pl
     )
 
 
-Decide = Callable[[Wave, Tensor], Tensor]
-"""From a wave and similarity_KA to g_KA."""
-Nearest = Callable[[Tensor, Wave], tuple[Tensor, Tensor]]
-"""From source_FN and a wave to the best candidate's similarity_KN and source_KN, by `sources_of` and `nearer`."""
-
-
-def choose_sources(plan: Plan, decide: Decide, nearest: Nearest, prefix: int) -> Tensor:
-    """Decide for all frames of the pass, kind after kind; the first `prefix` tokens are never reused.
-
-    Returns:
-        source_FN, the code of the frame in which each patch was last computed: its own frame's if it is computed now.
-    """
-    source_FN = torch.zeros_like(plan.anchor_FN)
-    for wave in plan.waves:
-        similarity_KN, found_KN = nearest(source_FN, wave)
-        reused_KN = torch.nn.functional.pad(decide(wave, similarity_KN[:, prefix:]) > 0.5, (prefix, 0))
-        source_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, found_KN, wave.own_K1))
-    return source_FN
-
-
 def sources_of(source_FN: Tensor, wave: Wave) -> list[Tensor]:
     """Return [K, N] for each candidate: where its patches were last computed."""
     return [source_FN.index_select(0, frame_K).masked_fill(code_K1 == 0, 0) for frame_K, code_K1 in wave.candidates]
@@ -198,3 +178,12 @@ def nearer(similarities: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[Ten
         return similarities[0], found[0]
     nearer_KN = similarities[1] > similarities[0]
     return torch.where(nearer_KN, similarities[1], similarities[0]), torch.where(nearer_KN, found[1], found[0])
+
+
+def note_sources(source_FN: Tensor, wave: Wave, g_KA: Tensor, found_KN: Tensor) -> None:
+    """Write where each patch of a wave was last computed: where the reference found was, if reused, else in its frame.
+
+    The prefix is never reused. Waves come in their order, since later ones refer to what earlier ones left.
+    """
+    reused_KN = torch.nn.functional.pad(g_KA > 0.5, (source_FN.shape[1] - g_KA.shape[1], 0))
+    source_FN.index_copy_(0, wave.frames_K, torch.where(reused_KN, found_KN, wave.own_K1))

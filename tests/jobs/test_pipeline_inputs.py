@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,8 +175,8 @@ def test_a_mistake_before_ray_is_asked_is_one_line(
     import pipeline
 
     monkeypatch.setattr("dejavu.pipeline.start.keep_status", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["pipeline.py", *filled(words, tmp_path)])
-    assert pipeline.main() == 1
+    with pytest.raises(SystemExit, match=r"^1$"), pipeline.reported_end():
+        pipeline.run(pipeline.start(pipeline.parse(filled(words, tmp_path))))
     said = capfd.readouterr().err
     assert is_one_line(said, message), said
 

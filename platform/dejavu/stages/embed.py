@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from dejavu.cluster.cluster import Pool
 from dejavu.cluster.ray_map import Row, configure, report_progress, waves
 from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, decode_batch, plan
-from dejavu.embedding.encode import EncodedSegment, encode_batch, load_backbone_for, to_table
-from dejavu.embedding.reader import Decode, DecodeRow, step_on
+from dejavu.embedding.encode import encode_batch, load_backbone_for, to_table
+from dejavu.embedding.reader import DecodeRow, step_on
 from dejavu.observability.events import Work
 from dejavu.observability.metrics import failed, metered, watched
 from dejavu.records import Failure, Transcoded
@@ -31,6 +32,9 @@ from reuse_models.registry import config_to_dict
 
 class EncodeRow:
     """The actor: keeps the backbone and the methods, takes one decoded batch at a time."""
+
+    compute = staticmethod(encode_batch)
+    """What is done with decoded segments; another one tells what the stage itself costs."""
 
     def __init__(self, embedding: EmbedContext) -> None:
         """Load the backbone onto the GPU where there is one."""
@@ -64,28 +68,20 @@ class EncodeRow:
         if not decoded.segments:
             return
         with metered(step_on("encode", decoded.segments, setting, stage)) as done:
-            table = to_table(decoded.segments, decoded.frames, self.run(setting, decoded))
+            method, chunk_frames = self.method(setting), self.embedding.config.chunk_frames
+            encoded = self.compute(method, self.backbone, decoded.frames, chunk_frames)
+            table = to_table(decoded.segments, decoded.frames, encoded)
             units = [segment.unit_id for segment in decoded.segments]
             self.embedding.store.write_embeddings(setting.setting_id, table, units)
             done.num_frames = sum(segment.num_frames for segment in decoded.segments)
 
-    def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
-        """Put the frames through the setting's method; `encode_batch` shapes results, whose code names them."""
+    def method(self, setting: Setting) -> Method:
+        """Return the setting's method, which is built once."""
         if setting.setting_id not in self.methods:
             self.methods[setting.setting_id] = setting.config.build(self.backbone.vit)
-        method, chunk_frames = self.methods[setting.setting_id], self.embedding.config.chunk_frames
-        return encode_batch(method, self.backbone, decoded.frames, chunk_frames)
+        return self.methods[setting.setting_id]
 
 
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """What is done with a batch. Another pair tells what the stage itself costs (`jobs/benchmarks/overhead.py`)."""
-
-    decode: Decode = decode_batch
-    encoder: type[EncodeRow] = EncodeRow
-
-
-REAL = Kernels()
 PASSED_ON = ("failures", "clip_ids", "made")
 WAVE = 10_000
 """Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
@@ -105,58 +101,50 @@ class EmbedResult:
 def embed_clips(
     clips: Sequence[Transcoded], settings: Sequence[Setting], embedding: EmbedContext, pool: Pool, part: str
 ) -> EmbedResult:
-    """Embed every clip under every setting, skipping what the store holds.
+    """Decode and encode every clip under every setting, skipping what the store holds, and show progress.
 
     `part` names this call in the failures table, such as the split: what failed in it before is replaced.
     """
     batches = plan(clips, settings, embedding)
-    for setting in settings if batches else ():
-        describe(setting, embedding)
-    touched = {segment.clip_id for batch in batches for segment in batch.segments}
-    failures = tuple(embed_batches(batches, embedding, pool, kept=len(clips) - len(touched)))
-    embedding.store.write_failures(STAGE, failures, part=part)
-    return EmbedResult(len(touched - {failure.clip_id for failure in failures}), failures)
-
-
-def embed_batches(
-    batches: Sequence[Batch], embedding: EmbedContext, pool: Pool, kernels: Kernels = REAL, *, kept: int = 0
-) -> Iterator[Failure]:
-    """Decode and encode planned batches, showing progress; yield what could not be decoded.
-
-    `kept` clips were embedded before, and are only told of.
-    """
     if batches:
         configure(store_bytes=pool.store_bytes)
+        for setting in settings:
+            describe(setting, embedding)
     waiting = Counter(segment.clip_id for batch in batches for segment in batch.segments)
+    touched = frozenset(waiting)
 
     def ended(row: Row) -> int:
         """Count the clips whose last piece this was."""
         waiting.subtract(pieces := json.loads(str(row["clip_ids"])))
         return sum(not waiting[clip_id] for clip_id in set(pieces))
 
-    def encoded() -> Iterator[Row]:
-        for wave in waves(batches, WAVE):
-            # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
-            manifest = ray.data.from_items([batch.to_row() for batch in wave], override_num_blocks=len(wave))
-            decoded = manifest.map(DecodeRow(embedding, kernels.decode), num_cpus=pool.cpus_per_reader)
-            yield from encode_rows(decoded, len(wave), embedding, pool, kernels)
+    results = chain.from_iterable(
+        encode_rows(decode_rows(wave, embedding, pool), len(wave), embedding, pool) for wave in waves(batches, WAVE)
+    )
+    work = Work(stage=STAGE, total=len(touched), unit="clips", kept=len(clips) - len(touched))
+    failures: list[Failure] = []
+    for row in report_progress(watched(results, work, ended), total=len(batches), stage=STAGE, unit="batches"):
+        of_batch = [Failure(**failure) for failure in json.loads(str(row["failures"]))]
+        failed(of_batch)
+        failures += of_batch
+    embedding.store.write_failures(STAGE, failures, part=part)
+    return EmbedResult(len(touched - {failure.clip_id for failure in failures}), tuple(failures))
 
-    results = watched(encoded(), Work(stage=STAGE, total=len(waiting), unit="clips", kept=kept), ended)
-    for row in report_progress(results, total=len(batches), stage=STAGE, unit="batches"):
-        failures = [Failure(**failure) for failure in json.loads(str(row["failures"]))]
-        failed(failures)
-        yield from failures
+
+def decode_rows(batches: Sequence[Batch], embedding: EmbedContext, pool: Pool) -> ray.data.Dataset:
+    """Return rows of decoded batches."""
+    # One block per batch keeps the store's backpressure tight: a batch is the largest thing in flight.
+    manifest = ray.data.from_items([batch.to_row() for batch in batches], override_num_blocks=len(batches))
+    return manifest.map(DecodeRow(embedding, decode_batch), num_cpus=pool.cpus_per_reader)
 
 
-def encode_rows(
-    decoded: ray.data.Dataset, num_blocks: int, embedding: EmbedContext, pool: Pool, kernels: Kernels = REAL
-) -> Iterator[Row]:
+def encode_rows(decoded: ray.data.Dataset, num_blocks: int, embedding: EmbedContext, pool: Pool) -> Iterator[Row]:
     """Put the encoding actors, as many as blocks at most, behind rows of decoded batches; yield what comes of each.
 
     What a row tells beside its batch, in columns of PASSED_ON, comes out again.
     """
     encoded = decoded.map_batches(
-        kernels.encoder,
+        EncodeRow,
         fn_constructor_args=(embedding,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, num_blocks)),

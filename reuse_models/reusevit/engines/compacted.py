@@ -30,7 +30,7 @@ from reuse_models.reusevit.addon import CORRECTED, ReusePolicy
 from reuse_models.reusevit.anchors import Anchors, cosine_from_norms, norms
 from reuse_models.reusevit.engines.workspace import ROWS_PER_PRODUCT, Workspace, as_rows
 from reuse_models.reusevit.gate import Features
-from reuse_models.reusevit.reference import Pass, PassResult, Wave, choose_sources, nearer, plan_of, sources_of
+from reuse_models.reusevit.reference import Pass, PassResult, Wave, nearer, note_sources, plan_of, sources_of
 from reuse_models.tower.vit import Vit
 
 RESTORE_ALL_FROM = 0.5
@@ -312,24 +312,21 @@ class CompactedRun:
 
     def _choose(self, boundary: int) -> _Choice:
         """Decide for all frames of the pass."""
+        frames = self.groups.frames
         num_pairs_F = torch.zeros(self.num_frames, dtype=torch.int64, device=self.anchor_X.device)
-
-        def nearest(source_FN: Tensor, wave: Wave) -> tuple[Tensor, Tensor]:
-            found = sources_of(source_FN, wave)
-            return nearer([self._similarity(boundary, wave, one_KN, num_pairs_F) for one_KN in found], found)
-
-        def decide(wave: Wave, similarity_KA: Tensor) -> Tensor:
-            frames = self.groups.frames
+        source_FN = torch.zeros_like(self.plan.anchor_FN)
+        for wave in self.plan.waves:
+            sources = sources_of(source_FN, wave)
+            similarities = [self._similarity(boundary, wave, one_KN, num_pairs_F) for one_KN in sources]
+            similarity_KN, found_KN = nearer(similarities, sources)
             features = Features(
                 importance_XA=self.workspace.importance_FN[wave.frames_K, self.prefix :],
-                similarity_XA=similarity_KA,
+                similarity_XA=similarity_KN[:, self.prefix :],
                 codec_XA=self.codec_FA[wave.frames_K],
                 kind=wave.kind,
                 frames=[frames[index] for index in wave.frames] if frames else (),
             )
-            return self.policy.gate(boundary, features)
-
-        source_FN = choose_sources(self.plan, decide, nearest, self.prefix)
+            note_sources(source_FN, wave, self.policy.gate(boundary, features), found_KN)
         row_FN = torch.where(source_FN == 0, ANCHOR, self.plan.rows_of(source_FN))
         return _Choice(source_FN != self.plan.own_F1, row_FN, num_pairs_F)
 

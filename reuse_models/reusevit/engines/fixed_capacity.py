@@ -36,7 +36,7 @@ from reuse_models.reusevit.engines.cuda_graphs import Fused
 from reuse_models.reusevit.engines.given_rows import GivenRows, GivenRun, Places
 from reuse_models.reusevit.engines.workspace import as_rows
 from reuse_models.reusevit.gate import Features
-from reuse_models.reusevit.reference import NUM_CODES, Pass, Plan, Wave, choose_sources, nearer, sources_of
+from reuse_models.reusevit.reference import NUM_CODES, Pass, Plan, Wave, nearer, note_sources, sources_of
 from reuse_models.tower.vit import Vit
 
 BLOCK_BYTES = 24 * 2**20
@@ -153,9 +153,11 @@ class FixedRun(GivenRun[FixedPlaces]):
         anchor_SND = at.pre_proj_BND.index_select(0, self.streams_S)
         anchor_norm_SN = at.norm_BN.index_select(0, self.streams_S)
         norm_FN, similarity_FcN = self.engine.similarities(pre_proj_FND, anchor_SND, anchor_norm_SN, self.plan)
-        decide = partial(self._decide, boundary, importance_FN)
-        nearest = partial(self.engine.nearest, similarity_FcN)
-        source_FN = choose_sources(self.plan, decide, nearest, self.prefix)
+        source_FN = torch.zeros_like(self.plan.anchor_FN)
+        for wave in self.plan.waves:
+            similarity_KN, found_KN = self.engine.nearest(similarity_FcN, source_FN, wave)
+            g_KA = self._decide(boundary, wave, importance_FN, similarity_KN[:, self.prefix :])
+            note_sources(source_FN, wave, g_KA, found_KN)
         place = self.engine.addresses(source_FN, self.plan, num_given)
         self.places.reuse_FbN[: self.plan.num_frames, boundary].copy_(place.computed_FN.logical_not())
 
@@ -259,7 +261,7 @@ class FixedRun(GivenRun[FixedPlaces]):
 
     # Choose.
 
-    def _decide(self, boundary: int, importance_FN: Tensor, wave: Wave, similarity_KA: Tensor) -> Tensor:
+    def _decide(self, boundary: int, wave: Wave, importance_FN: Tensor, similarity_KA: Tensor) -> Tensor:
         frames_K = wave.frames_K
         if self.engine.masks_RbA is not None:
             return self.engine.masks_RbA[:, boundary].index_select(0, self.places.draws_F.index_select(0, frames_K))

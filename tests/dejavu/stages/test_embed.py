@@ -14,9 +14,9 @@ from dejavu.cluster.cluster import Pool
 from dejavu.embedding.batch import Batch, DecodedBatch, EmbedConfig, EmbedContext, Segment
 from dejavu.embedding.encode import EncodedSegment
 from dejavu.observability.events import keep_log
-from dejavu.records import Failure
+from dejavu.records import Failure, Transcoded
 from dejavu.stages import embed
-from dejavu.stages.embed import EncodeRow, Kernels, embed_batches
+from dejavu.stages.embed import EncodeRow, embed_clips
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
@@ -44,6 +44,19 @@ def segment(clip_id: str, start: int = 0) -> Segment:
     return Segment(clip_id=clip_id, content_id=f"content-{clip_id}", path="mp4/x.mp4", start=start, num_frames=2)
 
 
+def transcoded(clip_id: str) -> Transcoded:
+    return Transcoded(
+        clip_id=clip_id,
+        content_id=f"content-{clip_id}",
+        path="mp4/x.mp4",
+        num_frames=2,
+        frame_px=16,
+        fps=2.0,
+        duration_s=1.0,
+        codec_metadata=True,
+    )
+
+
 def decode(segments: Sequence[Segment], _: EmbedContext) -> DecodedBatch:
     """Make frames for every clip but `torn`."""
     kept = tuple(segment for segment in segments if segment.clip_id != "torn")
@@ -61,12 +74,14 @@ def decode(segments: Sequence[Segment], _: EmbedContext) -> DecodedBatch:
 
 class Encoder(EncodeRow):
     def __init__(self, embedding: EmbedContext) -> None:
-        self.embedding = embedding
+        self.embedding, self.backbone = embedding, None
 
-    def run(self, setting: Setting, decoded: DecodedBatch) -> list[EncodedSegment]:
-        assert len(decoded.frames) == len(decoded.segments)
+    def method(self, _: Setting) -> None:
+        """There is none."""
+
+    def compute(self, _method: None, _backbone: None, frames: Sequence[DecodedFrames], _: int) -> list[EncodedSegment]:
         zeros = np.zeros((2, 4), np.float32)
-        return [EncodedSegment(zeros, zeros[:, 0], np.zeros(2)) for _ in decoded.segments]
+        return [EncodedSegment(zeros, zeros[:, 0], np.zeros(2)) for _ in frames]
 
 
 class Plainly:
@@ -100,8 +115,12 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
         Batch((segment("long", 2), segment("torn")), settings),
     ]
     embedding = EmbedContext("embedded", Store(tmp_path / "store"), config)
-    failures = list(embed_batches(batches, embedding, POOL, Kernels(decode, Encoder), kept=5))
-    assert [asdict(failure) for failure in failures] == [
+    clips = [transcoded(clip_id) for clip_id in ("long", "short", "torn", *"12345")]
+    for name, stand_in in (("plan", lambda *_: batches), ("decode_batch", decode), ("EncodeRow", Encoder)):
+        monkeypatch.setattr(embed, name, stand_in)
+    embedded = embed_clips(clips, settings, embedding, POOL, "test")
+    assert embedded.num_clips == 2
+    assert [asdict(failure) for failure in embedded.failures] == [
         {"clip_id": "torn", "stage": "embed", "reason": "VideoError: torn"}
     ]
     told = lines(log)
@@ -126,7 +145,7 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
 
 def test_a_stage_with_nothing_to_do_says_so(log: Path, tmp_path: Path) -> None:
     embedding = EmbedContext("embedded", Store(tmp_path / "store"), EmbedConfig())
-    assert list(embed_batches([], embedding, POOL, kept=7)) == []
+    assert embed_clips([], [], embedding, POOL, "test").num_clips == 0
     assert [(line["event"], line.get("kept")) for line in lines(log)] == [
-        ("stage begins", 7), ("progress", None), ("stage ends", None)
+        ("stage begins", 0), ("progress", None), ("stage ends", None)
     ]  # fmt: skip
