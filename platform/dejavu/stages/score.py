@@ -53,6 +53,9 @@ class SettingScore:
     agreement: Agreement | None = None
     """How many of each frame's nearest frames of other clips stay; None where the clips have too few for it."""
 
+    computed_share: float = 1.0
+    """Share of the frames that anything was computed for; the others took over what other frames have."""
+
     @property
     def rows(self) -> tuple[EvalRow, ...]:
         """Scored questions, for the bootstrap."""
@@ -166,6 +169,7 @@ class _Accumulator:
         self.cosines: dict[str, NDArray[np.floating]] = {}
         self.reuse_rates: list[float] = []
         self.flops: list[float] = []
+        self.num_computed = 0
         self.predictions: dict[SpanKind | None, list[Prediction]] = defaultdict(list)
         self.pooled: dict[str, NDArray[np.float32]] = {}
 
@@ -175,6 +179,7 @@ class _Accumulator:
             self.cosines[clip_id] = frame_cosines(clip.embeddings_FE, dense[clip_id].embeddings_FE)
             self.reuse_rates.append(float(clip.reuse_rate_F.sum(dtype=np.float64)))
             self.flops.append(float(clip.flops_F.sum()))
+            self.num_computed += int(np.count_nonzero(clip.flops_F))
         questions = [question for clip_id in clips for question in self.asked.get(clip_id, ())]
         answers = self.eval_set.answers_AE
         if self.eval_set.readers is not None:
@@ -209,6 +214,7 @@ class _Accumulator:
             by_span=by_span,
             by_reader=by_reader,
             answers=by_reader.get("linear_probe", self._score_answers()),
+            computed_share=self.num_computed / num_frames,
         )
 
     def _read_classes(self) -> dict[Reader, AnswerScore]:

@@ -64,7 +64,7 @@ def write_vectors(
             "frame": pa.array(range(num_frames), pa.int32()),
             "seconds": pa.array([frame / 2 for frame in range(num_frames)]),
             "reuse_rate": pa.array(np.full(num_frames, rate, np.float32)),
-            "flops": pa.array(np.full(num_frames, 1e9)),
+            "flops": pa.array(np.full(num_frames, 0.0 if rate == 1 else 1e9)),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors_FE.astype(np.float16).ravel()), WIDTH),
         }
     )
@@ -122,9 +122,10 @@ def test_every_frame_weighs_the_same(embedding: EmbedContext) -> None:
         dense_FE = np.tile(np.eye(WIDTH)[0], (clip.num_frames, 1))
         ours_FE = np.array([[cosine, np.sqrt(1 - cosine**2), 0] for cosine in cosines])
         write_vectors(embedding, original, clip, dense_FE)
-        write_vectors(embedding, other, clip, ours_FE)
+        write_vectors(embedding, other, clip, ours_FE, rate=clip.num_frames == 3)
     (found,) = score_settings([other], original, EvalSet(clips, (), {}), embedding)
     assert (found.num_frames, found.cosine_to_dense) == (4, pytest.approx(0.7, abs=1e-3))
+    assert (found.computed_share, found.gflops_per_frame) == (0.25, 0.25)
 
 
 def test_classes_are_told_by_what_was_made_on_dense_embeddings(embedding: EmbedContext) -> None:

@@ -168,6 +168,15 @@ def test_what_is_chosen_costs_something_else() -> None:
     assert [setting.config for setting in choose(scores, 4)] == [EventfulConfig(refreshed_tokens=k) for k in (0, 1, 5)]
 
 
+def test_of_settings_as_good_at_the_same_cost_the_one_that_computes_fewest_frames_is_chosen() -> None:
+    alike = [(1.0, 0.9, 0.8), (1.04, 0.895, 0.5), (1.05, 0.88, 0.2), (1.4, 0.9, 0.1)]
+    scores = [
+        replace(score(EventfulConfig(refreshed_tokens=i), *cost_and_quality), computed_share=share)
+        for i, (*cost_and_quality, share) in enumerate(alike)
+    ]
+    assert [setting.config for setting in choose(scores, 1)] == [EventfulConfig(refreshed_tokens=1)]
+
+
 def test_where_no_other_adds_area_the_best_at_another_cost_follows() -> None:
     """Validation clips are few: that a dearer setting scores a little lower on them does not hide it."""
     costs, cosines = [1.0, 1.05, 1.5, 1.55, 3.0], [0.9, 0.89, 0.87, 0.88, 0.3]
