@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from dejavu.embedding.precision import gains_of
 from dejavu.observability.looking import looking
 from dejavu.rehearsal.watch import memory_bytes
 from dejavu.rehearsal.weights import write_weights_apart
+from dejavu.report.style import GOLD, MUTED, STYLES
 from dejavu.video.plain import copy_remarked
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 
@@ -55,6 +56,14 @@ SAID = re.compile(r"embedded (\d+) of (\d+) videos in ([\d.]+) s.* (\d+) failed"
 TABLE = re.compile(r"table .*, (\d+) frames of")
 KINDS = {"EncodeRow": "encode", "ReadVideos": "read"}
 """By what stands in the title of a Ray worker while it works."""
+LOOP, OURS = MUTED, STYLES["reusevit"].colour
+PARTS = {
+    "loop": (LOOP, ("loop",)),
+    "encode": (OURS, ("encode",)),
+    "read": (STYLES["eventful"].colour, ("read",)),
+    "Ray and driver": (GOLD, ("cluster", "driver")),
+}
+"""Of processor time, as drawn: a name, a colour, and which of `Row.cpu_s` it adds up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(
             json.dumps({**about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n"
         )
+    if options.plot is not None:
+        plot(rows, f"{options.backbone}, {hardware()}", options.plot)
     return 0
 
 
@@ -148,6 +159,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="settings for jobs/embed.py")
     parser.add_argument("--decoders", nargs="*", choices=DECODERS, default=list(DECODERS), help="of the plain loop")
     parser.add_argument("--json", type=Path, default=None, help="JSON file for the rows")
+    parser.add_argument("--plot", type=Path, default=None, help="PNG file for speed, and what the processors spend")
     return parser.parse_args(arguments)
 
 
@@ -251,6 +263,37 @@ def _line(row: Row, first: Row) -> str:
         f"{row.way:<26} {row.precision:<8} {row.speed:7.2f} s of video a second, {times:5.2f}x{share}  "
         f"CPU ms a second of video: {parts}  peak {row.peak_mb:.0f} MiB  started in {row.start_s:.0f} s"
     )
+
+
+def plot(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Draw each way's speed, also as a multiple of the first one's, and beside it where its processor time goes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (fast, spent) = plt.subplots(1, 2, figsize=(11, 0.55 * len(rows) + 1.6), sharey=True, layout="constrained")
+    ways = [f"{row.way}, {row.precision}" for row in rows]
+    bars = fast.barh(
+        ways, [row.speed for row in rows], color=[LOOP if row.engine_share is None else OURS for row in rows]
+    )
+    fast.bar_label(bars, [f"{row.speed:.1f}, {row.speed / rows[0].speed:.2f}x" for row in rows], padding=4)
+    fast.set(xlabel="video-seconds a second", title=title, xlim=(0, 1.25 * max(row.speed for row in rows)))
+    fast.title.set(ha="left", x=0.0)
+    left = [0.0] * len(rows)
+    for name, (colour, parts) in PARTS.items():
+        width = [1e3 * sum(row.cpu_s.get(part, 0.0) for part in parts) / row.video_s for row in rows]
+        if any(width):
+            spent.barh(ways, width, left=left, color=colour, label=name)
+            left = [a + b for a, b in zip(left, width, strict=True)]
+    spent.set(xlabel="CPU milliseconds a second of video")
+    spent.legend(frameon=False, loc="lower right")
+    for axes in (fast, spent):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+    fast.invert_yaxis()  # shared: the first way is on top
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def test_a_loop_and_the_job_embed_the_same_frames(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     command = [sys.executable, str(BENCHMARK), "--videos", str(videos), "--backbone", "embedded", "--json", str(out)]
     command += ["--repeat", "2", "--decoders", "pyav", "torchcodec", "--settings", "reusevit forced_rate=0.8"]
+    command += ["--plot", str(tmp_path / "speed.png")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,6 +43,7 @@ def test_a_loop_and_the_job_embed_the_same_frames(tmp_path: Path) -> None:
     for row in rows.values():
         assert row["speed"] == pytest.approx(row["video_s"] / row["seconds"])
         assert row["peak_mb"] > 100
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_cpu_time_is_told_by_what_a_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
