@@ -13,19 +13,18 @@ from torch import Tensor
 
 from dejavu.embedding.batch import EmbedContext
 from dejavu.embedding.stored import ClipEmbeddings, complete_clips, read_beside
-from dejavu.records import CAPTION, AnswerScore, EvalRow, Prediction, Question, TaskScore, Transcoded
+from dejavu.records import CAPTION, AnswerScore, EvalRow, Question, TaskScore, Transcoded
+from dejavu.stages.accumulators import Accumulator, CaptionRetrieval, ClassAnswers, HeadAnswers, ZeroShot
 from dejavu.stages.temp_clip import TrainedHead
 from dejavu.storage.setting import Setting
 from dejavu.storage.store import write_csv
 from dejavu.storage.store_path import StorePath
 from dejavu.tasks.class_readers import ClassReaders, Reader
 from dejavu.tasks.fidelity import frame_cosines
-from dejavu.tasks.grounded_qa import TYPE_GROUPS, score, score_choices
+from dejavu.tasks.grounded_qa import TYPE_GROUPS
 from dejavu.tasks.neighbours import Agreement, NeighbourSearch, agreement, choose_queries
-from dejavu.tasks.retrieval import pool, score_retrieval
-from dejavu.tasks.temp_clip.answers import SPAN_KINDS, SpanKind, answer_questions, embed_candidates, see_clip
+from dejavu.tasks.temp_clip.answers import SpanKind, embed_candidates
 from dejavu.tasks.temp_clip.head import TempClip
-from dejavu.tasks.zero_shot import zero_shot
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def score_settings(
     if left_out := len(eval_set.questions) - len(questions):
         print(f"  score: {left_out} questions about clips that failed are left out for every setting", flush=True)
     clips = [clip for clip in eval_set.clips if clip.clip_id in shared]
-    accumulators = {setting: _Accumulator(questions, eval_set) for setting in settings}
+    accumulators = {setting: _Clips(questions, eval_set) for setting in settings}
     different = {clip.content_id: clip for clip in sorted(clips, key=lambda clip: (clip.content_id, clip.clip_id))}
     queries = choose_queries({clip.clip_id: clip.num_frames for clip in different.values()})
     searches = {setting: NeighbourSearch(queries) for setting in everyone} if queries else {}
@@ -156,22 +155,30 @@ def _vectors(clips: Mapping[str, ClipEmbeddings]) -> dict[str, NDArray[np.float3
     return {clip_id: clip.embeddings_FE for clip_id, clip in clips.items()}
 
 
-class _Accumulator:
+def _accumulator(questions: Sequence[Question], eval_set: EvalSet) -> Accumulator:
+    """Return what the questions are scored by: all of them are of one task."""
+    answers_AE = eval_set.answers_AE
+    if eval_set.readers is not None:
+        return ClassAnswers(questions, eval_set.readers)
+    if all(question.kind == CAPTION for question in questions):
+        return CaptionRetrieval(questions, answers_AE)
+    if eval_set.head is not None and any(question.spans_s for question in questions):
+        return HeadAnswers(questions, answers_AE, eval_set.head, eval_set.span)
+    return ZeroShot(questions, answers_AE)
+
+
+class _Clips:
     """What is kept of one setting's clips once their embeddings are gone."""
 
     def __init__(self, questions: Sequence[Question], eval_set: EvalSet) -> None:
-        self.questions, self.eval_set = questions, eval_set
-        self.has_spans = any(question.spans_s for question in questions)
-        self.are_captions = all(question.kind == CAPTION for question in questions)
         self.asked: dict[str, list[Question]] = defaultdict(list)
         for question in questions:
             self.asked[question.clip_id].append(question)
+        self.answers = _accumulator(questions, eval_set)
         self.cosines: dict[str, NDArray[np.floating]] = {}
         self.reuse_rates: list[float] = []
         self.flops: list[float] = []
         self.num_computed = 0
-        self.predictions: dict[SpanKind | None, list[Prediction]] = defaultdict(list)
-        self.pooled: dict[str, NDArray[np.float32]] = {}
 
     def update(self, clips: Mapping[str, ClipEmbeddings], dense: Mapping[str, ClipEmbeddings]) -> None:
         """Take down what some clips give."""
@@ -180,29 +187,12 @@ class _Accumulator:
             self.reuse_rates.append(float(clip.reuse_rate_F.sum(dtype=np.float64)))
             self.flops.append(float(clip.flops_F.sum()))
             self.num_computed += int(np.count_nonzero(clip.flops_F))
-        questions = [question for clip_id in clips for question in self.asked.get(clip_id, ())]
-        answers = self.eval_set.answers_AE
-        if self.eval_set.readers is not None:
-            self.pooled |= {name: pool(clip.embeddings_FE) for name, clip in clips.items() if name in self.asked}
-        elif self.eval_set.head is not None and self.has_spans:
-            for kind, some in _ask_head(self.eval_set.head, clips, questions, answers).items():
-                self.predictions[kind] += some
-        elif self.has_spans or not self.are_captions:
-            for one in questions:
-                clip = clips[one.clip_id]
-                answer, span_s = zero_shot(clip.embeddings_FE, clip.seconds_F, answers[one.question_id])
-                self.predictions[None].append(Prediction(question_id=one.question_id, answer=answer, span_s=span_s))
-        else:
-            self.pooled |= {name: pool(clips[name].embeddings_FE) for name in {one.clip_id for one in questions}}
+        self.answers.update(clips, [question for clip_id in clips for question in self.asked.get(clip_id, ())])
 
     def compute(self, setting: Setting) -> SettingScore:
         """Sum up, when all clips are marked."""
         num_frames = sum(map(len, self.cosines.values()))
-        by_span = {
-            kind: score(self.questions, self.predictions[kind]) for kind in SPAN_KINDS if kind in self.predictions
-        }
-        by_reader = self._read_classes() if self.eval_set.readers and self.questions else {}
-        zero_shot = score(self.questions, self.predictions[None]) if self.has_spans and not by_span else None
+        found = self.answers.compute()
         return SettingScore(
             setting=setting,
             num_clips=len(self.cosines),
@@ -210,29 +200,12 @@ class _Accumulator:
             reuse_rate=math.fsum(self.reuse_rates) / num_frames,
             gflops_per_frame=math.fsum(self.flops) / num_frames / 1e9,
             cosine_to_dense=float(np.concatenate(list(self.cosines.values())).mean()),
-            task=by_span.get(self.eval_set.span, zero_shot),
-            by_span=by_span,
-            by_reader=by_reader,
-            answers=by_reader.get("linear_probe", self._score_answers()),
+            task=found.task,
+            by_span=found.by_span,
+            answers=found.answers,
+            by_reader=found.by_reader,
             computed_share=self.num_computed / num_frames,
         )
-
-    def _read_classes(self) -> dict[Reader, AnswerScore]:
-        assert self.eval_set.readers is not None, "the caller asked"
-        said = self.eval_set.readers.read(np.stack([self.pooled[one.clip_id] for one in self.questions]))
-        names = [one.question_id for one in self.questions]
-        return {
-            reader: score_choices(self.questions, dict(zip(names, label_N.tolist(), strict=True)))
-            for reader, label_N in said.items()
-        }
-
-    def _score_answers(self) -> AnswerScore | None:
-        if not self.questions or self.has_spans or self.eval_set.readers:
-            return None
-        if self.are_captions:
-            captions_TE = np.stack([self.eval_set.answers_AE[one.question_id][0] for one in self.questions])
-            return score_retrieval(self.questions, captions_TE, self.pooled)
-        return score_choices(self.questions, {one.question_id: one.answer for one in self.predictions[None]})
 
 
 METRICS = tuple(field.name for field in fields(TaskScore) if field.name not in ("by_type", "rows"))
@@ -255,15 +228,3 @@ def write_task_scores(path: StorePath, scores: Sequence[SettingScore]) -> None:
             rows.append([score_of.setting.method, score_of.setting.label, span, *values])
     if rows:
         write_csv(path, COLUMNS, rows)
-
-
-def _ask_head(
-    head: TempClip,
-    clips: Mapping[str, ClipEmbeddings],
-    questions: Sequence[Question],
-    answers_AE: Mapping[str, NDArray[np.float32]],
-) -> dict[SpanKind, list[Prediction]]:
-    wanted = head.shape.num_frames
-    asked_about = {question.clip_id for question in questions}
-    seen = {name: see_clip(clips[name].embeddings_FE, clips[name].seconds_F, wanted) for name in asked_about}
-    return answer_questions(head, seen, questions, answers_AE)
