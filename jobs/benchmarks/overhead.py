@@ -161,9 +161,9 @@ def report_throughput(num_workers: int, num_clips: int, wait_ms: float) -> dict[
     pool = cluster.actor_pool(num_workers, 0)
     with tempfile.TemporaryDirectory() as folder:
         embedding = EmbedContext("none", Store.open(Path(folder)), EmbedConfig())
-        clips, settings = list_clips(num_clips), name_settings(1)
-        # Actors that load no tower are up in seconds; those are left out.
+        # Actors that load no tower are up in seconds; those are left out, and so are the clips that wait for them.
         num_first = num_workers * embedding.config.streams
+        clips, settings = list_clips(num_first + num_clips), name_settings(1)
         embed_clips(clips[:num_first], settings, embedding, pool, "first")
         start = time.perf_counter()
         num_made = embed_clips(clips[num_first:], settings, embedding, pool, "others").num_clips
