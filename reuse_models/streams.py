@@ -138,14 +138,24 @@ class Record:
         return self._units[part]
 
 
-def shares_of_cores(num_streams: int, device: torch.device) -> list[range]:
-    """Divide streams among the cores, for `map_on_cores`; on an accelerator all are one share."""
+def shares_of_cores(frames_of_streams: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Divide streams among the cores, for `map_on_cores`, so that each has about as many frames to do.
+
+    A stream stays whole, and the longest are given out first (Graham, SIAM J. Appl. Math., 1969); those without frames
+    are left out. On an accelerator all are one share.
+    """
     cores = torch.get_num_threads() if device.type == "cpu" else 1
-    parts = min(cores, num_streams)
+    streams = [stream for stream, num_frames in enumerate(frames_of_streams) if num_frames]
     # Cores left over by a few streams serve better within each operator.
-    if parts < 2 or parts < cores:
-        return [range(num_streams)]
-    return [range(part * num_streams // parts, (part + 1) * num_streams // parts) for part in range(parts)]
+    if cores < 2 or len(streams) < cores:
+        return [streams]
+    shares: list[list[int]] = [[] for _ in range(cores)]
+    num_frames = [0] * cores
+    for stream in sorted(streams, key=lambda stream: -frames_of_streams[stream]):
+        core = num_frames.index(min(num_frames))
+        shares[core].append(stream)
+        num_frames[core] += frames_of_streams[stream]
+    return [sorted(share) for share in shares]
 
 
 @contextmanager

@@ -221,10 +221,9 @@ class ReuseVit:
                             done = self._dense(turn, memory) if turn.is_dense else self._group(part, turn, memory)
                             finished.append(done)
 
-        num_streams = len(memory.states)
-        shares = [range(num_streams)]
+        shares = [list(range(len(memory.states)))]
         if self.fixed is None:
-            shares = shares_of_cores(num_streams, self.vit.position.device)
+            shares = shares_of_cores([len(state.held) for state in memory.states], self.vit.position.device)
         with map_on_cores(len(shares)) as each:
             list(each(run, range(len(shares)), shares))
         return finished
