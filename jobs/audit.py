@@ -6,6 +6,7 @@ so in one line and ends with 0: nothing was learnt, and the build is not to blam
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -21,6 +22,8 @@ UNREACHABLE = re.compile(r"connect|timed? ?out|resol|unreachable|proxy|[45]\d\d 
 
 def main(words: list[str]) -> int:
     """Audit; `words` are for pip-audit, such as `-s osv`. Return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Any other option goes to pip-audit, such as -s osv.")
+    _, words = parser.parse_known_args(words)
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(PINNED), "--no-deps", "--disable-pip"]
     command += ["--format", "json", "--progress-spinner", "off", "--timeout", "15", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ Every input has a value, a unit and where it is from; every output follows from 
 
 import _bootstrap_jobs  # noqa: F401
 
+import argparse
 import math
 import re
 import sys
@@ -202,7 +203,13 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def main(words: Sequence[str]) -> int:
     """Print the tables with the inputs that were given in place of ours."""
     value = {name: row.value for name, row in INPUTS.items()}
-    for word in words:
+    parser = argparse.ArgumentParser(
+        description="Print the tables of docs/scaling.md: what each size of collection needs, and the first bottleneck."
+    )
+    parser.add_argument(
+        "inputs", nargs="*", metavar="NAME=NUMBER", help=f"an input in place of ours; the names are {', '.join(INPUTS)}"
+    )
+    for word in parser.parse_args(words).inputs:
         name, _, given = word.partition("=")
         if name not in INPUTS or not re.fullmatch(r"\d+(\.\d+)?", given):
             print(f"input: got {word}, expected NAME=NUMBER; the names are {', '.join(INPUTS)}", file=sys.stderr)

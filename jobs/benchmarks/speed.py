@@ -13,6 +13,7 @@ import _bootstrap_jobs  # noqa: F401
 
 import argparse
 import copy
+import inspect
 import json
 import os
 import platform
@@ -129,6 +130,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--backbone", default="openai/clip-vit-base-patch16", help="known name, or a local directory")
     parser.add_argument("--random-weights", action="store_true", help="use only the sizes; needs no hub")
+    parser.add_argument("--image-px", type=int, default=None, help="side of the frames; None: the model's own")
     parser.add_argument("--method", choices=METHODS, nargs="+", default=["reusevit"])
     parser.add_argument("--reuse-rates", type=float, nargs="+", default=[0.0, 0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--streams", type=int, nargs="+", default=[8], help="numbers of videos in lockstep")
@@ -159,7 +161,7 @@ def _run(options: argparse.Namespace) -> list[Row]:
     device = torch.device(options.device)
     dtype = DTYPES[options.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     model = _hugging_face(options.backbone, options.random_weights)
-    vit = from_hf(model).to(device, dtype)
+    vit = from_hf(model, options.image_px).to(device, dtype)
     dense = _dense_towers(model, vit, options.compile_mode)
     rows: list[Row] = []
     with torch.inference_mode():
@@ -173,7 +175,8 @@ def _measure(options: argparse.Namespace, vit: Vit, dense: dict[str, DenseTower]
     settings = _settings(options, vit, first, chunk)
     paths = _strongest_paths(options, vit, dense, torch.cat(chunk.pixels))
     dense_s: dict[str, list[float]] = {name: [] for name in paths}
-    for _ in range(options.rounds):
+    for number in range(1, options.rounds + 1):
+        print(f"{num_streams} streams: round {number} of {options.rounds}", file=sys.stderr, flush=True)
         for name, path in paths.items():
             dense_s[name].append(path.seconds_per_frame(vit))
         for one in settings:
@@ -381,9 +384,13 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _embeddings_of(model: Callable[..., Any]) -> Callable[[Tensor], object]:
+def _embeddings_of(model: Any) -> Callable[[Tensor], object]:
+    # DINO interpolates its positions without being told; of others, those that are told do nothing at their own size.
+    can_be_told = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    told = {"interpolate_pos_encoding": True} if can_be_told else {}
+
     def embed(pixels_B3HW: Tensor) -> object:
-        found = model(pixel_values=pixels_B3HW)
+        found = model(pixel_values=pixels_B3HW, **told)
         return found.image_embeds if "image_embeds" in found else found.pooler_output
 
     return embed

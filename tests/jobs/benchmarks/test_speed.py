@@ -63,6 +63,19 @@ def test_every_setting_gives_a_row(benchmark: ModuleType, tmp_path: Path, capsys
     assert picture.stat().st_size > 1000
 
 
+def test_frames_may_be_smaller_than_the_towers_own(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--backbone", "tiny", "--random-weights", "--reuse-rates", "0.5", "--streams", "1", "--rounds", "1"]
+    arguments += ["--compile-mode", "no"]
+    seen = []
+    made = benchmark.make_chunks
+    benchmark.make_chunks = lambda vit, *more: seen.append(vit.shape.image_px) or made(vit, *more)
+    assert benchmark.main([*arguments, "--image-px", "32"]) == 0
+    assert seen == [32]
+    assert "1 streams: round 1 of 1" in capsys.readouterr().err
+    assert benchmark.main([*arguments, "--image-px", "40"]) == benchmark.MODEL_FAILURE
+    assert "40" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_table_says_where_reuse_is_slower(benchmark: ModuleType, tmp_path: Path) -> None:
     """A tower of this size is all overhead."""
     out = tmp_path / "rows.json"
