@@ -135,6 +135,10 @@ class Report:
     """Reused / N over the counted frames, of each boundary."""
 
 
+Validated = tuple[Loss, Tensor]
+"""The loss of some clips, and [b], the rate at each boundary."""
+
+
 class Fit:
     """One add-on under training: weights, optimiser and random state.
 
@@ -159,6 +163,8 @@ class Fit:
     ) -> None:
         self.vit, self.loss, self.config, self.clips_at_once = vit, loss, config, clips_at_once
         self.compiled = compiled
+        self.gather: Callable[[list[Validated]], list[Validated]] = list
+        """Brings together what a validation gave on all workers, alike on each. To be set where there are several."""
         self._forward = Fused(self.forward, compiled=compiled)
         device = vit.position.device
         with torch.random.fork_rng(devices=[]):
@@ -176,8 +182,8 @@ class Fit:
         """Steps taken; noise and dropout of a step follow from its number and the seed, so that a resumed fit goes on
         as if nothing had happened."""
 
-    def forward(self, batch: Batch, gate: Gate) -> tuple[Loss, Tensor]:
-        """Return the loss, and [b], the rate at each boundary."""
+    def forward(self, batch: Batch, gate: Gate) -> Validated:
+        """Return the loss, and the rates."""
         output = self._run(batch, gate)
         teacher = batch.teacher
         if self.loss.second_last_weight and teacher.second_last_CFND is None:
@@ -277,7 +283,8 @@ class Fit:
     def validate(self, batches: Iterable[Batch], addon: Addon | None = None, bias: float = 0.0) -> Report:
         """Return the loss of all clips together with the hard gate of inference; one batch is in memory at a time.
 
-        An add-on given is judged in place of the one under training; the bias is that of run time.
+        Clips are those of all workers, which call this together with their own, of which there may be none. An add-on
+        given is judged in place of the one under training; the bias is that of run time.
         """
         own, self.addon = self.addon, addon or self.addon
         self.addon.eval()
@@ -285,6 +292,7 @@ class Fit:
             found = [self.forward(batch, HardGate(self.addon.decisions, bias)) for batch in batches]
         finally:
             self.addon = own
+        found = self.gather([(Loss._make(x.cpu() for x in loss), rates_b.cpu()) for loss, rates_b in found])
         losses = [loss for loss, _ in found]
         clips_M = [len(loss.rate_per_frame_CK) for loss in losses]
         return _report(whole_loss(losses, self.loss), mean_over_clips([rates_b for _, rates_b in found], clips_M))
@@ -293,6 +301,7 @@ class Fit:
         """Return a fit that begins with these decisions and corrects nothing: what is reused is used as it is."""
         config = replace(self.config, restoration_rank=0)
         other = Fit(self.vit, self.loss, config, compiled=self.compiled, clips_at_once=self.clips_at_once)
+        other.gather = self.gather
         other.addon = self.addon.without_restoration()
         other.num_steps, other.mean_rate = self.num_steps, self.mean_rate
         other._forget()

@@ -90,9 +90,12 @@ class WindowStream:
                 except Exception as error:  # any file may be broken in any way; the run goes on and the table says so
                     self.failures[clip.clip_id] = Failure(clip_id=clip.clip_id, stage=STAGE, reason=first_line(error))
 
-    def first(self, count: int) -> list[Window]:
-        """Return one window of each clip after the other, an epoch's at most; the same whenever it is asked."""
-        return list(islice(self.windows(0, per_visit=1), min(count, num_windows(self.clips))))
+    def first(self, count: int, rank: int = 0, world: int = 1) -> list[Window]:
+        """Return one window of each clip after the other, an epoch's at most; the same whenever it is asked.
+
+        Of these, worker `rank` of `world` gets every `world`-th.
+        """
+        return list(islice(self.windows(0, per_visit=1), rank, min(count, num_windows(self.clips)), world))
 
     def _visit(self, clip: Transcoded, rng: np.random.Generator, per_visit: int) -> Iterator[Window]:
         """Cut a stretch of a clip into windows that overlap by one frame; where it begins is drawn."""

@@ -124,10 +124,10 @@ class FitTask:
     original: Setting
 
     def memory_of(self, num_workers: int, found: BackboneOutline, *, shared: bool, on_gpu: bool) -> TrainingMemory:
-        """Return what a worker's memory follows from, the first worker's, which validates."""
+        """Return what a worker's memory follows from."""
         config = self.config
         per_rank = config.course(num_windows(self.train), num_workers)[0] // num_workers
-        held = SHUFFLED_WINDOWS + (config.validation_windows if self.validation else 0)
+        held = SHUFFLED_WINDOWS + (-(-config.validation_windows // num_workers) if self.validation else 0)
         longest = max((clip.num_frames for clip in self.validation), default=0)
         return TrainingMemory(
             shape=found.shape,

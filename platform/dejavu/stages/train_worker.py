@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -24,7 +24,7 @@ from dejavu.embedding.batch import EmbedContext, cut, decode_batch
 from dejavu.embedding.encode import load_backbone_for
 from dejavu.embedding.windows import STAGE, Window, in_parts, num_windows, open_windows, to_batch
 from dejavu.observability.metrics import Step, first_line, metered
-from dejavu.records import Failure
+from dejavu.records import Failure, Transcoded
 from dejavu.stages.fit_plan import FitPlan
 from dejavu.stages.run_fit import quieten
 from dejavu.stages.target_fit import PROBED_BIASES, TargetFit, rate_curve, validated
@@ -40,6 +40,8 @@ from reuse_models.training.held_out import Batches, begin, pays
 from reuse_models.training.warm_up import gather_pairs, warm_up
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 SHOWN = ("loss", "rate", "embedding_error", "val_loss", "val_rate", "val_embedding_error")
 """Of an epoch's numbers, those that are printed."""
@@ -91,6 +93,7 @@ class AddonTrainer:
                 compiled=config.compile,
                 clips_at_once=plan.clips_at_once,
             )
+            fit.gather = self._gather
             self.fits.append(TargetFit(target, fit, fit.addon))
         clips_per_step, self.num_steps = config.course(num_windows(task.train), world)
         self.per_rank = clips_per_step // world
@@ -122,10 +125,11 @@ class AddonTrainer:
             if self.step % self.steps_per_epoch == 0 or self.step == self.num_steps or self.broken:
                 self._end_epoch(validation, began)
         self._finish(validation)
-        self._calibrate()
+        if validation is not None and not self.broken:
+            self._calibrate()
         self._report()
 
-    def _start_from(self, validation: Sequence[Window]) -> None:
+    def _start_from(self, validation: Sequence[Window] | None) -> None:
         """Begin as held-out clips say, all workers alike; what comes of training must be better than this start."""
         held_out = self._held_out(validation)
         for one in self.fits:
@@ -138,7 +142,12 @@ class AddonTrainer:
                 one.curve.append({"step": 0.0, **validated(report)})
                 rank = one.fit.addon.shape.restoration_rank
                 said = f"{share:.0%} of a restoration of rank {rank}" if rank else "no restoration"
-                one.say(f"begins with {said}, val_loss {report.loss:.4g}")
+                self._say(one, f"begins with {said}, val_loss {report.loss:.4g}")
+
+    def _say(self, one: TargetFit, words: str) -> None:
+        """Print a line of one fit, once for all workers."""
+        if not self.rank:
+            one.say(words)
 
     def _same(self, number: float) -> float:
         """Return the first worker's number."""
@@ -148,54 +157,61 @@ class AddonTrainer:
         torch.distributed.broadcast(shared, 0)
         return float(shared)
 
-    def _finish(self, validation: Sequence[Window]) -> None:
-        """Leave restoration out of what is kept where it does not pay; the first worker alone keeps anything."""
+    def _finish(self, validation: Sequence[Window] | None) -> None:
+        """Leave restoration out of what is kept where it does not pay."""
         held_out = self._held_out(validation)
         for one in self.fits:
             if held_out is None or self.broken or not one.best.shape.restoration_rank:
                 continue
-            if not pays(one.fit.validate(held_out(), one.best), one.fit, one.best, held_out):
+            pay = pays(one.fit.validate(held_out(), one.best), one.fit, one.best, held_out)
+            if not self._same(float(pay)):
                 one.best = one.best.without_restoration()
-                one.say("restoration does not pay and is left out")
+                self._say(one, "restoration does not pay and is left out")
 
-    def _held_out(self, validation: Sequence[Window]) -> Batches | None:
-        """Return what gives these windows again and again; None where there are none."""
-        return (lambda: in_parts(validation, self.plan.validated_at_once, self.backbone)) if validation else None
+    def _held_out(self, validation: Sequence[Window] | None) -> Batches | None:
+        """Return what gives these windows again and again; None where no worker has any."""
+        if validation is None:
+            return None
+        return lambda: in_parts(validation, self.plan.validated_at_once, self.backbone)
 
     def _calibrate(self) -> None:
-        """Find the bias for each wanted rate; the first worker alone, on whole validation clips."""
+        """Find the bias for each wanted rate, on whole validation clips, of which each worker takes its share."""
         config = self.task.config
         clips = sorted(self.task.validation, key=lambda clip: clip.content_id)[: config.calibration_clips]
-        if self.rank or not clips or self.broken:
+        found = self._gather(self._rate_curves(clips[self.rank :: self.world]))
+        if not found:
             return
+        num_frames = [count for count, _ in found]
+        for one, *curves in zip(self.fits, *(rates for _, rates in found), strict=True):
+            rates = [float(rate) for rate in np.average(curves, axis=0, weights=num_frames)]
+            one.biases = {f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates}
+            one.achieved = rates[PROBED_BIASES.index(0.0)]
+            self._say(one, f"reuses {one.achieved:.3f} on validation clips")
+
+    def _rate_curves(self, clips: Sequence[Transcoded]) -> list[tuple[int, list[list[float]]]]:
+        """Return, of some of the clips at a time, how many frames they have and each fit's rate at each bias."""
         segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
         backbone = self.backbone
         if backbone.vit.position.dtype != getattr(torch, self.task.embedding.config.precision):
             # Biases are for the tower that embeds.
             backbone = load_backbone_for(self.task.embedding, str(backbone.vit.position.device))
-        curves: list[list[list[float]]] = [[] for _ in self.fits]
-        num_frames: list[int] = []
+        found = []
         with tempfile.TemporaryDirectory() as folder:
             for first in range(0, len(segments), self.plan.calibrated_at_once):
                 some = segments[first : first + self.plan.calibrated_at_once]
                 frames = decode_batch(some, self.task.embedding).frames
                 if not frames:
                     continue
-                num_frames.append(sum(len(part.seconds_F) for part in frames))
-                for one, curve in zip(self.fits, curves, strict=True):
+                num_frames = sum(len(part.seconds_F) for part in frames)
+                curves = []
+                for one in self.fits:
                     weights = Path(folder) / f"{one.name}.safetensors"
                     save_addon(one.best, weights)
-                    setting = ReuseVitConfig(weights=str(weights))
                     with metered(Step(stage=STAGE, step="calibrate")) as done:
-                        curve.append(rate_curve(setting, backbone, frames))
-                        done.num_frames = len(PROBED_BIASES) * num_frames[-1]
-        if not num_frames:
-            return
-        for one, curve in zip(self.fits, curves, strict=True):
-            rates = [float(rate) for rate in np.average(curve, axis=0, weights=num_frames)]
-            one.biases = {f"{rate:g}": bias_for(rate, PROBED_BIASES, rates) for rate in config.calibrated_rates}
-            one.achieved = rates[PROBED_BIASES.index(0.0)]
-            one.say(f"reuses {one.achieved:.3f} on validation clips")
+                        curves.append(rate_curve(ReuseVitConfig(weights=str(weights)), backbone, frames))
+                        done.num_frames = len(PROBED_BIASES) * num_frames
+                found.append((num_frames, curves))
+        return found
 
     def _take_step(self, one: TargetFit, batch: Batch) -> None:
         try:
@@ -231,22 +247,35 @@ class AddonTrainer:
                 for value in one.fit.addon.state_dict().values():
                     torch.distributed.broadcast(value, 0)
 
-    def _validation(self) -> list[Window]:
-        """Return windows of validation clips, the same after each epoch; on the first worker alone."""
-        clips = sorted(self.task.validation, key=lambda clip: clip.content_id)
-        if self.rank or not clips:
-            return []
-        stream = open_windows(self.task.embedding, self.task.original, clips)
-        return stream.first(self.task.config.validation_windows)
+    def _validation(self) -> list[Window] | None:
+        """Return this worker's share of the windows of validation clips, the same after each epoch.
 
-    def _end_epoch(self, validation: Sequence[Window], began: int) -> None:
+        It may be empty; None where there are none for any worker.
+        """
+        clips = sorted(self.task.validation, key=lambda clip: clip.content_id)
+        if not clips:
+            return None
+        stream = open_windows(self.task.embedding, self.task.original, clips)
+        if not stream.clips:
+            return None
+        return stream.first(self.task.config.validation_windows, self.rank, self.world)
+
+    def _gather(self, own: list[_T]) -> list[_T]:
+        """Return what all workers have, the first one's first."""
+        if self.world == 1:
+            return own
+        gathered: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(gathered, own)
+        return [one for of_worker in gathered for one in of_worker]
+
+    def _end_epoch(self, validation: Sequence[Window] | None, began: int) -> None:
         """End an epoch of every fit that goes on, then report."""
         held_out = self._held_out(validation)
         for one in self.fits:
             if not one.stopped:
                 with metered(Step(stage=STAGE, step="validate")) as done:
                     one.end_epoch(self.step, held_out)
-                    done.num_frames = sum(len(window.rgb_FHWC) for window in validation)
+                    done.num_frames = sum(len(window.rgb_FHWC) for window in validation or ())
         for one in self.fits:
             one.stopped |= bool(self._same(float(one.stale >= self.task.config.patience)))
         if not self.rank:
@@ -271,11 +300,7 @@ class AddonTrainer:
 
     def _report(self) -> None:
         metrics: dict[str, Any] = {"step": self.step, "broken": self.broken}
-        failures: list[Any] = [asdict(failure) for failure in self.stream.failures.values()]
-        if self.world > 1:
-            gathered: list[Any] = [None] * self.world
-            torch.distributed.all_gather_object(gathered, failures)
-            failures = [row for rows in gathered for row in rows]
+        failures = self._gather([asdict(failure) for failure in self.stream.failures.values()])
         if self.rank:
             train.report(metrics)
             return

@@ -103,5 +103,19 @@ def test_all_clips_are_seen_before_one_comes_again(tmp_path: Path) -> None:
     assert sorted(seen) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.usefixtures("numbered")
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_workers_share_the_first_windows(tmp_path: Path, count: int) -> None:
+    clips = [clip(name, 40) for name in "abc"]
+
+    def firsts(rank: int = 0, world: int = 1) -> list[float]:
+        return [float(one.teacher_FE.sum()) for one in stream(tmp_path, *clips).first(count, rank, world)]
+
+    every = firsts()
+    assert len(every) == min(count, num_windows(clips))
+    for world in (2, 3):
+        assert [firsts(rank, world) for rank in range(world)] == [every[rank::world] for rank in range(world)]
+
+
 def test_an_epoch_counts_the_windows_of_one_visit() -> None:
     assert num_windows([clip("a", 13), clip("b", 24), clip("c", 25), clip("d", 10_000)]) == 1 + 1 + 2 + 8

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from reuse_models.reusevit.addon import load_addon, save_addon
 from reuse_models.reusevit.frame_order import PUBLISHED_PATTERN
 from reuse_models.reusevit.gate import HardGate
 from reuse_models.tower.vit import Vit
-from reuse_models.training.fit import RATE_BAND, Batch, Fit, FitConfig, NotFiniteError
+from reuse_models.training.fit import RATE_BAND, Batch, Fit, FitConfig, NotFiniteError, Validated
 from reuse_models.training.loss import LossConfig, Teacher
 from reuse_models.training.warm_up import WarmUpConfig, gather_pairs, warm_up
 
@@ -156,6 +158,30 @@ def test_validation_in_parts_gives_the_numbers_of_the_whole(exact_vit: Vit, eigh
     whole, parted = fit.validate([eight]), fit.validate(eight.parts(size))
     for name in ("loss", "rate", "embedding_error", "rate_per_boundary"):
         assert getattr(parted, name) == pytest.approx(getattr(whole, name), rel=1e-5, abs=1e-7), name
+
+
+def test_validation_on_three_workers_gives_the_numbers_of_the_whole(exact_vit: Vit, eight: Batch) -> None:
+    """One has all clips but one part, one has that, and one has none."""
+    fits = [_fit_after_a_start(exact_vit, eight, replace(LOSS, target_rate=0.5), None) for _ in range(3)]
+    whole = fits[0].validate([eight])
+    parts = eight.parts(3)
+    barrier = threading.Barrier(len(fits))
+    given: list[list[Validated]] = [[] for _ in fits]
+
+    def gather(rank: int, own: list[Validated]) -> list[Validated]:
+        given[rank] = own
+        barrier.wait(60)
+        return [one for of_worker in given for one in of_worker]
+
+    for rank, fit in enumerate(fits):
+        fit.gather = partial(gather, rank)
+    with ThreadPoolExecutor(len(fits)) as pool:
+        reports = list(pool.map(Fit.validate, fits, [parts[:-1], parts[-1:], []]))
+    assert [len(own) for own in given] == [len(parts) - 1, 1, 0]
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0].loss == pytest.approx(whole.loss, rel=1e-5)
+    assert reports[0].rate == pytest.approx(whole.rate, rel=1e-5)
+    assert fits[0].without_restoration().gather == fits[0].gather
 
 
 def test_parts_are_as_equal_as_they_can_be_and_leave_nothing_out(batch: Batch) -> None:
