@@ -192,7 +192,7 @@ class AddonTrainer:
         """Return, of some of the clips at a time, how many frames they have and each fit's rate at each bias."""
         segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
         backbone = self.backbone
-        if backbone.vit.position.dtype != getattr(torch, self.task.embedding.config.precision):
+        if segments and backbone.vit.position.dtype != getattr(torch, self.task.embedding.config.precision):
             # Biases are for the tower that embeds.
             backbone = load_backbone_for(self.task.embedding, str(backbone.vit.position.device))
         found = []
