@@ -244,6 +244,7 @@ def _row(
     speedups = [dense * speed for dense, speed in zip(dense_s, speeds, strict=True)]
     return {
         "backbone": options.backbone,
+        "image_px": vit.shape.image_px,
         "method": setting.name,
         "device": vit.position.device.type,
         "dtype": str(vit.position.dtype).removeprefix("torch."),
@@ -385,8 +386,9 @@ def _has_compiler() -> bool:
 
 
 def _embeddings_of(model: Any) -> Callable[[Tensor], object]:
-    # DINO interpolates its positions without being told; of others, those that are told do nothing at their own size.
-    can_be_told = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    # DINO interpolates its positions without being told; the others, told to, do nothing at their own size. What is
+    # compiled hides what it can be told.
+    can_be_told = "interpolate_pos_encoding" in inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     told = {"interpolate_pos_encoding": True} if can_be_told else {}
 
     def embed(pixels_B3HW: Tensor) -> object:

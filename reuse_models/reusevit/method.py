@@ -223,7 +223,8 @@ class ReuseVit:
 
         shares = [list(range(len(memory.states)))]
         if self.fixed is None:
-            shares = shares_of_cores([len(state.held) for state in memory.states], self.vit.position.device)
+            frames = [self.scheduler.num_ready(state) for state in memory.states]
+            shares = shares_of_cores(frames, self.vit.position.device)
         with map_on_cores(len(shares)) as each:
             list(each(run, range(len(shares)), shares))
         return finished

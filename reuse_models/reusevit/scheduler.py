@@ -84,6 +84,14 @@ class Scheduler:
         by_size = {one: tuple(stream for stream, size in sizes.items() if size == one) for one in sizes.values()}
         return [Turn(some, (size,) * len(some), is_dense=False) for size, some in sorted(by_size.items(), reverse=True)]
 
+    def num_ready(self, state: StreamState) -> int:
+        """Return how many of a stream's frames can be computed now: all but those that wait for their group."""
+        here = len(state.held)
+        if state.ended or self.refresh is not None:  # what a short GOP leaves is soon a group of its own
+            return here
+        before_groups = int(here > 0 and state.left_in_gop == 0)
+        return before_groups + (here - before_groups) // GROUP_SIZE * GROUP_SIZE
+
     def done(self, states: Sequence[StreamState], turn: Turn) -> None:
         """Move the streams of a turn on: its frames have been computed."""
         for stream, size in zip(turn.streams, turn.sizes, strict=True):

@@ -10,7 +10,8 @@
     step         per clip U ((L - 1) (11.4 + (4 R + H) / D) + (L - 1 - recomputed) M / D + 12), times what the
                  allocator loses between tensors; U = 5 N D numbers is one layer's input of the five frames that record
     warm-up      one layer's input of all its clips, and 4 times the sample of pairs of one boundary
-    calibration  3 times what ReuseViT remembers of a clip, its frames, and 16 of them as pixels
+    calibration  3 times what ReuseViT remembers of a clip, its frames, and 16 of them as pixels; the tower once more
+                 where it embeds in another type than it trains in
 
 Validation and calibration take as many windows and clips at once as fit into the last term, one at least.
 
@@ -98,6 +99,8 @@ class TrainingMemory:
     """Of the longest clip that biases are sought on."""
     dtype: torch.dtype = torch.float32
     """Of the tower, and so of what a step keeps."""
+    embedding_dtype: torch.dtype | None = None
+    """Of the tower that embeds, and so calibrates; the same unless given."""
     on_gpu: bool = False
     """Whether the memory asked for is the GPU's; else it is the process's."""
     shares_tower: bool = False
@@ -105,8 +108,19 @@ class TrainingMemory:
 
     @property
     def tower_bytes(self) -> int:
+        return self._num_weights * self.dtype.itemsize
+
+    @property
+    def embedding_tower_bytes(self) -> int:
+        """What the tower that embeds takes beside the one that trains: on a CPU as it is read, too, in float32."""
+        if self.embedding_dtype in (None, self.dtype):
+            return 0
+        return self._num_weights * (self.embedding_dtype.itemsize + (0 if self.on_gpu else 4))
+
+    @property
+    def _num_weights(self) -> int:
         with without_weights():
-            return sum(weight.numel() for weight in Vit(self.shape).parameters()) * self.dtype.itemsize
+            return sum(weight.numel() for weight in Vit(self.shape).parameters())
 
     @property
     def addons_bytes(self) -> int:
@@ -182,10 +196,11 @@ class TrainingMemory:
 
     def calibrated_at_once(self, clips: int) -> int:
         """Return how many clips biases can be sought on at once where `clips` are trained on at once, 1 or more."""
-        return max(1, self._widest_phase_bytes(clips) // self.calibration_bytes)
+        return max(1, (self._widest_phase_bytes(clips) - self.embedding_tower_bytes) // self.calibration_bytes)
 
     def _widest_phase_bytes(self, clips: int) -> int:
-        return max(self.step_bytes(clips), self.warm_up_bytes(clips), self.calibration_bytes, LEAST_PHASE_BYTES)
+        calibration = self.embedding_tower_bytes + self.calibration_bytes
+        return max(self.step_bytes(clips), self.warm_up_bytes(clips), calibration, LEAST_PHASE_BYTES)
 
     def clips_at_once(self, limit_bytes: int) -> int:
         """Return how many clips of a step to run at once within a limit; 0 where not even one fits."""

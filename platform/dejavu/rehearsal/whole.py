@@ -226,10 +226,12 @@ def _train_lines(spent: Spent, extent: Extent) -> Iterator[Line]:
     workers = train.num_workers or (math.inf if hardware.gpus else min(2, hardware.cpus))
     yield _line(spent, StepKey("train", "decode"), fitted, at_once=workers)
     yield _line(spent, StepKey("train", "fit"), fitted * targets, at_once=workers)
-    # What follows is done by each worker, or by the first one alone: more of them do not shorten it.
+    validated = epochs * targets * train.validation_windows * window
+    yield _line(spent, StepKey("train", "validate"), validated, at_once=min(workers, train.validation_windows))
+    at_once = min(workers, max(1, train.calibration_clips))
+    yield _line(spent, StepKey("train", "calibrate"), calibrated, at_once=at_once)
+    # What follows is done by each worker, or by one task: more of them do not shorten it.
     yield _line(spent, StepKey("train", "gather"), warm_up.num_clips * window, at_once=1)
-    yield _line(spent, StepKey("train", "validate"), epochs * targets * train.validation_windows * window, at_once=1)
-    yield _line(spent, StepKey("train", "calibrate"), calibrated, at_once=1)
     yield _line(spent, StepKey("train", TOKEN), frames_seen(recipe.residual), at_once=1)
     regressed = spent.steps.get(StepKey("train", "warm_up"), Steps())
     yield Line(

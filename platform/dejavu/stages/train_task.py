@@ -139,6 +139,7 @@ class FitTask:
             hidden_terms=bool(config.second_last_weight),
             calibration_frames=min(longest, self.embedding.config.segment_frames),
             dtype=config.tower_dtype("cuda" if on_gpu else "cpu"),
+            embedding_dtype=getattr(torch, self.embedding.config.precision),
             on_gpu=on_gpu,
             shares_tower=shared,
         )

@@ -20,11 +20,11 @@ from ray.train import Checkpoint
 
 from dejavu.backbones.load import Backbone, load_backbone
 from dejavu.backbones.shared import from_arrays
-from dejavu.embedding.batch import EmbedContext, cut, decode_batch
+from dejavu.embedding.batch import EmbedContext, Segment, cut, decode_batch
 from dejavu.embedding.encode import load_backbone_for
 from dejavu.embedding.windows import STAGE, Window, in_parts, num_windows, open_windows, to_batch
 from dejavu.observability.metrics import Step, first_line, metered
-from dejavu.records import Failure, Transcoded
+from dejavu.records import Failure
 from dejavu.stages.fit_plan import FitPlan
 from dejavu.stages.run_fit import quieten
 from dejavu.stages.target_fit import PROBED_BIASES, TargetFit, rate_curve, validated
@@ -178,7 +178,9 @@ class AddonTrainer:
         """Find the bias for each wanted rate, on whole validation clips, of which each worker takes its share."""
         config = self.task.config
         clips = sorted(self.task.validation, key=lambda clip: clip.content_id)[: config.calibration_clips]
-        found = self._gather(self._rate_curves(clips[self.rank :: self.world]))
+        # Cut first: of clips with equal contents, which may come to different workers, one counts.
+        segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
+        found = self._gather(self._rate_curves(segments[self.rank :: self.world]))
         if not found:
             return
         num_frames = [count for count, _ in found]
@@ -188,9 +190,8 @@ class AddonTrainer:
             one.achieved = rates[PROBED_BIASES.index(0.0)]
             self._say(one, f"reuses {one.achieved:.3f} on validation clips")
 
-    def _rate_curves(self, clips: Sequence[Transcoded]) -> list[tuple[int, list[list[float]]]]:
-        """Return, of some of the clips at a time, how many frames they have and each fit's rate at each bias."""
-        segments = [part for part in cut(clips, self.task.embedding.config.segment_frames) if not part.start]
+    def _rate_curves(self, segments: Sequence[Segment]) -> list[tuple[int, list[list[float]]]]:
+        """Return, of some segments at a time, how many frames they have and each fit's rate at each bias."""
         backbone = self.backbone
         if segments and backbone.vit.position.dtype != getattr(torch, self.task.embedding.config.precision):
             # Biases are for the tower that embeds.
@@ -300,7 +301,9 @@ class AddonTrainer:
 
     def _report(self) -> None:
         metrics: dict[str, Any] = {"step": self.step, "broken": self.broken}
-        failures = self._gather([asdict(failure) for failure in self.stream.failures.values()])
+        # After a resume, all workers know those of before.
+        known = self._gather([asdict(failure) for failure in self.stream.failures.values()])
+        failures = list({failure["clip_id"]: failure for failure in known}.values())
         if self.rank:
             train.report(metrics)
             return

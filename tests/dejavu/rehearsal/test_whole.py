@@ -127,8 +127,11 @@ def test_training_is_counted_in_steps_of_windows() -> None:
     assert (lines["train", "warm_up"].done, lines["train", "warm_up"].whole) == (2 * 20, 2 * 200)
     # 150 steps of four windows, in each of which five frames stand beside a key frame.
     assert lines["train", "token"].whole == 150 * 4 * 5
-    assert lines["train", "fit"].at_once == 2
-    assert lines_of(steps, Hardware(cpus=16, gpus=2))["train", "fit"].at_once == float("inf")
+    shared = ("decode", "fit", "validate", "calibrate")
+    assert [lines["train", step].at_once for step in (*shared, "gather", "token")] == [2, 2, 2, 2, 1, 1]
+    # As many as there are GPUs, but no more than have a window or a clip.
+    lines = lines_of(steps, Hardware(cpus=16, gpus=2))
+    assert [lines["train", step].at_once for step in shared] == [float("inf"), float("inf"), 32, 8]
 
 
 def test_every_stage_of_the_recipe_that_reads_video_is_a_line() -> None:

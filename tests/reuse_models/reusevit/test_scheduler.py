@@ -62,6 +62,18 @@ def test_streams_of_which_the_same_comes_next_go_together_and_dense_frames_first
     assert one_size.schedule(states, range(4)) == [Turn((0,), (4,), is_dense=False), Turn((2,), (2,), is_dense=False)]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("already", [0, 1, 5])
+def test_frames_that_wait_for_their_group_are_not_ready(already: int, *, ended: bool) -> None:
+    scheduler = Scheduler(None)
+    for num_frames in range(10):
+        state = hold(StreamState(), already)
+        run(scheduler, [state])
+        ready = scheduler.num_ready(hold(state, num_frames, ended=ended))
+        (computed,) = run(scheduler, [state])
+        assert ready == len(computed)
+
+
 def test_a_copy_goes_on_by_itself() -> None:
     state = hold(StreamState(), 1)
     other = state.copy()

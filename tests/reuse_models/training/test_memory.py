@@ -49,6 +49,19 @@ def batch_of(shape: VitShape, clips: int) -> Batch:
     return Batch(pixels, codec, Teacher(torch.randn(clips, frames, shape.embed_dim, generator=generator)))
 
 
+def test_a_tower_that_embeds_in_another_type_is_beside_the_one_that_trains() -> None:
+    same = replace(memory_of(BASE), calibration_frames=20_000)  # so long that calibration is widest
+    other = replace(same, embedding_dtype=torch.bfloat16)
+    num_weights = same.tower_bytes // 4
+    assert other.peak_bytes(1) - same.peak_bytes(1) == num_weights * (2 + 4)  # read in float32
+    assert replace(same, embedding_dtype=torch.float32).peak_bytes(1) == same.peak_bytes(1)
+    on_gpu = replace(same, on_gpu=True, dtype=torch.bfloat16, embedding_dtype=torch.float32)
+    assert on_gpu.embedding_tower_bytes == num_weights * 4
+    assert replace(other, calibration_frames=64).calibrated_at_once(2) < replace(
+        same, calibration_frames=64
+    ).calibrated_at_once(2)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_is_kept_for_the_backward_pass_is_what_the_formula_says(name: str) -> None:
     shape = SHAPES[name]
