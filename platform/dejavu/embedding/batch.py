@@ -161,6 +161,19 @@ def plan(clips: Iterable[Transcoded], settings: Sequence[Setting], embedding: Em
     ]
 
 
+def divide_settings(batches: Sequence[Batch], wanted: int) -> list[Batch]:
+    """Divide the settings of batches until there are about so many: few clips under many settings keep actors busy too.
+
+    Each part is decoded by itself. What goes through a method together stays together.
+    """
+    parts = -(-wanted // max(1, len(batches)))
+    return [
+        Batch(batch.segments, batch.settings[part::parts])
+        for batch in batches
+        for part in range(min(parts, len(batch.settings)))
+    ]
+
+
 def _lacks(segments: Sequence[Segment], done: Mapping[str, object]) -> bytes:
     return bytes(segment.unit_id not in done for segment in segments)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dejavu.cluster.cluster import Pool
 from dejavu.cluster.ray_map import Row, configure, report_progress, waves
-from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, decode_batch, plan
+from dejavu.embedding.batch import STAGE, Batch, DecodedBatch, EmbedContext, decode_batch, divide_settings, plan
 from dejavu.embedding.encode import encode_batch, load_backbone_for, to_table
 from dejavu.embedding.reader import DecodeRow, step_on
 from dejavu.observability.events import Work
@@ -85,6 +85,8 @@ class EncodeRow:
 PASSED_ON = ("failures", "clip_ids", "made")
 WAVE = 10_000
 """Batches that Ray Data gets at once: more than of other items, since each wave's actors load the tower anew."""
+BATCHES_PER_ACTOR = 4
+"""At least, where there are as many settings: at the end, actors wait for the last batch."""
 OBSERVED_FRAMES = 32
 """Of each clip whose reuse is observed, from its first on."""
 
@@ -105,7 +107,7 @@ def embed_clips(
 
     `part` names this call in the failures table, such as the split: what failed in it before is replaced.
     """
-    batches = plan(clips, settings, embedding)
+    batches = divide_settings(plan(clips, settings, embedding), BATCHES_PER_ACTOR * pool.num_actors)
     if batches:
         configure(store_bytes=pool.store_bytes)
         for setting in settings:
@@ -122,11 +124,12 @@ def embed_clips(
         encode_rows(decode_rows(wave, embedding, pool), len(wave), embedding, pool) for wave in waves(batches, WAVE)
     )
     work = Work(stage=STAGE, total=len(touched), unit="clips", kept=len(clips) - len(touched))
-    failures: list[Failure] = []
+    failures: dict[Failure, None] = {}
     for row in report_progress(watched(results, work, ended), total=len(batches), stage=STAGE, unit="batches"):
         of_batch = [Failure(**failure) for failure in json.loads(str(row["failures"]))]
-        failed(of_batch)
-        failures += of_batch
+        new = [failure for failure in of_batch if failure not in failures]  # each setting's batch tells of it
+        failed(new)
+        failures |= dict.fromkeys(new)
     embedding.store.write_failures(STAGE, failures, part=part)
     return EmbedResult(len(touched - {failure.clip_id for failure in failures}), tuple(failures))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dejavu.embedding.batch import Batch, EmbedConfig, EmbedContext, cut, decode_batch, plan
+from dejavu.embedding.batch import Batch, EmbedConfig, EmbedContext, cut, decode_batch, divide_settings, plan
 from dejavu.records import Transcoded
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
@@ -88,6 +88,23 @@ def test_a_plan_asks_for_each_index_once_however_many_clips_there_are(
         batches = plan([clip(str(index)) for index in range(num_clips)], settings(), embedding(tmp_path, streams=3))
         assert len(batches) == -(-num_clips // 3)
         assert asked == [setting.setting_id for setting in settings()]
+
+
+@pytest.mark.parametrize(("wanted", "num_settings"), [(1, [5, 5]), (2, [5, 5]), (4, [3, 2, 3, 2]), (100, [1] * 10)])
+def test_few_batches_are_divided_by_their_settings(wanted: int, num_settings: list[int]) -> None:
+    configs = [EventfulConfig(refreshed_tokens=number) for number in range(1, 6)]
+    many = tuple(name_setting(config, "tower", EmbedConfig().shaping()) for config in configs)
+    whole = [Batch(tuple(cut([clip(name)], 512)), many) for name in "ab"]
+    divided = divide_settings(whole, wanted)
+    assert [len(batch.settings) for batch in divided] == num_settings
+    pairs = [(batch.segments, setting.setting_id) for batch in divided for setting in batch.settings]
+    assert sorted(pairs, key=str) == sorted(
+        ((one.segments, each.setting_id) for one in whole for each in many), key=str
+    )
+
+
+def test_nothing_to_embed_stays_nothing() -> None:
+    assert divide_settings([], 8) == []
 
 
 def test_a_batch_travels_as_a_row(tmp_path: Path) -> None:
