@@ -150,7 +150,12 @@ def encode_rows(decoded: ray.data.Dataset, num_blocks: int, embedding: EmbedCont
         EncodeRow,
         fn_constructor_args=(embedding,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, num_blocks)),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(pool.num_actors, num_blocks),
+            # Ray's own is two, so that none waits for its next batch. On a CPU, where a batch takes half a minute, the
+            # second would wait in one actor while another has none; a GPU is done with it soon.
+            max_tasks_in_flight_per_actor=None if pool.gpus_per_actor else 1,
+        ),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dejavu.embedding.encode import EncodedSegment
 from dejavu.observability.events import keep_log
 from dejavu.records import Failure, Transcoded
 from dejavu.stages import embed
-from dejavu.stages.embed import EncodeRow, embed_clips
+from dejavu.stages.embed import EncodeRow, embed_clips, encode_rows
 from dejavu.storage.setting import Setting, name_setting
 from dejavu.storage.store import Store
 from dejavu.video.decode import DecodedFrames
@@ -143,6 +143,24 @@ def test_a_clips_way_and_the_stages_progress_are_logged(
     whole = {one.unit_id for batch in batches for one in batch.segments if one.clip_id != "torn"}
     assert [set(embedding.store.done(setting.setting_id)) for setting in settings] == [whole, whole]
     assert [line["reason"] for line in told if line.get("clip_id") == "torn"] == ["VideoError: torn"]
+
+
+@pytest.mark.parametrize(("gpus", "in_flight"), [(0, 1), (1, None)])
+def test_no_batch_waits_in_a_busy_actor_while_another_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, in_flight: int | None
+) -> None:
+    asked: list[Any] = []
+
+    def map_batches(rows: Plainly, _kernel: object, *, compute: Any, **_: Any) -> Plainly:
+        asked.append((compute.min_size, compute.max_size, compute.max_tasks_in_flight_per_actor))
+        return rows
+
+    monkeypatch.setattr(Plainly, "map_batches", map_batches)
+    pool = replace(POOL, num_actors=3, gpus_per_actor=gpus)
+    embedding = EmbedContext("embedded", Store(tmp_path / "store"), EmbedConfig())
+    for num_blocks in (2, 30):
+        assert list(encode_rows(Plainly([]), num_blocks, embedding, pool)) == []
+    assert asked == [(2, 2, in_flight), (3, 3, in_flight)]
 
 
 def test_a_stage_with_nothing_to_do_says_so(log: Path, tmp_path: Path) -> None:
