@@ -40,6 +40,7 @@ from dejavu.backbones.locate import locate
 from dejavu.cluster.cluster import hardware
 from dejavu.embedding.precision import gains_of
 from dejavu.observability.looking import looking
+from dejavu.observability.metrics import first_line
 from dejavu.rehearsal.watch import memory_bytes
 from dejavu.rehearsal.weights import write_weights_apart
 from dejavu.report.style import GOLD, MUTED, STYLES
@@ -133,7 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
         backbone = _weights(options.backbone, Path(folder))
         options.copies = options.videos
         if options.repeat > 1:
-            options.copies = repeat(options.videos, options.repeat, Path(folder) / "videos")
+            try:
+                options.copies = repeat(options.videos, options.repeat, Path(folder) / "videos")
+            except ValueError as error:
+                print(error, file=sys.stderr)
+                return 2
         rows = []
         for row in _rows(options, backbone, Path(folder)):
             rows.append(row)
@@ -164,11 +169,20 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def repeat(videos: Path, times: int, folder: Path) -> Path:
-    """Write copies of the videos of a folder, without sound, each with a remark of its own; return where they lie."""
+    """Write copies of the videos of a folder, without sound, each with a remark of its own; return where they lie.
+
+    Raises:
+        ValueError: One cannot be copied into Matroska.
+    """
     folder.mkdir()
     for index, path in enumerate(sorted(path for path in videos.rglob("*") if path.is_file())):
         for number in range(times):
-            copy_remarked(path, folder / f"{index}-{number}-{path.stem}.mkv", f"copy {number}")
+            try:
+                copy_remarked(path, folder / f"{index}-{number}-{path.stem}.mkv", f"copy {number}")
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"--repeat: got {path} ({first_line(error)}), expected videos that Matroska can hold; leave it out"
+                ) from error
     return folder
 
 

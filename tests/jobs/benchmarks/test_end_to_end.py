@@ -46,6 +46,20 @@ def test_a_loop_and_the_job_embed_the_same_frames(tmp_path: Path) -> None:
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_cannot_be_copied_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    import end_to_end
+
+    (tmp_path / "notes.txt").write_text("not a video")
+    monkeypatch.setattr(end_to_end, "_weights", lambda backbone, _: backbone)
+    assert end_to_end.main(["--videos", str(tmp_path), "--repeat", "2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--repeat: got {tmp_path / 'notes.txt'} (")
+    assert line.endswith("expected videos that Matroska can hold; leave it out")
+
+
 def test_cpu_time_is_told_by_what_a_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARK.parent))
     import end_to_end
