@@ -26,7 +26,7 @@ from dejavu.pipeline.outcome import embed, measure, score
 from dejavu.pipeline.settings import settings_of
 from dejavu.pipeline.start import start
 from dejavu.pipeline.videos import transcode
-from dejavu.storage.one_line import one_line_errors
+from dejavu.storage.one_line import line_of
 
 STOPPED = "stopped: got SIGTERM or Ctrl-C before the end; run the same command again to go on: what is done is kept"
 
@@ -59,9 +59,12 @@ def reported_end() -> Iterator[None]:
     """Tell how the run ends; say in one line what ends it early, and leave with that exit status."""
     try:
         yield
-    except one_line_errors() as error:
-        end_status("failed", str(error))
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        line = line_of(error)
+        if line is None:
+            raise
+        end_status("failed", line)
+        print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         end_status("stopped")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,47 @@ def test_storage_that_stays_away_is_an_error_after_a_minute(tmp_path: Path, monk
     with pytest.raises(OSError, match="failures"):
         Store(tmp_path).write_failures("embed", [])
     assert 60 <= sum(waited) <= 90
+
+
+FULL_DISK = """
+import errno, sys
+from dejavu.cluster.cluster import connect
+from dejavu.cluster.ray_map import spread
+from dejavu.storage import store
+from dejavu.storage.one_line import exit_status
+
+
+def kernel(row):
+    def write():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store.time.sleep = lambda _: None
+    return store.retry_io(write)
+
+
+def run():
+    connect()
+    list(spread(kernel, [{"number": 0}], stage="stage"))
+
+
+sys.exit(exit_status(run))
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_disk_that_stays_full_under_a_worker_ends_the_command_with_one_line(ray_environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], env=ray_environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(
+        "error: storage: got '[Errno 28] No space left on device' for 63 s, expected that it answers"
+    )
+    assert "Traceback" not in done.stderr
+    assert "max_errored_blocks" not in done.stderr
 
 
 @pytest.mark.faults

@@ -40,6 +40,8 @@ def configure(timeout_s: int = NO_PROGRESS_TIMEOUT_S, store_bytes: float = math.
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it has no bars
+    # What ends a pipeline is raised in the driver; its advice to leave out what failed would lose results.
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
     context.execution_no_progress_timeout_s = timeout_s
     # They warn of workers' memory, which `embedding/memory.py` has fitted to the machines, and of shuffles.
     context.issue_detectors_config.detectors = []

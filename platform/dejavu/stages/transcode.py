@@ -9,7 +9,17 @@ from dataclasses import asdict, dataclass
 from dejavu.cluster.ray_map import Row, spread
 from dejavu.observability.metrics import Step, failed, first_line, metered
 from dejavu.records import Clip, Failure, Transcoded
-from dejavu.storage.store import Store, atomic, file_sha256, identity, list_names, local_copy, retry_io, write_json
+from dejavu.storage.store import (
+    StorageError,
+    Store,
+    atomic,
+    file_sha256,
+    identity,
+    list_names,
+    local_copy,
+    retry_io,
+    write_json,
+)
 from dejavu.storage.store_path import side_by_side, store_path
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.transcode_apart import transcode_apart
@@ -54,6 +64,9 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
     """Transcode one clip into the store; return its record as JSON, or the first line of what went wrong.
 
     Unless told otherwise FFmpeg runs in a process apart, so that a clip that crashes or hangs it fails as others do.
+
+    Raises:
+        StorageError: The disk is full, and was for more than a minute.
     """
     clip = Clip(**row["clip"])
     try:
@@ -61,6 +74,8 @@ def transcode_one(row: Row, encode: Encode = transcode_apart) -> Row:
             record = _transcode(clip, Store(store_path(row["store"])), TranscodeConfig(**row["config"]), row, encode)
             done.num_frames = record.num_frames
     except Exception as error:  # any clip may be broken in any way; the run goes on and the table says so
+        if isinstance(error, StorageError) and error.full:
+            raise
         return {"clip_id": clip.clip_id, "record": "", "error": first_line(error)}
     return {"clip_id": clip.clip_id, "record": json.dumps(asdict(record)), "error": ""}
 

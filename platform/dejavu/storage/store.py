@@ -49,6 +49,7 @@ IDENTITIES_KEY = b"dejavu.identities"
 
 
 WAITS_S = (1, 2, 4, 8, 16, 32)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 """Between tries to write while storage answers with errors: a shared file system may be away for a minute."""
 
 INDEX_AFTER = 256
@@ -61,6 +62,13 @@ _Written = TypeVar("_Written")
 
 class StoreError(OneLineError):
     """The results folder cannot be used; one line says why and what to do."""
+
+
+class StorageError(StoreError, OSError):
+    """Storage answered with errors for more than a minute."""
+
+    full = False
+    """Whether for want of room, which no other item has either."""
 
 
 def identity(parts: Mapping[str, Any]) -> str:
@@ -100,7 +108,7 @@ def retry_io(write: Callable[[], _Written]) -> _Written:
     """Do a write again while storage answers with errors; it must be one that may be done twice.
 
     Raises:
-        OSError: It still does after the last of WAITS_S.
+        StorageError: It still does after the last of WAITS_S.
     """
     for wait_s in WAITS_S:
         try:
@@ -108,7 +116,15 @@ def retry_io(write: Callable[[], _Written]) -> _Written:
         except storage_errors() as error:
             logging.getLogger(__name__).warning("storage: %s; trying again in %g s", error, wait_s)
             time.sleep(wait_s)
-    return write()
+    try:
+        return write()
+    except storage_errors() as error:
+        stays = StorageError(
+            f"storage: got {str(error).partition(chr(10))[0]!r} for {sum(WAITS_S)} s, expected that it answers; "
+            "mend or free it and run the same command again: what is done is kept"
+        )
+        stays.full = getattr(error, "errno", None) in FULL
+        raise stays from error
 
 
 @contextmanager

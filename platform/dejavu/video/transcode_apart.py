@@ -60,7 +60,11 @@ def transcode_apart(  # noqa: PLR0913  those of `transcode`, and the limit
         ) from error
     if "info" in reply:
         return Mp4Info(**reply["info"])
-    raise {"OSError": OSError, "ValueError": VideoError}.get(reply["kind"], RuntimeError)(reply["line"])
+    if reply["kind"] == "OSError":
+        failed = OSError(reply["line"])
+        failed.errno = reply["errno"]
+        raise failed
+    raise (VideoError if reply["kind"] == "ValueError" else RuntimeError)(reply["line"])
 
 
 def declared_seconds(path: Path) -> float | None:
@@ -81,7 +85,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # whatever it is, the parent shall hear of it
         kind = next((kind for kind in (OSError, ValueError) if isinstance(error, kind)), type(error)).__name__
         text = (str(error).strip().splitlines() or [""])[0]
-        return {"kind": kind, "line": text if text and kind in ("OSError", "ValueError") else f"{kind}: {text}"}
+        line = text if text and kind in ("OSError", "ValueError") else f"{kind}: {text}"
+        return {"kind": kind, "line": line, "errno": getattr(error, "errno", None)}
     return {"info": asdict(info)}
 
 

@@ -12,7 +12,7 @@ import pytest
 import dejavu.stages.transcode as stage
 import dejavu.storage.store as store_module
 from dejavu.records import Clip
-from dejavu.storage.store import Store, file_sha256, identity
+from dejavu.storage.store import StorageError, Store, file_sha256, identity
 from dejavu.video.decode import decode_all
 from dejavu.video.mp4 import Mp4Info, TranscodeConfig
 from dejavu.video.write import write_video
@@ -124,7 +124,7 @@ def test_a_broken_clip_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     assert all("\n" not in failure.reason for failure in result.failures)
 
 
-def test_a_full_disk_is_a_row_and_leaves_nothing_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_stage_and_leaves_nothing_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, clips = Store(tmp_path / "store"), [video(tmp_path / "a.mp4"), video(tmp_path / "b.mp4", 1)]
     stage.transcode_clips(clips[:1], store, TranscodeConfig(), PX)
     kept = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
@@ -134,9 +134,8 @@ def test_a_full_disk_is_a_row_and_leaves_nothing_torn(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(stage, "write_json", full)
     monkeypatch.setattr(store_module.time, "sleep", lambda _: None)
-    result = stage.transcode_clips(clips, store, TranscodeConfig(), PX)
-    assert [failure.reason for failure in result.failures] == ["OSError: [Errno 28] No space left on device"]
-    assert set(result.clips) == {"a"}
+    with pytest.raises(StorageError, match=r"No space left on device.* run the same command again"):
+        stage.transcode_clips(clips, store, TranscodeConfig(), PX)
     monkeypatch.undo()
     monkeypatch.setattr(stage, "spread", lambda kernel, rows, **_: map(kernel, rows))
     assert stage.transcode_clips(clips, store, TranscodeConfig(), PX).num_made == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -131,8 +132,9 @@ def test_apart_and_here_give_the_same(tmp_path: Path) -> None:
 def test_errors_keep_their_kind(tmp_path: Path) -> None:
     source = Path(clip(tmp_path, "good").path)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(OSError, match="Not a directory") as caught:
         stage.transcode_apart(source, tmp_path / "file" / "x.mp4", frame_px=PX, config=TranscodeConfig())
+    assert caught.value.errno == errno.ENOTDIR
     with pytest.raises(VideoError, match=r"^gone.mp4: got no such file, expected a video file; "):
         stage.transcode_apart(tmp_path / "gone.mp4", tmp_path / "x.mp4", frame_px=PX, config=TranscodeConfig())
 
