@@ -8,6 +8,7 @@ Source: paper, section on the restoration layer; docs/methods.md.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -125,9 +126,12 @@ class Addon(nn.Module):
 
     def without_restoration(self) -> Addon:
         """Return a copy that decides alike and corrects nothing."""
-        other = Addon(dataclasses.replace(self.shape, restoration_rank=0)).to(next(self.parameters()).device)
-        for name in ("codec_net", "decisions"):
-            getattr(other, name).load_state_dict(getattr(self, name).state_dict())
+        other = copy.deepcopy(self)  # dropout's rate is not among the weights
+        other.shape = dataclasses.replace(self.shape, restoration_rank=0)
+        like = self.restoration(0).down_QD
+        nothing = (Restoration(self.shape.width, 0).to(like) for _ in range(self.shape.num_boundaries))
+        other.restorations = nn.ModuleList(nothing)
+        other.zero_grad()
         return other.train(self.training)
 
     def beside(self, tower_weight: Tensor) -> Addon:

@@ -203,8 +203,9 @@ class ReuseVit:
         for state, ended in zip(memory.states, chunk.ended, strict=True):
             state.ended = ended
         self._take(memory.states, chunk.pixels, chunk.codec)
-        finished = self._advance(memory) if self.fixed is None else self._advance_fixed(self.fixed, memory)
-        return self._encoded(finished, memory)
+        if self.fixed is None:
+            return self._encoded(self._advance(memory), (), memory)
+        return self._encoded(*self._advance_fixed(self.fixed, memory), memory)
 
     def _advance(self, memory: ReuseVitMemory) -> list[_Finished]:
         """Advance all streams as far as their frames go."""
@@ -229,17 +230,19 @@ class ReuseVit:
             list(each(run, range(len(shares)), shares))
         return finished
 
-    def _advance_fixed(self, fixed: GivenRows[Any], memory: ReuseVitMemory) -> list[_Finished]:
-        """Advance on the rows given; once more, on all rows, if they were too few."""
+    def _advance_fixed(self, fixed: GivenRows[Any], memory: ReuseVitMemory) -> tuple[list[_Finished], list[_Finished]]:
+        """Advance on the rows given; once more, on all rows, if they were too few: then also return what is undone."""
         assert memory.fixed_places is not None
         may_be_too_few = fixed.capacities.is_known
         states = [state.copy() for state in memory.states] if may_be_too_few else []
         if may_be_too_few:
             fixed.save(memory.anchors, memory.fixed_places)
+        undone: list[_Finished] = []
         while True:
             finished = self._advance(memory)
             if fixed.were_enough([one.result for one in finished if one.result is not None]):
-                return finished
+                return finished, undone
+            undone += finished
             fixed.restore(memory.anchors, memory.fixed_places)
             memory.states[:] = states
 
@@ -296,8 +299,8 @@ class ReuseVit:
         self.scheduler.done(memory.states, turn)
         return _Finished(groups.frames, result.embeddings_FE, result)
 
-    def _encoded(self, finished: Sequence[_Finished], memory: ReuseVitMemory) -> Encoded:
-        """Put what was completed in display order, stream by stream."""
+    def _encoded(self, finished: Sequence[_Finished], undone: Sequence[_Finished], memory: ReuseVitMemory) -> Encoded:
+        """Put what was completed in display order, stream by stream; what was done twice counts twice."""
         shape, like = self.vit.shape, self.vit.position
         groups = [one for one in finished if one.result is not None]
         dense = [one for one in finished if one.result is None]
@@ -318,6 +321,9 @@ class ReuseVit:
         embeddings = embeddings_RE[on_device_R].split(lengths)
         reuse = reuse_RbN[on_device_R].split(lengths)
         units = self._units(results, num_dense)
+        if undone:  # of the same frames, in the same order
+            again = self._units([one.result for one in undone if one.result is not None], num_dense)
+            units = {name: units_RK + again[name] for name, units_RK in units.items()}
         # Side by side, they are put in order and cut once.
         widths = [units_RK.shape[1] for units_RK in units.values()]
         by_stream = torch.cat(list(units.values()), dim=1)[order_R].split(lengths)

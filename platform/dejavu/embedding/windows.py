@@ -55,7 +55,7 @@ class WindowStream:
     failures: dict[str, Failure] = field(default_factory=dict)
     """Clips that could not be read, each once: they are skipped from then on."""
 
-    def shuffled(self, seed: int) -> Iterator[Window]:
+    def shuffled(self, seed: int | tuple[int, ...]) -> Iterator[Window]:
         """Draw from a store of windows that visits fill.
 
         Raises:
@@ -69,7 +69,7 @@ class WindowStream:
             if len(held) >= room:
                 yield held.pop(int(rng.integers(len(held))))
 
-    def windows(self, seed: int, per_visit: int = WINDOWS_PER_VISIT) -> Iterator[Window]:
+    def windows(self, seed: int | tuple[int, ...], per_visit: int = WINDOWS_PER_VISIT) -> Iterator[Window]:
         """Visit clips again and again in a new order, for `per_visit` windows of a clip at most.
 
         Raises:

@@ -108,7 +108,7 @@ class AddonTrainer:
             with resumed.as_directory() as folder:
                 self._load(Path(folder))
         # Another stretch of the stream after each resume: what was seen is not decoded again.
-        windows = self.stream.shuffled(self.rank + 1000 * self.step)
+        windows = self.stream.shuffled((self.task.config.fit.seed, self.rank, self.step))
         validation = self._validation()
         if resumed is None:
             self._warm_up(windows)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from dejavu.storage.store_path import storage_errors
 
-STORAGE_ERROR = re.compile(r"^(?:\w+\.)*StorageError: (.+)$", re.MULTILINE)
-"""Its line in a stack trace."""
+STORAGE_ERROR = re.compile(r"^(?:\w+\.)*\w*Error: (storage: .+|\[Errno \d+\] .+)$", re.MULTILINE)
+"""The line in a stack trace of a StorageError or any OSError."""
 
 
 class OneLineError(RuntimeError):
@@ -25,8 +25,8 @@ def line_of(error: Exception) -> str | None:
     cause = getattr(error, "cause", error)  # of a RayTaskError, whose own text is a stack trace
     if isinstance(cause, (OneLineError, ValueError, *storage_errors())):
         return str(cause)
-    found = STORAGE_ERROR.search(str(error))
-    return found[1] if found else None
+    found: list[str] = STORAGE_ERROR.findall(str(error))
+    return found[-1] if found else None
 
 
 def exit_status(run: Callable[[], int | None]) -> int:

@@ -272,8 +272,8 @@ class CompactedRun:
         down_DQ = self._down(boundary).mT
         for block, projected_KNC in self._filled(held):
             pre_proj_KND = pre_proj_FND[block.frames]
-            if workspace.attention(projected_KNC, pre_proj_KND, workspace.importance_FN[block.frames]):
-                self.weighed_Fb[block.frames, boundary] += self.num_tokens * self.vit.shape.num_last_queries
+            importance_KN = workspace.importance_FN[block.frames]
+            self.weighed_Fb[block.frames, boundary] += workspace.attention(projected_KNC, pre_proj_KND, importance_KN)
             difference_KND = workspace.difference_KND[: block.num_frames]
             anchor = self._anchors_of(block, at.pre_proj_BND, difference_KND)
             torch.sub(pre_proj_KND, anchor, out=difference_KND)

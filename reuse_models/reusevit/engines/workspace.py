@@ -31,7 +31,7 @@ class CachedAttention:
 
     Scores of attention are small numbers: exp is taken without the shift by each row's maximum that a softmax makes
     first, and the outputs, fewer than the scores, are divided by the sums. Where a sum leaves the range of the type the
-    block is handed to the ordinary attention. In bfloat16, where plain products are faster, they go the way of
+    frame is handed to the ordinary attention. In bfloat16, where plain products are faster, they go the way of
     `tower/attention.py`, and importance is read off as well.
     """
 
@@ -49,8 +49,13 @@ class CachedAttention:
             self._cls_scores_hN, self._cls_sum_h1 = self._scores_hNN[:, 0], self._sum_hN1[:, 0]
             self._cls_hN = torch.empty_like(self._cls_scores_hN)
 
-    def __call__(self, projected_KNC: Tensor, pre_proj_KND: Tensor, importance_KN: Tensor) -> bool:
-        """Write pre_proj and importance of a block from its q, k, v; return whether importance took a product."""
+    def __call__(self, projected_KNC: Tensor, pre_proj_KND: Tensor, importance_KN: Tensor) -> Tensor | int:
+        """Write pre_proj and importance of a block from its q, k, v.
+
+        Returns:
+            Pairs of tokens of which scores were computed beside attention's own, for importance or to be abandoned:
+            [K], or one number for every frame.
+        """
         q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
         out_KhNd = pre_proj_KND.unflatten(2, q_KhNd.shape[1::2]).transpose(1, 2)
         if prefers_products(q_KhNd):
@@ -61,12 +66,23 @@ class CachedAttention:
                 importance_KN[some[0]] += (
                     probability_KhNN[:, :, 0].sum(1) if self.vit.shape.has_cls else probability_KhNN.sum(1).mean(1)
                 )
-            return False
-        if self.is_used and all(map(self._one, q_KhNd, k_KhNd.mT, v_KhNd, out_KhNd, importance_KN)):
-            return False
+            return 0
+        if not self.is_used:
+            return self._ordinary(q_KhNd, k_KhNd, v_KhNd, out_KhNd, importance_KN)
+        in_range = list(map(self._one, q_KhNd, k_KhNd.mT, v_KhNd, out_KhNd, importance_KN))
+        if all(in_range):
+            return 0
+        pairs_K = torch.zeros(len(in_range), dtype=torch.int64)
+        for frame in (index for index, fits in enumerate(in_range) if not fits):
+            some = slice(frame, frame + 1)
+            parts = (x[some] for x in (q_KhNd, k_KhNd, v_KhNd, out_KhNd, importance_KN))
+            pairs_K[frame] = self.vit.shape.num_tokens**2 + self._ordinary(*parts)
+        return pairs_K
+
+    def _ordinary(self, q_KhNd: Tensor, k_KhNd: Tensor, v_KhNd: Tensor, out_KhNd: Tensor, importance_KN: Tensor) -> int:
         out_KhNd.copy_(F.scaled_dot_product_attention(q_KhNd, k_KhNd, v_KhNd))
         importance_KN.copy_(self.vit.importance(q_KhNd, k_KhNd))
-        return True
+        return self.vit.shape.num_tokens * self.vit.shape.num_last_queries
 
     def _one(self, q_hNd: Tensor, k_hdN: Tensor, v_hNd: Tensor, out_hNd: Tensor, importance_N: Tensor) -> bool:
         scores_hNN, sum_hN1 = self._scores_hNN, self._sum_hN1

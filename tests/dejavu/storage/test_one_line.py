@@ -14,6 +14,11 @@ from dejavu.storage.store import StorageError, retry_io
 
 NOTICE = "storage: got '[Errno 28] No space left on device' for 63 s, expected that it answers"
 TRACE = f"""ray::MapWorker(MapBatches(EncodeRow)).submit() (pid=1, ip=127.0.0.1)
+OSError: [Errno 28] No space left on device
+
+The above exception was the direct cause of the following exception:
+
+ray::MapWorker(MapBatches(EncodeRow)).submit() (pid=1, ip=127.0.0.1)
   File "store.py", line 1, in retry_io
     raise stays from error
 dejavu.storage.store.StorageError: {NOTICE}
@@ -34,6 +39,11 @@ def test_what_a_worker_says_in_one_line_is_told_as_it_was_there() -> None:
     trace = "Traceback (most recent call last):\n  somewhere\nValueError: fps: got 500"
     assert line_of(raised_in_worker(ValueError("fps: got 500"), trace)) == "fps: got 500"
     assert line_of(raised_in_worker(UserCodeException("UDF failed to process a data block."), TRACE)) == NOTICE
+    trace = (
+        "av.error.OSError: [Errno 28] No space left on device: 'a.mp4'\n\nray.exceptions.UserCodeException: UDF failed"
+    )
+    told = line_of(raised_in_worker(UserCodeException("UDF failed"), trace))
+    assert told == "[Errno 28] No space left on device: 'a.mp4'"
 
 
 def test_a_mistake_of_ours_keeps_its_stack_trace() -> None:

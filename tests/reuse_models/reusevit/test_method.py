@@ -206,6 +206,28 @@ def test_reported_work_is_what_is_executed(rate: float | None) -> None:
         assert reuse == pytest.approx(rate * 14 / 17, abs=0.02)  # of 17 frames 3 are dense
 
 
+def test_scores_that_are_given_up_are_reported() -> None:
+    """As in DINOv2's published weights, whose scores reach hundreds."""
+    shape = VitShape(
+        image_px=112, patch_px=8, width=64, num_heads=8, num_layers=3, mlp_width=64, embed_dim=16, has_cls=True
+    )
+    vit = Vit.random(shape, seed=0)
+    method = ReuseVitConfig(forced_rate=0.9).build(vit)
+    generator = torch.Generator().manual_seed(0)
+    chunk = Chunk(
+        (torch.randn(9, 3, 112, 112, generator=generator),), (torch.rand(9, 4, 14, 14, generator=generator),), (True,)
+    )
+    given_up = []
+    for bias in (0.0, 20.0):
+        vit.layer(1).qkv_bias[: 2 * shape.width] += bias
+        with ExecutedFlops() as executed:
+            (work,) = method.encode(chunk, method.start(1)).work
+        assert float(flops_per_frame(shape, work).sum()) == pytest.approx(executed.total, rel=0.005)
+        given_up.append(int(work.parts["importance"].sum()))
+    assert given_up[0] == 0
+    assert given_up[1] > shape.num_tokens**2
+
+
 def test_cores_share_streams_without_changing_them(vit: Vit, addon: Addon) -> None:
     pixels, codec = streams_of([9, 6, 9])
     method = ReuseVit(ReuseVitConfig(forced_rate=0.5), vit, addon)

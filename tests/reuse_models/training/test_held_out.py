@@ -106,6 +106,7 @@ def test_a_fit_without_restoration_decides_alike_and_goes_on(clip_vit: Vit) -> N
     fit.end_epoch()
     none = fit.without_restoration()
     assert none.addon.shape.restoration_rank == 0
+    assert [one.dropout.p for one in none.addon.decisions] == [fit.config.dropout] * 2
     assert (none.num_steps, none.num_epochs) == (1, 1)
     assert none.validate([batch]).loss == fit.validate([batch], scaled(fit.addon, 0.0)).loss
     rates = [group["lr"] for group in none.optimizer.param_groups]
