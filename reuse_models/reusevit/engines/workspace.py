@@ -74,9 +74,8 @@ class CachedAttention:
             return 0
         pairs_K = torch.zeros(len(in_range), dtype=torch.int64)
         for frame in (index for index, fits in enumerate(in_range) if not fits):
-            some = slice(frame, frame + 1)
-            parts = (x[some] for x in (q_KhNd, k_KhNd, v_KhNd, out_KhNd, importance_KN))
-            pairs_K[frame] = self.vit.shape.num_tokens**2 + self._ordinary(*parts)
+            own = (x[frame : frame + 1] for x in (q_KhNd, k_KhNd, v_KhNd, out_KhNd, importance_KN))
+            pairs_K[frame] = self.vit.shape.num_tokens**2 + self._ordinary(*own)
         return pairs_K
 
     def _ordinary(self, q_KhNd: Tensor, k_KhNd: Tensor, v_KhNd: Tensor, out_KhNd: Tensor, importance_KN: Tensor) -> int:
