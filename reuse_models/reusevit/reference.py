@@ -53,7 +53,7 @@ class PassResult:
     compared_Fb: Tensor
     """int64: pairs of rows compared at each boundary."""
     weighed_Fb: Tensor
-    """int64: query-key pairs that importance took beyond those of attention."""
+    """int64: query-key pairs beyond those of attention: for importance, or given up where a sum left the range."""
     given: tuple[int, ...] = ()
     """Rows that each boundary's products were given beforehand, see fixed_capacity; none where they take what comes."""
 

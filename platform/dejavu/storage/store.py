@@ -49,8 +49,9 @@ IDENTITIES_KEY = b"dejavu.identities"
 
 
 WAITS_S = (1, 2, 4, 8, 16, 32)
-FULL = (errno.ENOSPC, errno.EDQUOT)
 """Between tries to write while storage answers with errors: a shared file system may be away for a minute."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a disk without room."""
 
 INDEX_AFTER = 256
 """Files opened because an index lacked them before it is written again."""

@@ -53,8 +53,7 @@ class CachedAttention:
         """Write pre_proj and importance of a block from its q, k, v.
 
         Returns:
-            Pairs of tokens of which scores were computed beside attention's own, for importance or to be abandoned:
-            [K], or one number for every frame.
+            Query-key pairs beyond those of attention, for importance or given up: [K], or one number for every frame.
         """
         q_KhNd, k_KhNd, v_KhNd = self.vit.split_heads(projected_KNC)
         out_KhNd = pre_proj_KND.unflatten(2, q_KhNd.shape[1::2]).transpose(1, 2)
