@@ -120,8 +120,9 @@ def retry_io(write: Callable[[], _Written]) -> _Written:
     try:
         return write()
     except storage_errors() as error:
+        line, _, _ = str(error).partition("\n")
         stays = StorageError(
-            f"storage: got {str(error).partition(chr(10))[0]!r} for {sum(WAITS_S)} s, expected that it answers; "
+            f"storage: got {line!r} for {sum(WAITS_S)} s, expected that it answers; "
             "mend or free it and run the same command again: what is done is kept"
         )
         stays.full = getattr(error, "errno", None) in FULL

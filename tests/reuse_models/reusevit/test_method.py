@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import Dinov2Model
 
 from reuse_models.flops import flops_per_frame
 from reuse_models.method import Chunk, Encoded
@@ -20,6 +22,7 @@ from reuse_models.reusevit.engines.token_memory import ENGINE_STATES, EngineStat
 from reuse_models.reusevit.frame_order import schedule
 from reuse_models.reusevit.gate import Features, ForcedChoice, ForcedGate, HardGate
 from reuse_models.reusevit.method import ReuseVit, ReuseVitConfig
+from reuse_models.tower.hugging_face import from_hf
 from reuse_models.tower.known_shapes import KNOWN_SHAPES
 from reuse_models.tower.shape import VitShape
 from reuse_models.tower.vit import Vit
@@ -226,6 +229,18 @@ def test_scores_that_are_given_up_are_reported() -> None:
         given_up.append(int(work.parts["importance"].sum()))
     assert given_up[0] == 0
     assert given_up[1] > shape.num_tokens**2
+
+
+@pytest.mark.skipif("DINOV2_SMALL" not in os.environ, reason="$DINOV2_SMALL names no copy of facebook/dinov2-small")
+@pytest.mark.parametrize("rate", [0.2, 0.95])
+def test_reported_work_is_what_is_executed_on_published_weights(rate: float) -> None:
+    vit = from_hf(Dinov2Model.from_pretrained(os.environ["DINOV2_SMALL"], local_files_only=True).eval(), 224)
+    method = ReuseVitConfig(forced_rate=rate).build(vit)
+    generator = torch.Generator().manual_seed(0)
+    pixels, codec = (torch.randn(9, *size, generator=generator) for size in ((3, 224, 224), (4, 16, 16)))
+    with ExecutedFlops() as executed:
+        (work,) = method.encode(Chunk((pixels,), (codec,), (True,)), method.start(1)).work
+    assert float(flops_per_frame(vit.shape, work).sum()) / executed.total == pytest.approx(1, abs=0.002)
 
 
 def test_cores_share_streams_without_changing_them(vit: Vit, addon: Addon) -> None:
